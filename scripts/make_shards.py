@@ -1,0 +1,149 @@
+"""Pack the NIH download into shards: `python scripts/make_shards.py [SOURCE] [OUT]`."""
+
+import re
+from pathlib import Path
+
+import click
+
+from shards.cores import available_cores
+from shards.findings import FINDINGS
+from shards.manifest import Manifest
+from shards.packing import pack
+from shards.pixels import Encoding
+from shards.planning import SplitRecipe, SplitRule, choose_folders, make_plan
+from shards.shard import PixelRecipe
+from shards.splits import SPLITS
+
+
+def _folder_numbers(context: click.Context, option: click.Parameter, text: str | None) -> str | None:
+    if text is not None and not re.fullmatch(r"\d{1,4}(,\d{1,4})*", text):
+        raise click.BadParameter(f"{text!r} is neither a number such as 3 nor numbers such as 3,7")
+    return text
+
+
+@click.command(context_settings={"show_default": True, "auto_envvar_prefix": "CXRAPID"})
+@click.argument("source", type=click.Path(path_type=Path), default="data")
+@click.argument("out", type=click.Path(path_type=Path), default="data/shards")
+@click.option(
+    "--split",
+    "rule",
+    type=click.Choice(["official", "random", "file"]),
+    default="official",
+    help="official: NIH's lists, val drawn from train_val; random: 70/10/20; file: three lists. All by patient.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, help="Of the split and of the order of train.")
+@click.option(
+    "--val-fraction",
+    type=click.FloatRange(0, 0.5, max_open=True),
+    default=None,
+    metavar="SHARE",
+    help="Share of images for val.  [default: 0.125 of train_val; 0.1 of all with --split random]",
+)
+@click.option(
+    "--train-list",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="[default: SOURCE/train_val_list.txt]",
+)
+@click.option(
+    "--val-list",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Images to hold out instead of drawing them.",
+)
+@click.option(
+    "--test-list", type=click.Path(path_type=Path), metavar="FILE", help="[default: SOURCE/test_list.txt]"
+)
+@click.option(
+    "--folders",
+    callback=_folder_numbers,
+    metavar="N|A,B",
+    help="Only the first N image folders, or the A-th and B-th.  [default: all]",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(16, 1024),
+    default=224,
+    metavar="PIXELS",
+    help="Height and width of packed images.",
+)
+@click.option("--encoding", type=click.Choice(["jpeg", "png"]), default="jpeg", help="png is lossless.")
+@click.option("--quality", type=click.IntRange(1, 100), default=95, help="Of JPEG.")
+@click.option(
+    "--shard-size", type=click.IntRange(1), default=1024, metavar="SAMPLES", help="Samples a shard."
+)
+@click.option(
+    "--jobs", type=click.IntRange(1), default=None, metavar="N", help="Processes.  [default: all cores]"
+)
+@click.option("--allow-missing", is_flag=True, help="Pack the images that are there.")
+@click.option(
+    "--max-rejects",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Go on with up to N images that do not decode.",
+)
+def main(
+    source: Path,
+    out: Path,
+    rule: SplitRule,
+    seed: int,
+    val_fraction: float | None,
+    train_list: Path | None,
+    val_list: Path | None,
+    test_list: Path | None,
+    folders: str | None,
+    size: int,
+    encoding: Encoding,
+    quality: int,
+    shard_size: int,
+    jobs: int | None,
+    allow_missing: bool,
+    max_rejects: int,
+) -> None:
+    """Pack the images under SOURCE (an NIH download) into shards in OUT.
+
+    The same command again finishes an interrupted pack, and writes nothing when all is done.
+    """
+    if rule == "file" and None in (train_list, val_list, test_list):
+        raise click.UsageError("--split file needs --train-list, --val-list and --test-list")
+    if rule == "random" and (train_list or val_list or test_list):
+        raise click.UsageError("--split random takes no lists")
+    if val_fraction is not None and (rule == "file" or val_list):
+        raise click.UsageError("--val-fraction draws val, which --val-list already names; give one of them")
+    split = SplitRecipe(rule, seed, val_fraction, train_list, val_list, test_list)
+    chosen = None if folders is None else choose_folders(source, folders)
+    plan = make_plan(source, split, folders=chosen, allow_missing=allow_missing)
+    for remark in plan.remarks:
+        click.echo(f"note: {remark}", err=True)
+    manifest = pack(
+        plan,
+        out,
+        PixelRecipe(size, encoding, quality),
+        shard_size=shard_size,
+        jobs=jobs or available_cores(),
+        max_rejects=max_rejects,
+    )
+    click.echo(_summary(manifest))
+    click.echo(
+        f"{out}: {len(manifest.shards)} shards, {manifest.rejects} rejects; next: python -m trainer --shards {out}"
+    )
+
+
+def _summary(manifest: Manifest) -> str:
+    lines = [f"{'':20}" + "".join(f"{split:>16}" for split in SPLITS)]
+    splits = [manifest.splits[split] for split in SPLITS]
+    lines.append(f"{'images':20}" + "".join(f"{split.images:>16}" for split in splits))
+    lines.append(f"{'patients':20}" + "".join(f"{split.patients:>16}" for split in splits))
+    for finding in FINDINGS:
+        cells = (
+            f"{split.positives[finding]} ({split.positives[finding] / max(split.images, 1):.1%})"
+            for split in splits
+        )
+        lines.append(f"{finding:20}" + "".join(f"{cell:>16}" for cell in cells))
+    lines.append(f"patients in two splits: {manifest.patients_in_two_splits}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

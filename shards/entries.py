@@ -1,0 +1,168 @@
+"""NIH's metadata CSV and image folders as one table of entries."""
+
+import re
+import warnings
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from shards.errors import BadData
+from shards.findings import FINDINGS, to_multi_hot
+
+# NIH's column -> ours. The 2017 release says Gender, others say Sex.
+COLUMNS = {
+    "Image Index": "image",
+    "Finding Labels": "labels",
+    "Follow-up #": "follow_up",
+    "Patient ID": "patient",
+    "Patient Age": "age",
+    "Patient Sex": "sex",
+    "View Position": "view",
+}
+_AGE = re.compile(r"(\d+)\s*([YMWD]?)")
+_DAYS = {"": 365.25, "Y": 365.25, "M": 30.4375, "W": 7.0, "D": 1.0}
+_OLDEST = 120
+
+
+@dataclass(frozen=True)
+class Entries:
+    """A table of entries, the metadata file it came from, and what looked odd but was kept."""
+
+    table: pd.DataFrame
+    """One row an entry, in the file's order: image (str), patient (int64), follow_up (int64),
+    age (years, int64), sex, view (str), and one uint8 column per finding."""
+    csv: Path
+    remarks: tuple[str, ...]
+
+
+def read_entries(source: Path) -> Entries:
+    """Read `Data_Entry_2017*.csv` (or `.csv.gz`) under `source`, which may also be that file.
+
+    Accepts every release's spelling: `Patient Sex` or `Patient Gender`, a trailing comma, a
+    byte order mark, CRLF, ages such as `60`, `060Y` or `013M`. An age over 120 years is kept
+    and remarked on. Raises BadData naming file, row and cause for a missing file or column,
+    text that is not UTF-8, a duplicate image, a number that is none, or an unknown finding.
+    """
+    csv = source if source.is_file() else _find_csv(source)
+    raw = _read_columns(csv)
+    table = pd.DataFrame({"image": raw["image"]})
+    duplicate = raw["image"].duplicated()
+    if duplicate.any():
+        row = int(np.flatnonzero(duplicate)[0])
+        raise BadData(f"{csv}, row {row + 2}: image {raw['image'][row]} stands in the file twice")
+    for column in ("patient", "follow_up"):
+        table[column] = _whole_numbers(csv, raw[column], column)
+    table["age"], remarks = _ages(csv, raw["age"])
+    table["sex"] = raw["sex"]
+    table["view"] = raw["view"]
+    hot = _multi_hot(csv, raw["labels"])
+    for position, finding in enumerate(FINDINGS):
+        table[finding] = hot[:, position]
+    return Entries(table, csv, remarks)
+
+
+def find_images(source: Path, folders: Sequence[str] | None = None) -> dict[str, str]:
+    """Map every PNG's name to its folder relative to `source`, as `images_001/images`.
+
+    Looks in `images*/images`, `images*` and `source` itself, as NIH's archives and their
+    mirrors unpack; `folders` restricts that to the named top folders. Of the same file in
+    two folders the first counts; raises BadData when their bytes differ.
+    """
+    tops = [source / name for name in folders] if folders is not None else _image_folders(source)
+    found: dict[str, str] = {}
+    for folder in [inner for top in tops for inner in (top / "images", top)] + ([] if folders else [source]):
+        if not folder.is_dir():
+            continue
+        relative = folder.relative_to(source).as_posix()
+        for path in sorted(folder.glob("*.png")):
+            if found.setdefault(path.name, relative) == relative:
+                continue
+            first = source / found[path.name] / path.name
+            if first.read_bytes() != path.read_bytes():
+                raise BadData(f"{first} and {path} have one name but different bytes; remove one")
+    return found
+
+
+def image_folders(source: Path) -> list[str]:
+    """Return the names of the image folders under `source`, in order."""
+    return [folder.name for folder in _image_folders(source)]
+
+
+def _image_folders(source: Path) -> list[Path]:
+    return sorted(path for path in source.glob("images*") if path.is_dir())
+
+
+def _find_csv(source: Path) -> Path:
+    if not source.is_dir():
+        raise BadData(
+            f"{source} is no folder; give the folder of the NIH download, or make an imitation of it "
+            f"with: python scripts/make_phantoms.py {source}"
+        )
+    found = sorted([*source.glob("Data_Entry_2017*.csv"), *source.glob("Data_Entry_2017*.csv.gz")])
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise BadData(f"{source} must hold one Data_Entry_2017*.csv; found {names}")
+    return found[0]
+
+
+def _read_columns(csv: Path) -> pd.DataFrame:
+    try:
+        with warnings.catch_warnings():
+            # Of the empty field behind a trailing comma that only the rows have, not the header.
+            warnings.simplefilter("ignore", pd.errors.ParserWarning)
+            frame = pd.read_csv(csv, dtype=str, encoding="utf-8-sig", index_col=False, na_filter=False)
+    except UnicodeDecodeError as error:
+        raise BadData(f"{csv} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, OSError, EOFError, zlib.error) as error:
+        raise BadData(f"{csv} cannot be read as CSV: {str(error).strip()}") from error
+    if "Patient Sex" not in frame.columns:
+        frame = frame.rename(columns={"Patient Gender": "Patient Sex"})
+    missing = [name for name in COLUMNS if name not in frame.columns]
+    if missing:
+        raise BadData(
+            f"{csv} has no column {missing[0]!r}; its columns are {', '.join(map(str, frame.columns))}"
+        )
+    if frame.empty:
+        raise BadData(f"{csv} has a header but no row")
+    return frame[list(COLUMNS)].rename(columns=COLUMNS)
+
+
+def _whole_numbers(csv: Path, texts: "pd.Series[str]", column: str) -> npt.NDArray[np.int64]:
+    wrong = np.flatnonzero(~texts.str.fullmatch(r"\s*\d{1,18}\s*").to_numpy(dtype=bool))
+    if len(wrong):
+        row = int(wrong[0])
+        raise BadData(f"{csv}, row {row + 2}: {column} {texts[row]!r} is not a whole number")
+    return texts.to_numpy(dtype=str).astype(np.int64)
+
+
+def _ages(csv: Path, texts: "pd.Series[str]") -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    years_of: dict[str, int] = {}
+    for text in texts.unique():
+        match = _AGE.fullmatch(text.strip())
+        if match is None:
+            row = int(np.flatnonzero(texts == text)[0])
+            raise BadData(f"{csv}, row {row + 2}: age {text!r} is none of 60, 060Y, 013M")
+        years_of[text] = int(int(match[1]) * _DAYS[match[2]] / _DAYS["Y"])
+    years = np.asarray(texts.map(years_of), dtype=np.int64)
+    odd = np.flatnonzero(years > _OLDEST)
+    if not len(odd):
+        return years, ()
+    shown = ", ".join(f"row {row + 2}: {years[row]}" for row in odd[:3])
+    return years, (f"{csv}: {len(odd)} ages over {_OLDEST} years, kept as they are ({shown}, ...)",)
+
+
+def _multi_hot(csv: Path, texts: "pd.Series[str]") -> npt.NDArray[np.uint8]:
+    codes, distinct = pd.factorize(texts)
+    hot = np.zeros((len(distinct), len(FINDINGS)), dtype=np.uint8)
+    for code, text in enumerate(distinct):
+        try:
+            hot[code] = to_multi_hot(text)
+        except ValueError as error:
+            row = int(np.flatnonzero(codes == code)[0])
+            raise BadData(f"{csv}, row {row + 2}: {error}") from error
+    return hot[codes]

@@ -1,0 +1,141 @@
+"""A finished shard folder, opened: its manifest, its entries, and samples by position."""
+
+import hashlib
+import mmap
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from shards.errors import BadData
+from shards.findings import FINDINGS
+from shards.index import index_tar, read_index
+from shards.manifest import NAME, Manifest, read_manifest
+from shards.publishing import publish_text, sha256_of
+
+ENTRIES = "entries.csv"
+
+
+@dataclass(frozen=True)
+class ShardFolder:
+    """A shard folder that passed the quick check: manifest, sizes and index hashes agree."""
+
+    path: Path
+    manifest: Manifest
+    digest: str
+    """SHA-256 of manifest.json, which through its hashes names every byte of the folder."""
+
+    @cached_property
+    def entries(self) -> pd.DataFrame:
+        """entries.csv with `row` as the index; checked against the manifest's hash."""
+        path = self.path / ENTRIES
+        if not path.is_file() or sha256_of(path) != self.manifest.entries_sha256:
+            raise BadData(f"{path} is missing or not the file that was packed; pack again")
+        return pd.read_csv(path, index_col="row", dtype={"sex": str, "view": str}, keep_default_na=False)
+
+    def rows(self, split: str) -> npt.NDArray[np.int32]:
+        """Return int32 [samples]: the rows of a split in ascending order, as they lie in its shards."""
+        return self.entries.index[self.entries["split"] == split].to_numpy(dtype=np.int32)
+
+
+def open_shards(path: Path) -> ShardFolder:
+    """Open a shard folder after a quick check (under a second for the whole of NIH).
+
+    Checks that the manifest is whole, that every tar has its recorded size and every index
+    its recorded hash. A missing index is built again. Raises BadData naming the first file
+    that differs; `scripts/verify_shards.py` is the thorough check.
+    """
+    manifest = read_manifest(path)
+    for shard in manifest.shards:
+        tar = path / shard.name
+        size = tar.stat().st_size if tar.is_file() else None
+        if size != shard.bytes:
+            state = "is missing" if size is None else f"has {size} bytes"
+            raise BadData(f"{tar} {state}, the manifest says {shard.bytes} bytes; pack again")
+        idx = tar.with_suffix(".idx")
+        if not idx.is_file():
+            _rebuild_index(tar, idx, shard.idx_sha256)
+        elif sha256_of(idx) != shard.idx_sha256:
+            raise BadData(f"{idx} is not the index that was packed; delete it and it is built again")
+    return ShardFolder(path, manifest, hashlib.sha256((path / NAME).read_bytes()).hexdigest())
+
+
+def _rebuild_index(tar: Path, idx: Path, sha256: str) -> None:
+    try:
+        text = index_tar(tar)
+    except (tarfile.TarError, UnicodeDecodeError) as error:
+        raise BadData(f"{tar} is damaged: {error}; pack again") from error
+    if hashlib.sha256(text.encode()).hexdigest() != sha256:
+        raise BadData(f"{tar} is damaged: its members do not lie where they were packed; pack again")
+    publish_text(idx, text)
+
+
+class Samples(NamedTuple):
+    """Some samples of a split, still encoded."""
+
+    images: list[npt.NDArray[np.uint8]]
+    """The encoded bytes of each image: views into the mapped shards, not copies."""
+    labels: npt.NDArray[np.uint8]
+    """[N, 14] in FINDINGS order."""
+    rows: npt.NDArray[np.int32]
+    """[N], the rows of entries.csv."""
+
+
+class SplitReader:
+    """Random access to the samples of one split through memory-mapped shards.
+
+    Position p is the p-th sample of the split in row order. Reading touches only the pages
+    of that sample, so any order costs the same once the shards are in the page cache.
+    """
+
+    def __init__(self, folder: ShardFolder, split: str) -> None:
+        self.split = split
+        self.rows = folder.rows(split)
+        shards = folder.manifest.shards_of(split)
+        members = (folder.manifest.extension, "labels", "row")
+        self._tars = [folder.path / shard.name for shard in shards]
+        self._maps = [_map(tar) for tar in self._tars]
+        places = [read_index(tar.with_suffix(".idx"), members) for tar in self._tars]
+        self._shard = np.repeat(np.arange(len(shards)), [len(place) for place in places])
+        self._places = np.concatenate(places) if places else np.empty((0, 3, 2), dtype=np.int64)
+        if len(self._places) != len(self.rows):
+            raise BadData(
+                f"{folder.path}: the indexes of {split} hold {len(self._places)} samples, "
+                f"{ENTRIES} {len(self.rows)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def name(self, position: int) -> str:
+        """Return `SHARD, sample KEY` for messages about one sample."""
+        return f"{self._tars[self._shard[position]]}, sample {self.rows[position]:08d}"
+
+    def read(self, positions: Sequence[int] | npt.NDArray[np.int64]) -> Samples:
+        """Return the samples at these positions; raise BadData where a stored row is not the expected."""
+        images = []
+        labels = np.empty((len(positions), len(FINDINGS)), dtype=np.uint8)
+        rows = np.empty(len(positions), dtype=np.int32)
+        for n, position in enumerate(positions):
+            shard = self._maps[self._shard[position]]
+            (start, size), (labels_at, _), (row_at, _) = self._places[position].tolist()
+            images.append(shard[start : start + size])
+            labels[n] = shard[labels_at : labels_at + len(FINDINGS)]
+            rows[n] = shard[row_at : row_at + 4].view("<i4")[0]
+        wrong = np.flatnonzero(rows != self.rows[positions])
+        if len(wrong):
+            raise BadData(
+                f"{self.name(int(positions[wrong[0]]))}: the shard holds row {rows[wrong[0]]} there"
+            )
+        return Samples(images, labels, rows)
+
+
+def _map(tar: Path) -> npt.NDArray[np.uint8]:
+    with tar.open("rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)

@@ -1,0 +1,55 @@
+"""The `.idx` file beside a shard: where each member of each sample lies, in DALI's v1.2 format.
+
+First line `v1.2 SAMPLES`, then a line a sample: `ext offset size name` for every member, as
+DALI's own `wds2idx` writes it.
+"""
+
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from shards.errors import BadData
+
+VERSION = "v1.2"
+
+
+def index_tar(tar: Path) -> str:
+    """Return the index text of a shard by reading its headers."""
+    samples: list[list[str]] = []
+    last_key = None
+    with tarfile.open(tar, "r:") as archive:
+        for member in archive:
+            key, _, extension = member.name.partition(".")
+            if key != last_key:
+                samples.append([])
+                last_key = key
+            samples[-1].append(f"{extension} {member.offset_data} {member.size} {member.name}")
+    return "\n".join([f"{VERSION} {len(samples)}", *(" ".join(members) for members in samples)]) + "\n"
+
+
+def read_index(idx: Path, extensions: tuple[str, ...]) -> npt.NDArray[np.int64]:
+    """Return int64 [samples, members, 2]: offset and size in bytes of each member.
+
+    Members are in the order of `extensions`, which every sample must have. Raises BadData
+    where the file says anything else.
+    """
+    lines = idx.read_text(encoding="ascii", errors="replace").splitlines()
+    if not lines or lines[0].split() != [VERSION, str(len(lines) - 1)]:
+        raise BadData(f"{idx} is not a {VERSION} index of {max(len(lines) - 1, 0)} samples")
+    places = np.empty((len(lines) - 1, len(extensions), 2), dtype=np.int64)
+    for sample, line in enumerate(lines[1:]):
+        fields = line.split()
+        numbers = fields[1::4] + fields[2::4]
+        if (
+            tuple(fields[0::4]) != extensions
+            or len(fields) != 4 * len(extensions)
+            or not all(number.isdecimal() and len(number) < 19 for number in numbers)
+        ):
+            raise BadData(
+                f"{idx}, line {sample + 2}: expected the offset and size of {', '.join(extensions)}"
+            )
+        places[sample, :, 0] = fields[1::4]
+        places[sample, :, 1] = fields[2::4]
+    return places

@@ -1,0 +1,114 @@
+"""manifest.json: what a shard folder holds, how it was made, and the proof of its split."""
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.errors import BadData
+from shards.findings import FINDINGS
+from shards.splits import SPLITS
+
+FORMAT = 1
+NAME = "manifest.json"
+_TAR = re.compile(r"(train|val|test)-\d{5}\.tar")
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One tar file."""
+
+    name: str
+    """`{split}-{number:05}.tar`"""
+    samples: int
+    bytes: int
+    sha256: str
+    idx_sha256: str
+
+
+@dataclass(frozen=True)
+class SplitRecord:
+    """One split."""
+
+    images: int
+    patients: int
+    positives: dict[str, int]
+    """Images that show each finding, in FINDINGS order."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The record of a shard folder. `digest` binds runs and resume states to it."""
+
+    recipe: dict[str, Any]
+    """Every option that decides the bytes: split rule and seed, size, encoding, quality, ..."""
+    source_sha256: str
+    """Of the metadata CSV as it was read."""
+    entries_sha256: str
+    """Of entries.csv."""
+    mean: float
+    """Of the train pixels before encoding, 0..255."""
+    std: float
+    splits: dict[str, SplitRecord]
+    shards: tuple[ShardRecord, ...]
+    rejects: int
+    patients_in_two_splits: int
+    """0: packing stops before it would be anything else."""
+
+    @property
+    def size(self) -> int:
+        """Height and width of every image in pixels."""
+        return int(self.recipe["size"])
+
+    @property
+    def extension(self) -> str:
+        """`jpg` or `png`, the name of the image member of a sample."""
+        return {"jpeg": "jpg", "png": "png"}[self.recipe["encoding"]]
+
+    def shards_of(self, split: str) -> tuple[ShardRecord, ...]:
+        """Return the shards of one split, in order."""
+        return tuple(shard for shard in self.shards if shard.name.startswith(f"{split}-"))
+
+    def to_json(self) -> str:
+        """Return the text of manifest.json."""
+        record = {"format": FORMAT, "findings": list(FINDINGS), **dataclasses.asdict(self)}
+        return json.dumps(record, indent=1) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check `folder/manifest.json`; raise BadData naming what is wrong with it."""
+    path = folder / NAME
+    if not path.is_file():
+        raise BadData(
+            f"no shards in {folder} (no {NAME}); pack the NIH download with "
+            f"`python scripts/make_shards.py SOURCE {folder}`, or try without it: "
+            f"`python scripts/make_phantoms.py data/phantoms` and pack that folder"
+        )
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record.pop("format") != FORMAT:
+            raise BadData(f"{path} has another format than {FORMAT}; pack again")
+        findings = record.pop("findings")
+        if findings != list(FINDINGS):
+            raise BadData(f"{path} has other findings, or another order: {', '.join(map(str, findings))}")
+        splits = {name: SplitRecord(**split) for name, split in record.pop("splits").items()}
+        shards = tuple(ShardRecord(**shard) for shard in record.pop("shards"))
+        manifest = Manifest(splits=splits, shards=shards, **record)
+        if tuple(splits) != SPLITS or manifest.size < 1 or not manifest.extension:
+            raise ValueError(f"splits {', '.join(splits)}")
+        if not all(isinstance(number, int) for shard in shards for number in (shard.samples, shard.bytes)):
+            raise ValueError("a shard's samples or bytes are not a whole number")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BadData(f"{path} is damaged: {error or type(error).__name__}") from error
+    for shard in shards:
+        if not isinstance(shard.name, str) or not _TAR.fullmatch(shard.name):
+            raise BadData(f"{path} names {shard.name!r}, which is no shard")
+    for split in SPLITS:
+        counted = sum(shard.samples for shard in manifest.shards_of(split))
+        if counted != splits[split].images:
+            raise BadData(
+                f"{path}: the shards of {split} hold {counted} samples, the split {splits[split].images}"
+            )
+    return manifest

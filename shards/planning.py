@@ -1,0 +1,134 @@
+"""From an NIH tree and options to a plan: which entry goes where, decided before a pixel is read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from shards.entries import find_images, image_folders, read_entries
+from shards.errors import BadData
+from shards.publishing import sha256_of
+from shards.splits import (
+    RANDOM_FRACTIONS,
+    SPLITS,
+    VAL_FRACTION,
+    Names,
+    prove_disjoint,
+    read_list,
+    split_by_lists,
+    split_official,
+    split_random,
+)
+
+SplitRule = Literal["official", "random", "file"]
+
+
+@dataclass(frozen=True)
+class SplitRecipe:
+    """How entries are divided into train, val and test."""
+
+    rule: SplitRule = "official"
+    seed: int = 0
+    val_fraction: float | None = None
+    """Share of train_val's images for val (official, default 1/8), or of all images (random, 0.1)."""
+    train_list: Path | None = None
+    """official: NIH's train_val_list.txt if not in the source folder; file: the train images."""
+    val_list: Path | None = None
+    """official: images to hold out instead of drawing them; file: the val images."""
+    test_list: Path | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which images are packed, in which order, into which split."""
+
+    table: pd.DataFrame
+    """Entries in packed order; the index is the row in entries.csv; columns of Entries.table
+    plus `split` and `folder`."""
+    source: Path
+    source_sha256: str
+    split_recipe: dict[str, Any]
+    remarks: tuple[str, ...]
+
+
+def make_plan(
+    source: Path, split: SplitRecipe, *, folders: Sequence[str] | None = None, allow_missing: bool = False
+) -> Plan:
+    """Read the tree at `source`, find its images, split it by patient and prove the split.
+
+    `folders` names the image folders to pack (None: all). Raises BadData for bad metadata,
+    for images that are listed but not on disk (unless `allow_missing`; images of folders
+    that were not asked for are no error), for a patient in two splits, or an empty train split.
+    """
+    read = read_entries(source)
+    table = read.table
+    table["folder"] = table["image"].map(find_images(source, folders))
+    missing = table["image"][table["folder"].isna()]
+    if len(missing) and not allow_missing and folders is None:
+        raise BadData(
+            f"{len(missing)} of {len(table)} images are not in {source}, the first are "
+            f"{', '.join(missing[:3])}; finish the download, or pack what is there with --allow-missing"
+        )
+    table = table[table["folder"].notna()]
+    if table.empty:
+        raise BadData(
+            f"no image of {read.csv} is in {source} (looked into images*/images, images* and itself)"
+        )
+    names, lists = _split(table, source, split)
+    patients = prove_disjoint(table, names)
+    if not patients["train"]:
+        raise BadData(f"the {split.rule} split of {source} leaves no patient for train")
+    table = _packed_order(table.assign(split=names), split.seed)
+    recipe = {"split": split.rule, "seed": split.seed, **lists}
+    if folders is not None:
+        recipe["folders"] = list(folders)
+    if len(missing):
+        recipe["missing_images"] = len(missing)
+    return Plan(table, source, sha256_of(read.csv), recipe, read.remarks)
+
+
+def choose_folders(source: Path, choice: str) -> list[str]:
+    """Return the image folders that `choice` means: `3` the first three, `3,7` the third and seventh."""
+    names = image_folders(source)
+    numbers = [int(text) for text in choice.split(",")]
+    picked = list(range(1, numbers[0] + 1)) if len(numbers) == 1 else numbers
+    if min(picked, default=0) < 1 or max(picked) > len(names):
+        raise BadData(f"{source} has {len(names)} image folders; --folders {choice} asks for others")
+    return [names[number - 1] for number in picked]
+
+
+def _split(table: pd.DataFrame, source: Path, split: SplitRecipe) -> tuple[Names, dict[str, Any]]:
+    # The names, and what of the recipe decided them.
+    if split.rule == "random":
+        shares = RANDOM_FRACTIONS
+        if split.val_fraction is not None:
+            shares = (1 - RANDOM_FRACTIONS[2] - split.val_fraction, split.val_fraction, RANDOM_FRACTIONS[2])
+        return split_random(table, shares, split.seed), {"fractions": list(shares)}
+    paths = {
+        "train_list": split.train_list or source / "train_val_list.txt",
+        "val_list": split.val_list,
+        "test_list": split.test_list or source / "test_list.txt",
+    }
+    lists = {key: read_list(path) for key, path in paths.items() if path is not None}
+    recipe: dict[str, Any] = {
+        f"{key}_sha256": sha256_of(path) for key, path in paths.items() if path is not None
+    }
+    if split.rule == "file" or split.val_list is not None:
+        val = lists["val_list"]
+        train = lists["train_list"] - val if split.rule == "official" else lists["train_list"]
+        return split_by_lists(table, train, val, lists["test_list"]), recipe
+    fraction = VAL_FRACTION if split.val_fraction is None else split.val_fraction
+    recipe["val_fraction"] = fraction
+    names = split_official(table, lists["train_list"], lists["test_list"], fraction, split.seed)
+    return names, recipe
+
+
+def _packed_order(entries: pd.DataFrame, seed: int) -> pd.DataFrame:
+    # Train shuffled, so that each shard is a fair sample of it; val and test as in the metadata.
+    order = {split: np.flatnonzero(entries["split"] == split) for split in SPLITS}
+    order["train"] = np.random.default_rng(seed).permutation(order["train"])
+    planned = entries.iloc[np.concatenate([order[split] for split in SPLITS])].reset_index(drop=True)
+    return planned.rename_axis("row")

@@ -1,0 +1,39 @@
+"""Real inputs shared by the tests: phantoms, the shards packed from them, and NIH's own files."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from shards.folder import ShardFolder, open_shards
+from shards.packing import pack
+from shards.phantoms import make_phantoms
+from shards.planning import SplitRecipe, make_plan
+from shards.shard import PixelRecipe
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def nih_data() -> Path:
+    """NIH's own metadata and 120 of its images; set CXRAPID_NIH_DATA to say where they are."""
+    folder = Path(os.environ.get("CXRAPID_NIH_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "nih_metadata").is_dir():
+        pytest.skip(f"NIH's files are not in {folder}: what holds for them is not tested here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def phantom_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """96 phantoms of 128 px as an NIH tree."""
+    tree = tmp_path_factory.mktemp("phantoms")
+    make_phantoms(tree, images=96, size=128, seed=0)
+    return tree
+
+
+@pytest.fixture(scope="session")
+def phantom_shards(phantom_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardFolder:
+    """The phantoms packed at 64 px, 20 to a shard, so that no split fits one shard or one batch."""
+    out = tmp_path_factory.mktemp("shards")
+    pack(make_plan(phantom_tree, SplitRecipe(val_fraction=0.2)), out, PixelRecipe(size=64), shard_size=20)
+    return open_shards(out)
