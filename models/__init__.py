@@ -1,0 +1,31 @@
+"""The architectures, all fed raw gray bytes. Imports no other package of this project."""
+
+from models import custom_cnn, resnet50, vit_b_16
+from models.classifier import Arch, Classifier
+from models.freezing import FREEZES, freeze, parameter_counts
+from models.input import GrayInput
+from models.registry import UnknownArch, build, find_arch, known_archs
+from models.weights import WeightsUnavailable, has_imagenet_weights, load_weights
+
+ARCHS = known_archs()
+"""The names that `build` knows, sorted. Complete here, since the imports above register them."""
+
+__all__ = [
+    "ARCHS",
+    "FREEZES",
+    "Arch",
+    "Classifier",
+    "GrayInput",
+    "UnknownArch",
+    "WeightsUnavailable",
+    "build",
+    "custom_cnn",
+    "find_arch",
+    "freeze",
+    "has_imagenet_weights",
+    "known_archs",
+    "load_weights",
+    "parameter_counts",
+    "resnet50",
+    "vit_b_16",
+]

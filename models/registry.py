@@ -1,0 +1,81 @@
+"""The one list of architectures: each registers itself, everyone else asks here by name."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torchvision.models import WeightsEnum
+
+from models.classifier import Arch, Classifier, State
+
+Make = Callable[[int, int], nn.Module]
+
+_archs: dict[str, Arch] = {}
+
+
+class UnknownArch(ValueError):  # noqa: N818  the name says it
+    """A name that no architecture was registered under; the message lists those that were."""
+
+
+def register(
+    *,
+    head: str,
+    last_stage: tuple[str, ...],
+    imagenet: WeightsEnum | None = None,
+    adapt: Callable[[State, int], State] | None = None,
+) -> Callable[[Make], Make]:
+    """Register the decorated function as an arch of its own name; the fields are those of `Arch`.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def add(make: Make) -> Make:
+        name = make.__name__
+        if name in _archs:
+            raise ValueError(f"arch {name!r} is already registered")
+        _archs[name] = Arch(name, make, head, last_stage, imagenet, adapt)
+        return make
+
+    return add
+
+
+def known_archs() -> tuple[str, ...]:
+    """Return the registered names, sorted."""
+    return tuple(sorted(_archs))
+
+
+def find_arch(name: str) -> Arch:
+    """Return the record of an arch.
+
+    Raises:
+        UnknownArch: nothing is registered under that name.
+    """
+    if name not in _archs:
+        raise UnknownArch(f"unknown arch {name!r}; known: {', '.join(known_archs())}")
+    return _archs[name]
+
+
+def build(name: str, *, findings: int = 14, size: int = 224) -> Classifier:
+    """Build a newly initialised model, drawn from torch's global generator.
+
+    Convolution weights are laid out channels-last, as the activations are: to write them to safetensors,
+    which takes contiguous tensors only, call `.contiguous()` on each.
+
+    Args:
+        name: one of `known_archs()`.
+        findings: the number of logits.
+        size: height and width of the images in pixels.
+
+    Returns:
+        A float32 model on torch's default device, in training mode, with every parameter trainable.
+
+    Raises:
+        UnknownArch: nothing is registered under that name.
+        ValueError: no findings, or a size that the arch cannot take.
+    """
+    arch = find_arch(name)
+    if findings < 1:
+        raise ValueError(f"a model needs at least 1 finding, got {findings}")
+    model = Classifier(arch, arch.make(findings, size), size)
+    return model.to(memory_format=torch.channels_last)

@@ -1,0 +1,43 @@
+"""ViT-B/16 as torchvision has it, with one logit a finding, at any size that its patches tile."""
+
+from collections import OrderedDict
+
+import torchvision
+from torch import nn
+from torchvision.models import ViT_B_16_Weights
+from torchvision.models.vision_transformer import interpolate_embeddings
+
+from models.classifier import State
+from models.registry import register
+
+PATCH = 16
+
+
+def _adapt(state: State, size: int) -> State:
+    """Return a file's state in today's names, its positional embedding interpolated to the size."""
+    # The published file is older than torchvision's present MLP block (pytorch/vision#6053).
+    renamed = {
+        name.replace(".mlp.linear_1.", ".mlp.0.").replace(".mlp.linear_2.", ".mlp.3."): tensor
+        for name, tensor in state.items()
+    }
+    positions = renamed.get("encoder.pos_embedding")
+    if positions is None or positions.dim() != 3:
+        return renamed  # not a ViT: the comparison of names and shapes says so better
+    return dict(interpolate_embeddings(size, PATCH, OrderedDict(renamed)))
+
+
+@register(
+    head="heads",
+    last_stage=("encoder.layers.encoder_layer_11", "encoder.ln"),
+    imagenet=ViT_B_16_Weights.IMAGENET1K_V1,
+    adapt=_adapt,
+)
+def vit_b_16(findings: int, size: int) -> nn.Module:
+    """Make the network of Dosovitskiy et al., An Image is Worth 16x16 Words, arXiv:2010.11929.
+
+    The head starts at zero (torchvision's choice, and the paper's), so every first logit is 0.
+    """
+    if size < PATCH or size % PATCH:
+        raise ValueError(f"vit_b_16 takes images of a multiple of {PATCH} px, got {size}")
+    network: nn.Module = torchvision.models.vit_b_16(num_classes=findings, image_size=size)
+    return network
