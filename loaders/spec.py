@@ -1,0 +1,52 @@
+"""What every loader is told."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from shards.folder import ShardFolder
+from shards.splits import SPLITS
+
+Flip = Literal["none", "random", "both"]
+
+
+@dataclass(frozen=True)
+class LoaderSpec:
+    """Everything that decides the batches of a loader, and where they go.
+
+    Raises ValueError for a value outside its range.
+    """
+
+    shards: ShardFolder
+    split: str
+    batch_size: int
+    """Images a batch and rank, mirrors included; the last batch of an epoch may be shorter."""
+    device: torch.device
+    training: bool
+    """True: a uniform permutation of the split, another one each epoch, flipped as told.
+    False: row order, no flips."""
+    flip: Flip = "none"
+    """none; random: each image is mirrored with probability 1/2; both: each image and its
+    mirror in every epoch, decoded once, side by side in one batch. Only in training."""
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    threads: int = 0
+    """Decoding threads; 0: one per core this process may use."""
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ValueError(f"split {self.split!r} is none of {', '.join(SPLITS)}")
+        if self.flip not in get_args(Flip):
+            raise ValueError(f"flip {self.flip!r} is none of {', '.join(get_args(Flip))}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch size {self.batch_size} is below 1")
+        if self.flip == "both" and self.batch_size % 2:
+            raise ValueError(
+                f"flip both needs an even batch size, not {self.batch_size}: image and mirror go together"
+            )
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank {self.rank} is outside 0..{self.world_size - 1}")
+        if self.flip != "none" and not self.training:
+            raise ValueError(f"flip {self.flip} is for training; evaluation sees every image as it is")
