@@ -1,0 +1,57 @@
+"""Checkpoints that are whole or refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from shards.errors import CannotResume, ResourceMissing
+from trainer.checkpoints import load_checkpoint, save_checkpoint
+
+
+def test_a_checkpoint_comes_back_with_the_same_bits(tmp_path: Path) -> None:
+    state = {"weights": torch.randn(5), "epoch": 3, "rng": torch.get_rng_state()}
+    save_checkpoint(tmp_path / "last.pt", state)
+    found = load_checkpoint(tmp_path / "last.pt")
+    assert found["epoch"] == 3
+    assert torch.equal(found["weights"], state["weights"])
+    assert torch.equal(found["rng"], state["rng"])
+
+
+def test_a_changed_byte_or_a_missing_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    with pytest.raises(CannotResume, match=r"no checkpoint .*last\.pt"):
+        load_checkpoint(path)
+    save_checkpoint(path, {"weights": torch.zeros(100)})
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CannotResume, match=r"last\.pt is damaged"):
+        load_checkpoint(path)
+
+
+def test_a_kill_between_the_hash_and_the_checkpoint_leaves_the_old_one_readable(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"epoch": 1})
+    old = path.read_bytes()
+    save_checkpoint(path, {"epoch": 2})
+    path.write_bytes(old)  # what the disk holds when the rename did not happen
+    assert load_checkpoint(path)["epoch"] == 1
+
+
+def test_a_failed_save_keeps_the_checkpoint_before(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"epoch": 1})
+    blocked = tmp_path / "file" / "last.pt"
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ResourceMissing, match=r"cannot write .*last\.pt"):
+        save_checkpoint(blocked, {"epoch": 2})
+    assert load_checkpoint(path)["epoch"] == 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "last.pt", "last.pt.sha256"]
+
+
+def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"path": Path("anything but a tensor or a plain value")})
+    with pytest.raises(CannotResume, match="cannot be read"):
+        load_checkpoint(path)

@@ -1,0 +1,59 @@
+"""model.safetensors and what is refused of it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import build
+from shards.errors import BadData
+from shards.findings import FINDINGS
+from trainer.model_file import load_model, save_model, save_thresholds
+
+METADATA = {"arch": "custom_cnn", "size": 64, "findings": list(FINDINGS), "manifest_sha256": "0"}
+
+
+def test_a_saved_model_gives_the_same_logits(tmp_path: Path) -> None:
+    model = build("custom_cnn", size=64).eval()
+    save_model(tmp_path / "model.safetensors", model.state_dict(), METADATA)
+    loaded, metadata = load_model(tmp_path / "model.safetensors")
+    images = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8)
+    assert metadata == METADATA
+    assert not loaded.training
+    assert torch.equal(model(images), loaded(images))
+
+
+def test_equal_weights_give_equal_files(tmp_path: Path) -> None:
+    state = build("custom_cnn", size=64).state_dict()
+    for name in ("one", "other"):
+        save_model(tmp_path / name, state, METADATA)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
+
+
+def test_thresholds_are_added_and_change_no_weight(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    model = build("custom_cnn", size=64)
+    save_model(path, model.state_dict(), METADATA)
+    save_thresholds(path, {"Mass": 0.1 + 0.2, "Hernia": float("nan")})
+    loaded, metadata = load_model(path)
+    assert metadata["thresholds"] == {"Mass": 0.1 + 0.2, "Hernia": None}
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(BadData, match=r"model\.safetensors cannot be loaded"):
+        load_model(path)
+
+
+def test_other_findings_and_other_weights_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    state = build("custom_cnn", size=64).state_dict()
+    save_model(path, state, {**METADATA, "findings": list(reversed(FINDINGS))})
+    with pytest.raises(BadData, match="other findings: Hernia"):
+        load_model(path)
+    save_model(path, state, {**METADATA, "arch": "resnet50"})
+    with pytest.raises(BadData, match="cannot be loaded"):
+        load_model(path)

@@ -1,0 +1,237 @@
+"""`python -m trainer` as a user runs it: on phantoms, killed, resumed, and told wrong things."""
+
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file
+
+from shards.folder import ShardFolder
+from trainer.__main__ import main
+from trainer.checkpoints import load_checkpoint
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT = 120
+
+
+def command(folder: ShardFolder, runs: Path, name: str, **changes: Any) -> list[str]:
+    options = {
+        "arch": "custom_cnn", "shards": folder.path, "runs": runs, "name": name, "batch_size": 8, "epochs": 3,
+        "patience": 0, "lr": 1e-3, "log_every": 2, **changes,
+    }  # fmt: skip
+    pairs = ((f"--{key.replace('_', '-')}", str(value)) for key, value in options.items())
+    return [sys.executable, "-m", "trainer", *(text for pair in pairs for text in pair)]
+
+
+def train(folder: ShardFolder, runs: Path, name: str, **changes: Any) -> Result:
+    """Run the command in this process."""
+    return CliRunner().invoke(main, command(folder, runs, name, **changes)[3:])
+
+
+def metrics(run: Path, kind: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def losses(run: Path) -> list[tuple[float, float]]:
+    return [(line["train_loss"], line["val_loss"]) for line in metrics(run, "epoch")]
+
+
+def stop_in_epoch_2(shards: ShardFolder, runs: Path, name: str, with_signal: int) -> int:
+    """Send a signal once a step of epoch 2 is on record; return the exit code."""
+    process = subprocess.Popen(
+        command(shards, runs, name), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    record = runs / name / "metrics.jsonl"
+    deadline = time.monotonic() + TIMEOUT
+    while not (record.is_file() and '"step", "epoch": 2' in record.read_text()):
+        assert process.poll() is None, "training ended before it could be stopped"
+        assert time.monotonic() < deadline
+    process.send_signal(with_signal)
+    return process.wait(TIMEOUT)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(phantom_shards: ShardFolder, runs: Path) -> Path:
+    subprocess.run(command(phantom_shards, runs, "undisturbed"), cwd=ROOT, timeout=TIMEOUT, check=True)
+    return runs / "undisturbed"
+
+
+def test_a_run_folder_holds_what_a_reader_needs(undisturbed: Path, phantom_shards: ShardFolder) -> None:
+    config = json.loads((undisturbed / "config.json").read_text())
+    assert config["lr"] == {"value": 1e-3, "from": "commandline"}
+    assert config["seed"] == {"value": 0, "from": "default"}
+    environment = json.loads((undisturbed / "environment.json").read_text())
+    assert environment["manifest_sha256"] == phantom_shards.digest
+    assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert "--arch custom_cnn" in environment["command"]
+    epochs = metrics(undisturbed, "epoch")
+    assert [line["epoch"] for line in epochs] == [1, 2, 3]
+    assert all(line["images_per_second"] > 0 and 0 <= line["data_wait"] <= 1 for line in epochs)
+    assert all(line["step"] % 2 == 0 for line in metrics(undisturbed, "step"))
+    assert (undisturbed / "log.txt").read_text().count("val loss 0.") == 4
+
+
+def test_the_best_weights_are_what_is_kept(undisturbed: Path) -> None:
+    best = min(metrics(undisturbed, "epoch"), key=lambda line: line["val_loss"])
+    assert best["best"]
+    kept = load_file(undisturbed / "model.safetensors")
+    saved = load_checkpoint(undisturbed / "checkpoints" / "best.pt")["model"]
+    assert kept.keys() == saved.keys()
+    assert all(torch.equal(kept[name], saved[name]) for name in kept)
+
+
+def test_the_same_seed_gives_the_same_losses_to_the_last_digit(
+    undisturbed: Path, phantom_shards: ShardFolder, runs: Path
+) -> None:
+    train(phantom_shards, runs, "again")
+    assert losses(runs / "again") == losses(undisturbed)
+    assert (runs / "again" / "model.safetensors").read_bytes() == (
+        undisturbed / "model.safetensors"
+    ).read_bytes()
+
+
+def test_another_seed_gives_other_losses(undisturbed: Path, phantom_shards: ShardFolder, runs: Path) -> None:
+    train(phantom_shards, runs, "other", seed=1, epochs=1)
+    assert losses(runs / "other")[0] != losses(undisturbed)[0]
+
+
+@pytest.mark.parametrize(
+    ("with_signal", "exit_code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_a_run_stopped_in_epoch_2_and_resumed_ends_at_the_undisturbed_weights(
+    undisturbed: Path, phantom_shards: ShardFolder, runs: Path, with_signal: int, exit_code: int
+) -> None:
+    name = f"stopped-by-{with_signal}"
+    assert stop_in_epoch_2(phantom_shards, runs, name, with_signal) == exit_code
+    resumed = train(phantom_shards, runs, name)
+    assert resumed.exit_code == 0, resumed.stderr
+    assert "from its last checkpoint" in resumed.stdout
+    assert losses(runs / name) == losses(undisturbed)
+    assert [line["step"] for line in metrics(runs / name, "step")] == [
+        line["step"] for line in metrics(undisturbed, "step")
+    ]
+    assert (runs / name / "model.safetensors").read_bytes() == (
+        undisturbed / "model.safetensors"
+    ).read_bytes()
+
+
+def test_a_finished_run_is_left_alone(undisturbed: Path, phantom_shards: ShardFolder, runs: Path) -> None:
+    before = (undisturbed / "model.safetensors").stat().st_mtime_ns
+    done = train(phantom_shards, runs, "undisturbed")
+    assert (done.exit_code, "has finished already" in done.stdout) == (0, True)
+    assert (undisturbed / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_patience_1_stops_at_the_first_rise(phantom_shards: ShardFolder, runs: Path) -> None:
+    # A rate this high makes val loss rise at once.
+    done = train(phantom_shards, runs, "patient", patience=1, epochs=20, lr=0.05, batch_size=16)
+    assert done.exit_code == 0, done.stderr
+    val = [loss for _, loss in losses(runs / "patient")]
+    assert len(val) < 20
+    assert val[-1] >= val[-2]
+    assert all(later < earlier for earlier, later in itertools.pairwise(val[:-1]))
+
+
+@pytest.mark.parametrize("changes", [{"freeze": "backbone"}, {"freeze": "partial"}])
+def test_frozen_weights_and_statistics_do_not_move(
+    phantom_shards: ShardFolder, runs: Path, changes: dict[str, str]
+) -> None:
+    name = f"frozen-{changes['freeze']}"
+    for run, epochs in ((name, 1), (f"{name}-longer", 2)):
+        done = train(phantom_shards, runs, run, epochs=epochs, flip="both", pos_weight="sqrt", **changes)
+        assert done.exit_code == 0, done.stderr
+    short, long = (
+        load_checkpoint(runs / run / "checkpoints" / "last.pt")["model"] for run in (name, f"{name}-longer")
+    )
+    moved = {key for key in short if not torch.equal(short[key], long[key])}
+    assert moved
+    first_stage = [key for key in short if short[key].shape[:2] == (32, 3) or short[key].shape == (32,)]
+    assert first_stage
+    assert moved.isdisjoint(first_stage)
+
+
+@pytest.mark.parametrize("arch", ["resnet50", "vit_b_16"])
+def test_the_large_archs_train(phantom_shards: ShardFolder, runs: Path, arch: str) -> None:
+    done = train(
+        phantom_shards, runs, arch, arch=arch, weights="none", epochs=1, batch_size=32, freeze="backbone"
+    )
+    assert done.exit_code == 0, done.stderr
+    assert len(losses(runs / arch)) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "exit_code", "message"),
+    [
+        ({"arch": "resnet5"}, 2, "'custom_cnn', 'resnet50', 'vit_b_16'"),
+        ({"loader": "ffcv"}, 2, "'auto', 'dali', 'synthetic'"),
+        ({"batch_size": 0}, 2, "batch-size"),
+        ({"batch_size": 7, "flip": "both"}, 2, "even --batch-size"),
+        ({"device": "tpu"}, 2, "auto, cpu, cuda"),
+        ({"precision": "fp16", "device": "cpu"}, 2, "bf16 or fp32"),
+        ({"shards": "nowhere"}, 3, "make_shards.py"),
+        ({"weights": "missing.pth"}, 3, "missing.pth"),
+        ({"weights": "imagenet"}, 3, "custom_cnn"),
+        ({"device": "cuda:99"}, 4, "GPUs"),
+    ],
+)
+def test_bad_input_gets_one_clear_line_and_its_exit_code(
+    phantom_shards: ShardFolder, tmp_path: Path, changes: dict[str, Any], exit_code: int, message: str
+) -> None:
+    done = train(phantom_shards, tmp_path, "wrong", **changes)
+    assert done.exit_code == exit_code
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [
+        line for line in done.stderr.splitlines() if line.startswith("Error:")
+    ] == done.stderr.splitlines()[-1:]
+
+
+def test_a_diverging_run_stops_and_says_where(phantom_shards: ShardFolder, tmp_path: Path) -> None:
+    done = train(phantom_shards, tmp_path, "diverged", lr=1e20)
+    assert done.exit_code == 1
+    assert "at step" in done.stderr
+    assert isinstance(done.exception, SystemExit)
+
+
+def test_the_same_name_with_another_setting_is_refused_naming_it(
+    undisturbed: Path, phantom_shards: ShardFolder, runs: Path
+) -> None:
+    done = train(phantom_shards, runs, "undisturbed", lr=1e-4, freeze="partial")
+    assert done.exit_code == 5
+    assert "lr was 0.001, is now 0.0001" in done.stderr
+    assert "freeze was none, is now partial" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arch", "freeze", "trainable"),
+    [
+        ("resnet50", "none", "23,536,718"),
+        ("resnet50", "partial", "14,993,422"),
+        ("resnet50", "backbone", "28,686"),
+        ("vit_b_16", "none", "85,809,422"),
+        ("vit_b_16", "backbone", "10,766"),
+    ],
+)
+def test_a_dry_run_prints_the_trainable_parameters(
+    arch: str, freeze: str, trainable: str, tmp_path: Path
+) -> None:
+    done = CliRunner().invoke(
+        main, ["--arch", arch, "--freeze", freeze, "--dry-run", "--runs", str(tmp_path)]
+    )
+    assert done.exit_code == 0, done.stderr
+    assert f"trainable parameters {trainable} of" in done.stdout
+    assert not list(tmp_path.iterdir())

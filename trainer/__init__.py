@@ -1,0 +1,1 @@
+"""Shards and an architecture in, a run folder out."""

@@ -1,0 +1,48 @@
+"""Checkpoints: everything with a state in one file, written whole, proved by a hash beside it."""
+
+import hashlib
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shards.errors import CannotResume
+from shards.publishing import publish, publish_text, sha256_of
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors and plain values) to `path`, and its SHA-256 to `path.sha256`.
+
+    The hash file is published first and holds the new hash and the one before, so a kill at
+    any moment leaves a checkpoint, old or new, with a hash that fits it.
+    """
+    recorded = _hash_file(path)
+    before = recorded.read_text(encoding="ascii").split()[:1] if recorded.is_file() else []
+    with publish(path) as partial:
+        torch.save(state, partial)
+        publish_text(recorded, "\n".join([sha256_of(partial), *before]) + "\n")
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU; nothing in it is executed.
+
+    Raises CannotResume where it is missing, not the file its hash is of, or holds anything but
+    tensors and plain values.
+    """
+    recorded = _hash_file(path)
+    if not path.is_file() or not recorded.is_file():
+        raise CannotResume(f"no checkpoint {path} with its {recorded.name}")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() not in recorded.read_text(encoding="ascii", errors="replace").split():
+        raise CannotResume(f"{path} is damaged: its SHA-256 is not in {recorded.name}")
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise CannotResume(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    return state
+
+
+def _hash_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")

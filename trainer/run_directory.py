@@ -1,0 +1,162 @@
+"""runs/NAME: what a run was told, on what, what it measured, and the weights it kept."""
+
+import json
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from shards.cores import available_cores
+from shards.errors import BadData, CannotResume
+from shards.findings import FINDINGS
+from shards.folder import ShardFolder
+from shards.publishing import publish_text
+from trainer.config import TrainConfig
+
+_VERSIONS_OF = (
+    "torch",
+    "torchvision",
+    "nvidia-dali-cuda130",
+    "nvidia-dali-cuda120",
+    "webdataset",
+    "numpy",
+    "pandas",
+)
+
+
+class RunDirectory:
+    """The files of one run; every path of it is named here and nowhere else."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self.config = path / "config.json"
+        self.environment = path / "environment.json"
+        self.metrics = path / "metrics.jsonl"
+        self.log = path / "log.txt"
+        self.last = path / "checkpoints" / "last.pt"
+        self.best = path / "checkpoints" / "best.pt"
+        self.model = path / "model.safetensors"
+        self.evaluations = path / "eval"
+
+    def begin(
+        self, config: TrainConfig, sources: dict[str, str], shards: ShardFolder, device: torch.device
+    ) -> None:
+        """Write config.json and environment.json, or check that those of an earlier start fit.
+
+        Raises CannotResume naming the options that differ from the earlier start's.
+        """
+        if self.config.is_file():
+            self._check_same(config, shards)
+        else:
+            record = {
+                key: {"value": value, "from": sources.get(key, "default")}
+                for key, value in config.to_json().items()
+            }
+            publish_text(self.environment, json.dumps(_environment(shards, device), indent=1) + "\n")
+            publish_text(self.config, json.dumps(record, indent=1) + "\n")
+
+    def say(self, line: str) -> None:
+        """Print a line and keep it in log.txt."""
+        click.echo(line)
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def record(self, **values: Any) -> None:
+        """Append a line to metrics.jsonl."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def forget_after(self, epoch: int, step: int) -> None:
+        """Drop the metrics that a killed process wrote after the checkpoint it is resumed from."""
+        if self.metrics.is_file():
+            lines = [
+                json.loads(line)
+                for line in self.metrics.read_text(encoding="utf-8").splitlines()
+                if line[-1:] == "}"
+            ]
+            kept = [line for line in lines if line["epoch"] <= epoch and line["step"] <= step]
+            publish_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def read_config(self) -> dict[str, Any]:
+        """Return option -> value as the run was started with; BadData where config.json is damaged."""
+        return {key: option["value"] for key, option in _read_json(self.config).items()}
+
+    def read_environment(self) -> dict[str, Any]:
+        """Return environment.json; BadData where it is damaged."""
+        return _read_json(self.environment)
+
+    def _check_same(self, config: TrainConfig, shards: ShardFolder) -> None:
+        then = self.read_config()
+        differing = [
+            f"{key} was {then.get(key)}, is now {value}"
+            for key, value in config.identity().items()
+            if then.get(key) != value
+        ]
+        if self.read_environment()["manifest_sha256"] != shards.digest:
+            differing.append(f"the shards in {shards.path} are not those it was started on")
+        if differing:
+            raise CannotResume(
+                f"the run {self.name} exists with other settings: {'; '.join(differing)}. "
+                "Give another --name, or the same settings to resume it"
+            )
+
+
+def find_run(text: str, runs: Path) -> RunDirectory:
+    """Return the run of this name in `runs`, or at this path; UsageError lists the runs there are."""
+    for path in (runs / text, Path(text)):
+        if (path / "config.json").is_file():
+            return RunDirectory(path.resolve() if path.name in ("", ".", "..") else path)
+    known = ", ".join(run.name for run in list_runs(runs)) or "none yet; train one with python -m trainer"
+    raise click.UsageError(f"no run {text!r} in {runs}; the runs there: {known}")
+
+
+def list_runs(runs: Path) -> list[RunDirectory]:
+    """Return every run in a folder, by name."""
+    return [RunDirectory(path.parent) for path in sorted(runs.glob("*/config.json"))]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError("no JSON object")
+        return record
+    except (OSError, ValueError) as error:
+        raise BadData(f"{path} cannot be read: {error}") from error
+
+
+def _environment(shards: ShardFolder, device: torch.device) -> dict[str, Any]:
+    installed = {dist.metadata["Name"] for dist in metadata.distributions()}
+    return {
+        "command": " ".join([Path(sys.executable).name, "-m", "trainer", *sys.argv[1:]]),
+        "commit": _commit(),
+        "manifest_sha256": shards.digest,
+        "findings": list(FINDINGS),
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or "cpu",
+        "cores": available_cores(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: metadata.version(name) for name in _VERSIONS_OF if name in installed},
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+    }
+
+
+def _commit() -> str | None:
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return None
+    return found.stdout.strip() or None
