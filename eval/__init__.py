@@ -1,0 +1,1 @@
+"""A run in, scores out, each with its split and its rule."""

@@ -1,0 +1,55 @@
+"""The files of an evaluation under runs/NAME/eval/SPLIT/."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from eval.evaluation import FITTED_ON, Evaluation
+from eval.plots import draw_precision_recall, draw_roc
+from shards.findings import FINDINGS
+from shards.publishing import publish_text
+
+
+def write_report(evaluation: Evaluation) -> Path:
+    """Write predictions.csv, thresholds.json, metrics.json, metrics.csv and the curves; return the folder.
+
+    The predictions that the thresholds were fitted on go to eval/val/ beside it.
+    """
+    run, split = evaluation.run, evaluation.split
+    folder = run.evaluations / split
+    for part, predictions in evaluation.predictions.items():
+        predictions.to_csv(run.evaluations / part / "predictions.csv", evaluation.shards)
+    publish_text(folder / "thresholds.json", _json(thresholds_record(evaluation)))
+    publish_text(folder / "metrics.json", _json(metrics_record(evaluation)))
+    publish_text(folder / "metrics.csv", evaluation.scores.to_frame().to_csv(lineterminator="\n"))
+    scored = evaluation.predictions[split]
+    for draw, name in ((draw_roc, "roc.png"), (draw_precision_recall, "precision_recall.png")):
+        draw(scored.labels, scored.probabilities, FINDINGS, f"{run.name}, {split} split", folder / name)
+    return folder
+
+
+def thresholds_record(evaluation: Evaluation) -> dict[str, Any]:
+    """Return thresholds.json: the rule, the split they were fitted on, and one number a finding."""
+    return {
+        "rule": "probability >= threshold, the exact maximum of F1; the highest of equal ones",
+        "fitted_on": FITTED_ON,
+        "thresholds": {name: None if math.isnan(cut) else cut for name, cut in evaluation.thresholds.items()},
+    }
+
+
+def metrics_record(evaluation: Evaluation) -> dict[str, Any]:
+    """Return metrics.json: what was scored on what, and every score; None where there is none."""
+    return {
+        "run": evaluation.run.name,
+        "split": evaluation.split,
+        "split_rule": evaluation.shards.manifest.recipe["split"],
+        "manifest_sha256": evaluation.shards.digest,
+        "patients": evaluation.shards.manifest.splits[evaluation.split].patients,
+        "thresholds_fitted_on": FITTED_ON,
+        **evaluation.scores.to_json(),
+    }
+
+
+def _json(record: dict[str, Any]) -> str:
+    return json.dumps(record, indent=1, allow_nan=False) + "\n"
