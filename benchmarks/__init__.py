@@ -1,0 +1,1 @@
+"""Programs that measure, side by side in one run, and write JSON to benchmarks/results/."""

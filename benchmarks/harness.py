@@ -1,0 +1,74 @@
+"""Repeat, interleave, summarise, record: what every benchmark does the same way."""
+
+import datetime
+import json
+import platform
+import statistics
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shards.cores import available_cores
+from shards.publishing import publish_text
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def interleave(contenders: dict[str, Callable[[], float]], runs: int) -> dict[str, list[float]]:
+    """Call every contender once per round, `runs` rounds; return its figures in order.
+
+    Taking turns spreads a slow moment of the machine over all of them. One round before is
+    not counted: it fills the page cache and starts what starts once.
+    """
+    figures: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(runs + 1):
+        for name, measure in contenders.items():
+            figure = measure()
+            print(
+                f"{'warm-up' if number == 0 else f'run {number}':8} {name:12} {figure:10.1f}", file=sys.stderr
+            )
+            if number:
+                figures[name].append(figure)
+    return figures
+
+
+def summary(figures: list[float]) -> dict[str, Any]:
+    """Return the median, the lowest and highest, and the figures themselves."""
+    return {"median": statistics.median(figures), "min": min(figures), "max": max(figures), "runs": figures}
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures were measured on."""
+    versions = ("torch", "torchvision", "nvidia-dali-cuda130", "webdataset", "pillow", "numpy")
+    installed = {dist.metadata["Name"].lower() for dist in metadata.distributions()}
+    return {
+        "cpu": _cpu(),
+        "cores": available_cores(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: metadata.version(name) for name in versions if name in installed},
+    }
+
+
+def write_result(name: str, record: dict[str, Any]) -> Path:
+    """Write results/NAME_HARDWARE_DATE.json, with the machine and the command; return its path."""
+    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    hardware = "gpu" if torch.cuda.is_available() else f"cpu{available_cores()}"
+    path = RESULTS / f"{name}_{hardware}_{today}.json"
+    command = " ".join(["python -m", f"benchmarks.{name}", *sys.argv[1:]])
+    publish_text(path, json.dumps({"command": command, "machine": machine(), **record}, indent=1) + "\n")
+    return path
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
