@@ -22,12 +22,11 @@ from trainer.run_directory import RunDirectory
 def _options(command: Callable[..., None]) -> Callable[..., None]:
     # click lists options in the reverse order of decoration.
     for field in reversed(dataclasses.fields(TrainConfig)):
-        shown: Any = field.default if field.default != "" else "from the arch"
         command = click.option(
             f"--{field.name.replace('_', '-')}",
             field.name,
             default=field.default,
-            show_default=str(shown),
+            show_default=field.default != "",
             type=field.metadata["type"],
             metavar=field.metadata["metavar"],
             help=field.metadata["help"],

@@ -31,7 +31,7 @@ class TrainConfig:
         Path("runs"), click.Path(path_type=Path), "Folder that holds the runs.", "FOLDER", identity=False
     )
     name: str = _option(
-        "", str, "Of the run; empty: the arch, with the freezing if any.", "NAME", identity=False
+        "", str, "Of the run.  [default: the arch, with the freezing if any]", "NAME", identity=False
     )
     weights: str = _option(
         "auto", str, "Start from ImageNet weights, from none, or from a .pth or .safetensors file; "

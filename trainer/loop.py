@@ -193,6 +193,7 @@ def _train_epoch(session: Session, asked: Interruption) -> dict[str, float]:
     """Train until the end of the epoch or until asked to stop; return its rates."""
     config, progress, model = session.config, session.progress, session.model
     first_image = progress.images
+    shown_loss = ""
     wait = DataWait()
     model.train()
     with progress_bar(
@@ -210,11 +211,12 @@ def _train_epoch(session: Session, asked: Interruption) -> dict[str, float]:
             progress.loss_sum += loss.detach() * images
             progress.images += images
             progress.step += 1
+            bar.set_postfix_str(f"data wait {wait.share:.1%}{shown_loss}", refresh=False)
             bar.update(images)
             if progress.step % config.log_every == 0:
                 # The one place in the loop that waits for the device.
                 mean = _mean_loss(session)
-                bar.set_postfix_str(f"loss {mean:.4f}, data wait {wait.share:.1%}", refresh=False)
+                shown_loss = f", loss {mean:.4f}"
                 session.run.record(
                     kind="step", epoch=progress.epoch, step=progress.step, train_loss=mean,
                     images_per_second=(progress.images - first_image) / wait.seconds, data_wait=wait.share,
