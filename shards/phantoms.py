@@ -11,6 +11,7 @@ import math
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ class Phantoms:
 
 
 class Order(NamedTuple):
-    """One image to draw."""
+    """One image to draw: its row in the metadata, where it goes, of whom, and with which findings."""
 
     row: int
     path: Path
@@ -130,7 +131,7 @@ def draw_phantom(order: Order, size: int, seed: int) -> tuple[Layer, dict[str, t
         sign = draw_sign(finding, plane, rng)
         image = image + sign.layer
         boxes[finding] = sign.boxes
-    # Exposure differs from image to image far more than any sign changes the mean.
+    # Exposure differs between images more than signs change their mean (set by eye beside NIH's).
     image = np.clip(image, 0, 1) ** math.exp(rng.normal(0, 0.12))
     image = image * rng.uniform(0.88, 1.08) + rng.uniform(0, 0.06)
     if chest.portable:
@@ -154,14 +155,19 @@ def _draw_all(orders: list[Order], size: int, seed: int, jobs: int) -> Iterator[
     if jobs == 1:
         yield from map(draw, orders)
         return
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(draw, orders, chunksize=8)
+    try:
+        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+            yield from pool.map(draw, orders, chunksize=8)
+    except BrokenProcessPool as error:
+        raise ResourceMissing(
+            f"one of {jobs} drawing processes was killed, for memory most likely; run again with fewer jobs"
+        ) from error
 
 
 def _draw_file(order: Order, size: int, seed: int) -> dict[str, tuple[Box, ...]]:
     image, boxes = draw_phantom(order, size, seed)
     picture = Image.fromarray((image * 255).round().clip(0, 255).astype(np.uint8))
-    if order.row % 100 == 7:
+    if order.row % 100 == 7:  # 1 % as in NIH's, and one already in a tree of 20
         picture = picture.convert("RGBA")
     encoded = io.BytesIO()
     picture.save(encoded, "PNG", compress_level=1)
@@ -178,7 +184,7 @@ def _prepare(out: Path, wanted: set[Path], settings: dict[str, int]) -> None:
     for name in (METADATA, BOXES, *LISTS.values()):
         (out / name).unlink(missing_ok=True)
     _write(out / MARKER, json.dumps({"drawn_by": "CXRapid", **settings}).encode())
-    for stale in set(out.glob("images_*/images/*.png")) - wanted:
+    for stale in set(out.glob("images_*/images/*.png*")) - wanted:
         stale.unlink()
     for path in {path.parent for path in wanted}:
         path.mkdir(parents=True, exist_ok=True)

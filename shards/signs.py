@@ -34,14 +34,14 @@ def reshape(chest: Chest, findings: list[str], rng: np.random.Generator) -> Ches
     if "Cardiomegaly" in findings:
         chest = replace(chest, heart=chest.heart * rng.uniform(1.26, 1.45))
     if "Emphysema" in findings:
-        flat = rng.uniform(0.35, 0.65)
+        flat = rng.uniform(0.45, 0.80)
         chest = replace(chest, dome=chest.dome * flat, base=chest.base + 0.01, heart=chest.heart * 0.95)
     return chest
 
 
 def draw_sign(finding: str, plane: Plane, rng: np.random.Generator) -> Sign:
     """Return the sign of `finding`, of random side, place and strength, for the chest of `plane`."""
-    return _DRAWERS[finding](plane, float(rng.uniform(0.7, 1.2)), rng)
+    return _DRAWERS[finding](plane, float(rng.uniform(0.55, 1.25)), rng)
 
 
 def _draws(finding: str) -> Callable[[Drawer], Drawer]:
@@ -114,7 +114,7 @@ def _infiltration(plane: Plane, strength: float, rng: np.random.Generator) -> Si
     wide, high = rng.uniform(0.11, 0.14), rng.uniform(0.13, 0.16)
     patches = ramp(cloud(26, plane.pixels, rng) - 0.1, 1.0)
     layer = patches * _blob(plane, x, y, wide, high, 0.8) * _on(side, plane)
-    return Sign(0.24 * strength * layer, (_around(x, y, wide * 0.9, high * 0.9),))
+    return Sign(0.23 * strength * layer, (_around(x, y, wide * 0.9, high * 0.9),))
 
 
 @_draws("Mass")
@@ -132,7 +132,7 @@ def _nodule(plane: Plane, strength: float, rng: np.random.Generator) -> Sign:
     side, size = _side(rng), rng.uniform(0.028, 0.036)
     x, y = plane.at(side, rng.uniform(0.50, 0.72), rng.uniform(0.20, 0.32))
     layer = _blob(plane, x, y, size, size, 0.5) * _on(side, plane)
-    return Sign(0.42 * strength * layer, (_around(x, y, size, size),))
+    return Sign(0.50 * strength * layer, (_around(x, y, size, size),))
 
 
 @_draws("Pneumonia")
@@ -156,7 +156,7 @@ def _pneumothorax(plane: Plane, strength: float, rng: np.random.Generator) -> Si
     inside = inside.astype(np.float32)
     reach = ramp(0.62 - plane.down, 0.2)
     lung = _on(side, plane) * reach
-    layer = -0.15 * ramp(-inside, 0.02) * lung + 0.15 * ridge(inside, 0.006) * lung
+    layer = -0.18 * ramp(-inside, 0.02) * lung + 0.18 * ridge(inside, 0.006) * lung
     (left, _), (right, y) = plane.at(side, 0.25, 0.3), plane.at(side, 1.02, 0.55)
     box = (min(left, right), plane.chest.apex, abs(right - left), y - plane.chest.apex)
     return Sign(strength * layer, (box,))
@@ -191,7 +191,7 @@ def _edema(plane: Plane, strength: float, rng: np.random.Generator) -> Sign:
         layer = np.maximum(layer, _blob(plane, x, y, wide, high, 1.0))
         boxes.append(_around(x, y, wide * 0.9, high * 0.9))
     haze = 0.8 + 0.2 * cloud(40, plane.pixels, rng)
-    return Sign(0.20 * strength * layer * haze * _on(0, plane), tuple(boxes))
+    return Sign(0.19 * strength * layer * haze * _on(0, plane), tuple(boxes))
 
 
 @_draws("Emphysema")
@@ -219,20 +219,20 @@ def _fibrosis(plane: Plane, strength: float, rng: np.random.Generator) -> Sign:
     for side in (-1, 1):
         (inner, top), (outer, bottom) = plane.at(side, 0.5, 0.64), plane.at(side, 1.0, 0.98)
         boxes.append((min(inner, outer), top, abs(outer - inner), bottom - top))
-    return Sign(0.07 * strength * (1 - 2 * net) * zone * _on(0, plane), tuple(boxes))
+    return Sign(0.055 * strength * (1 - 2 * net) * zone * _on(0, plane), tuple(boxes))
 
 
 @_draws("Pleural_Thickening")
 def _pleural_thickening(plane: Plane, strength: float, rng: np.random.Generator) -> Sign:
     """A bright band along the side wall of one lung."""
     side, thick = _side(rng), rng.uniform(0.032, 0.042)
-    middle, half = rng.uniform(0.50, 0.60), rng.uniform(0.16, 0.22)
+    middle, half = rng.uniform(0.50, 0.60), rng.uniform(0.20, 0.26)
     band = ramp(plane.out - plane.outer + thick, 0.012) * ramp(half - np.abs(plane.down - middle), 0.1)
     (inner, top), (_, bottom) = plane.at(side, 1.0, middle - half), plane.at(side, 1.0, middle + half)
     outer = plane.at(side, 1.0, middle + half)[0]
     left = min(inner, outer) - (thick if side > 0 else 0.0)
     box = (left, top, abs(outer - inner) + thick, bottom - top)
-    return Sign(0.38 * strength * band * _on(side, plane), (box,))
+    return Sign(0.42 * strength * band * _on(side, plane), (box,))
 
 
 @_draws("Hernia")
@@ -243,4 +243,4 @@ def _hernia(plane: Plane, strength: float, rng: np.random.Generator) -> Sign:
     y = chest.base - chest.dome - rng.uniform(0.03, 0.06)
     round_ = _blob(plane, x, y, size, size, 0.2)
     air = _blob(plane, x, y, size * 0.8, size * 0.8, 0.2) * ramp(y - plane.y, 0.01)
-    return Sign(strength * (0.12 * round_ - 0.27 * air), (_around(x, y, size, size),))
+    return Sign(strength * (0.10 * round_ - 0.23 * air), (_around(x, y, size, size),))
