@@ -17,12 +17,12 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from shards.anatomy import Plane, build_patient, pose
-from shards.cohort import draw_cohort, finding_sets
 from shards.errors import BadData, ResourceMissing
 from shards.findings import FINDINGS, to_multi_hot
-from shards.phantoms import Order, Phantoms, draw_phantom, make_phantoms
-from shards.signs import draw_sign, reshape
+from shards.phantoms.anatomy import Plane, build_patient, pose
+from shards.phantoms.cohort import draw_cohort, finding_sets
+from shards.phantoms.signs import draw_sign, reshape
+from shards.phantoms.tree import Order, Phantoms, draw_phantom, make_phantoms
 
 ROOT = Path(__file__).parents[2]
 

@@ -21,13 +21,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from shards.anatomy import Layer, Plane, build_patient, cloud, draw_chest, pose
-from shards.cohort import draw_cohort
 from shards.errors import BadData, ResourceMissing
 from shards.findings import FINDINGS, NO_FINDING
+from shards.phantoms.anatomy import Layer, Plane, build_patient, cloud, draw_chest, pose
+from shards.phantoms.cohort import draw_cohort
+from shards.phantoms.signs import Box, draw_sign, reshape
 from shards.progress import progress_bar
 from shards.publishing import publish
-from shards.signs import Box, draw_sign, reshape
 
 METADATA = "Data_Entry_2017_v2020.csv"
 BOXES = "BBox_List_2017.csv"
@@ -47,7 +47,7 @@ class Phantoms:
     """What make_phantoms has written."""
 
     entries: pd.DataFrame
-    """One row per image; the columns of `shards.cohort.draw_cohort`."""
+    """One row per image; the columns of `shards.phantoms.cohort.draw_cohort`."""
     boxes: pd.DataFrame
     """One row per box in the test images: image, finding, x, y, w, h on the 1024 grid."""
 

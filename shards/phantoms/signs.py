@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from shards.anatomy import Chest, Layer, Plane, cloud, ramp, ridge
+from shards.phantoms.anatomy import Chest, Layer, Plane, cloud, ramp, ridge
 
 # x, y of the upper left corner, width, height, as fractions of the image side.
 Box = tuple[float, float, float, float]
