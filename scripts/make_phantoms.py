@@ -6,6 +6,7 @@ import click
 
 from shards.cores import available_cores
 from shards.phantoms import make_phantoms
+from shards.signals import stoppable
 
 
 @click.command(context_settings={"show_default": True, "auto_envvar_prefix": "CXRAPID"})
@@ -24,7 +25,8 @@ def main(out: Path, images: int, size: int, seed: int, jobs: int | None) -> None
     OUT is a new or empty folder, or an earlier phantom tree, which is replaced. The same command
     writes the same bytes.
     """
-    made = make_phantoms(out, images, size, seed, jobs=jobs or available_cores(), progress=True)
+    with stoppable("the same command draws them all"):
+        made = make_phantoms(out, images, size, seed, jobs=jobs or available_cores(), progress=True)
     test = made.entries["split"] == "test"
     click.echo(
         f"{out}: {images} images of {made.entries['patient'].nunique()} patients, "

@@ -9,9 +9,9 @@ from shards.cores import available_cores
 from shards.findings import FINDINGS
 from shards.manifest import Manifest
 from shards.packing import pack
-from shards.pixels import Encoding
-from shards.planning import SplitRecipe, SplitRule, choose_folders, make_plan
-from shards.shard import PixelRecipe
+from shards.packing.planning import SplitRecipe, SplitRule, choose_folders, make_plan
+from shards.pixels import Encoding, Filter, PixelRecipe
+from shards.signals import stoppable
 from shards.splits import SPLITS
 
 
@@ -67,13 +67,19 @@ def _folder_numbers(context: click.Context, option: click.Parameter, text: str |
     metavar="PIXELS",
     help="Height and width of packed images.",
 )
+@click.option(
+    "--filter",
+    type=click.Choice(["lanczos", "bicubic", "hamming", "bilinear", "box"]),
+    default="lanczos",
+    help="Of the resize; all antialias, sharpest first.",
+)
 @click.option("--encoding", type=click.Choice(["jpeg", "png"]), default="jpeg", help="png is lossless.")
 @click.option("--quality", type=click.IntRange(1, 100), default=95, help="Of JPEG.")
 @click.option(
     "--shard-size", type=click.IntRange(1), default=1024, metavar="SAMPLES", help="Samples a shard."
 )
 @click.option(
-    "--jobs", type=click.IntRange(1), default=None, metavar="N", help="Processes.  [default: all cores]"
+    "--jobs", type=click.IntRange(1), default=None, metavar="N", help="Threads.  [default: all cores]"
 )
 @click.option("--allow-missing", is_flag=True, help="Pack the images that are there.")
 @click.option(
@@ -94,6 +100,7 @@ def main(
     test_list: Path | None,
     folders: str | None,
     size: int,
+    filter: Filter,
     encoding: Encoding,
     quality: int,
     shard_size: int,
@@ -112,18 +119,19 @@ def main(
     if val_fraction is not None and (rule == "file" or val_list):
         raise click.UsageError("--val-fraction draws val, which --val-list already names; give one of them")
     split = SplitRecipe(rule, seed, val_fraction, train_list, val_list, test_list)
-    chosen = None if folders is None else choose_folders(source, folders)
-    plan = make_plan(source, split, folders=chosen, allow_missing=allow_missing)
-    for remark in plan.remarks:
-        click.echo(f"note: {remark}", err=True)
-    manifest = pack(
-        plan,
-        out,
-        PixelRecipe(size, encoding, quality),
-        shard_size=shard_size,
-        jobs=jobs or available_cores(),
-        max_rejects=max_rejects,
-    )
+    with stoppable("what is packed is kept; the same command again goes on"):
+        chosen = None if folders is None else choose_folders(source, folders)
+        plan = make_plan(source, split, folders=chosen, allow_missing=allow_missing)
+        for remark in plan.remarks:
+            click.echo(f"note: {remark}", err=True)
+        manifest = pack(
+            plan,
+            out,
+            PixelRecipe(size, encoding, quality, filter),
+            shard_size=shard_size,
+            jobs=jobs or available_cores(),
+            max_rejects=max_rejects,
+        )
     click.echo(_summary(manifest))
     click.echo(
         f"{out}: {len(manifest.shards)} shards, {manifest.rejects} rejects; next: python -m trainer --shards {out}"
@@ -136,12 +144,11 @@ def _summary(manifest: Manifest) -> str:
     lines.append(f"{'images':20}" + "".join(f"{split.images:>16}" for split in splits))
     lines.append(f"{'patients':20}" + "".join(f"{split.patients:>16}" for split in splits))
     for finding in FINDINGS:
-        cells = (
-            f"{split.positives[finding]} ({split.positives[finding] / max(split.images, 1):.1%})"
-            for split in splits
-        )
+        cells = (f"{split.positives[finding]} ({split.prevalence[finding] or 0:.1%})" for split in splits)
         lines.append(f"{finding:20}" + "".join(f"{cell:>16}" for cell in cells))
     lines.append(f"patients in two splits: {manifest.patients_in_two_splits}")
+    encoding = "lossless" if manifest.psnr is None else f"{manifest.psnr:.1f} dB PSNR"
+    lines.append(f"pixels of train: mean {manifest.mean:.1f}, std {manifest.std:.1f}; encoding: {encoding}")
     return "\n".join(lines)
 
 

@@ -1,5 +1,6 @@
 """NIH's metadata CSV and image folders as one table of entries."""
 
+import gzip
 import re
 import warnings
 import zlib
@@ -54,13 +55,13 @@ def read_entries(source: Path) -> Entries:
     duplicate = raw["image"].duplicated()
     if duplicate.any():
         row = int(np.flatnonzero(duplicate)[0])
-        raise BadData(f"{csv}, row {row + 2}: image {raw['image'][row]} stands in the file twice")
+        raise BadData(f"{csv}, row {raw['line'][row]}: image {raw['image'][row]} stands in the file twice")
     for column in ("patient", "follow_up"):
-        table[column] = _whole_numbers(csv, raw[column], column)
-    table["age"], remarks = _ages(csv, raw["age"])
+        table[column] = _whole_numbers(csv, raw, column)
+    table["age"], remarks = _ages(csv, raw)
     table["sex"] = raw["sex"]
     table["view"] = raw["view"]
-    hot = _multi_hot(csv, raw["labels"])
+    hot = _multi_hot(csv, raw)
     for position, finding in enumerate(FINDINGS):
         table[finding] = hot[:, position]
     return Entries(table, csv, remarks)
@@ -115,9 +116,12 @@ def _read_columns(csv: Path) -> pd.DataFrame:
         with warnings.catch_warnings():
             # Of the empty field behind a trailing comma that only the rows have, not the header.
             warnings.simplefilter("ignore", pd.errors.ParserWarning)
-            frame = pd.read_csv(csv, dtype=str, encoding="utf-8-sig", index_col=False, na_filter=False)
+            frame = pd.read_csv(
+                csv, dtype=str, encoding="utf-8-sig", index_col=False, na_filter=False, skip_blank_lines=False
+            )
     except UnicodeDecodeError as error:
-        raise BadData(f"{csv} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+        row = _undecodable_row(csv)
+        raise BadData(f"{csv}, row {row}: not UTF-8 text ({error.reason})") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, OSError, EOFError, zlib.error) as error:
         raise BadData(f"{csv} cannot be read as CSV: {str(error).strip()}") from error
     if "Patient Sex" not in frame.columns:
@@ -127,42 +131,58 @@ def _read_columns(csv: Path) -> pd.DataFrame:
         raise BadData(
             f"{csv} has no column {missing[0]!r}; its columns are {', '.join(map(str, frame.columns))}"
         )
+    frame = frame[list(COLUMNS)].rename(columns=COLUMNS)
+    frame["line"] = frame.index + 2  # as an editor counts: line 1 is the header, blank lines count
+    blank = (frame.drop(columns=["image", "line"]) == "").all(axis=1) & (frame["image"].str.strip() == "")
+    frame = frame[~blank].reset_index(drop=True)
     if frame.empty:
         raise BadData(f"{csv} has a header but no row")
-    return frame[list(COLUMNS)].rename(columns=COLUMNS)
+    return frame
 
 
-def _whole_numbers(csv: Path, texts: "pd.Series[str]", column: str) -> npt.NDArray[np.int64]:
+def _undecodable_row(csv: Path) -> int:
+    with gzip.open(csv) if csv.suffix == ".gz" else csv.open("rb") as file:
+        for row, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return row
+    return 0
+
+
+def _whole_numbers(csv: Path, raw: pd.DataFrame, column: str) -> npt.NDArray[np.int64]:
+    texts = raw[column]
     wrong = np.flatnonzero(~texts.str.fullmatch(r"\s*\d{1,18}\s*").to_numpy(dtype=bool))
     if len(wrong):
         row = int(wrong[0])
-        raise BadData(f"{csv}, row {row + 2}: {column} {texts[row]!r} is not a whole number")
+        raise BadData(f"{csv}, row {raw['line'][row]}: {column} {texts[row]!r} is not a whole number")
     return texts.to_numpy(dtype=str).astype(np.int64)
 
 
-def _ages(csv: Path, texts: "pd.Series[str]") -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+def _ages(csv: Path, raw: pd.DataFrame) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    texts = raw["age"]
     years_of: dict[str, int] = {}
     for text in texts.unique():
         match = _AGE.fullmatch(text.strip())
         if match is None:
             row = int(np.flatnonzero(texts == text)[0])
-            raise BadData(f"{csv}, row {row + 2}: age {text!r} is none of 60, 060Y, 013M")
+            raise BadData(f"{csv}, row {raw['line'][row]}: age {text!r} is none of 60, 060Y, 013M")
         years_of[text] = int(int(match[1]) * _DAYS[match[2]] / _DAYS["Y"])
     years = np.asarray(texts.map(years_of), dtype=np.int64)
     odd = np.flatnonzero(years > _OLDEST)
     if not len(odd):
         return years, ()
-    shown = ", ".join(f"row {row + 2}: {years[row]}" for row in odd[:3])
+    shown = ", ".join(f"row {raw['line'][row]}: {years[row]}" for row in odd[:3])
     return years, (f"{csv}: {len(odd)} ages over {_OLDEST} years, kept as they are ({shown}, ...)",)
 
 
-def _multi_hot(csv: Path, texts: "pd.Series[str]") -> npt.NDArray[np.uint8]:
-    codes, distinct = pd.factorize(texts)
+def _multi_hot(csv: Path, raw: pd.DataFrame) -> npt.NDArray[np.uint8]:
+    codes, distinct = pd.factorize(raw["labels"])
     hot = np.zeros((len(distinct), len(FINDINGS)), dtype=np.uint8)
     for code, text in enumerate(distinct):
         try:
             hot[code] = to_multi_hot(text)
         except ValueError as error:
             row = int(np.flatnonzero(codes == code)[0])
-            raise BadData(f"{csv}, row {row + 2}: {error}") from error
+            raise BadData(f"{csv}, row {raw['line'][row]}: {error}") from error
     return hot[codes]

@@ -9,17 +9,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import click
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from shards.errors import BadData
+from shards.errors import BadData, ResourceMissing
 from shards.findings import FINDINGS
 from shards.index import index_tar, read_index
-from shards.manifest import NAME, Manifest, read_manifest
+from shards.manifest import NAME, Manifest, ShardRecord, read_manifest
 from shards.publishing import publish_text, sha256_of
 
 ENTRIES = "entries.csv"
+REJECTS = "rejects.csv"
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,10 @@ class ShardFolder:
 def open_shards(path: Path) -> ShardFolder:
     """Open a shard folder after a quick check (under a second for the whole of NIH).
 
-    Checks that the manifest is whole, that every tar has its recorded size and every index
-    its recorded hash. A missing index is built again. Raises BadData naming the first file
-    that differs; `scripts/verify_shards.py` is the thorough check.
+    Checks that the manifest is whole, that every tar has its recorded size, and every index
+    its recorded hash and number of samples. A missing index is built again, which is said on
+    stderr. Raises BadData naming the first file that differs; `scripts/verify_shards.py` is
+    the thorough check. Raises ResourceMissing where a missing index cannot be written.
     """
     manifest = read_manifest(path)
     for shard in manifest.shards:
@@ -59,21 +62,41 @@ def open_shards(path: Path) -> ShardFolder:
             state = "is missing" if size is None else f"has {size} bytes"
             raise BadData(f"{tar} {state}, the manifest says {shard.bytes} bytes; pack again")
         idx = tar.with_suffix(".idx")
-        if not idx.is_file():
-            _rebuild_index(tar, idx, shard.idx_sha256)
-        elif sha256_of(idx) != shard.idx_sha256:
+        if restore_index(tar, shard):
+            click.echo(f"note: {idx} was missing and is built again", err=True)
+        index = idx.read_bytes()
+        if hashlib.sha256(index).hexdigest() != shard.idx_sha256:
             raise BadData(f"{idx} is not the index that was packed; delete it and it is built again")
+        samples = index.count(b"\n") - 1
+        if samples != shard.samples:
+            raise BadData(f"{idx} has {samples} samples, the manifest says {shard.samples}; pack again")
     return ShardFolder(path, manifest, hashlib.sha256((path / NAME).read_bytes()).hexdigest())
 
 
-def _rebuild_index(tar: Path, idx: Path, sha256: str) -> None:
+def restore_index(tar: Path, shard: ShardRecord) -> bool:
+    """Build the index of a shard again where it is missing; return whether it was.
+
+    It is written only if it is byte for byte the one that was packed: else the tar is
+    damaged, which raises BadData. Raises ResourceMissing where it cannot be written.
+    """
+    idx = tar.with_suffix(".idx")
+    if idx.exists():
+        return False
     try:
         text = index_tar(tar)
     except (tarfile.TarError, UnicodeDecodeError) as error:
         raise BadData(f"{tar} is damaged: {error}; pack again") from error
-    if hashlib.sha256(text.encode()).hexdigest() != sha256:
+    if hashlib.sha256(text.encode()).hexdigest() != shard.idx_sha256:
         raise BadData(f"{tar} is damaged: its members do not lie where they were packed; pack again")
-    publish_text(idx, text)
+    try:
+        publish_text(idx, text)
+    except ResourceMissing as error:
+        raise ResourceMissing(
+            f"{idx} is missing and cannot be built again in a folder that cannot be written to; run "
+            f"`python scripts/verify_shards.py {tar.parent}` once as somebody who may write there, "
+            "or use a copy of the folder"
+        ) from error
+    return True
 
 
 class Samples(NamedTuple):

@@ -1,6 +1,7 @@
 """manifest.json: what a shard folder holds, how it was made, and the proof of its split."""
 
 import dataclasses
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ class SplitRecord:
     patients: int
     positives: dict[str, int]
     """Images that show each finding, in FINDINGS order."""
+    prevalence: dict[str, float | None]
+    """Share of images that show each finding, to six digits; None in a split without images."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,16 @@ class Manifest:
     """Of the metadata CSV as it was read."""
     entries_sha256: str
     """Of entries.csv."""
+    rejects_sha256: str
+    """Of rejects.csv."""
     mean: float
     """Of the train pixels before encoding, 0..255."""
     std: float
+    psnr: float | None
+    """Mean peak signal-to-noise ratio of the encoding in dB, over the rows that 16 divides; None
+    for png, which is lossless, and where no such row was packed."""
+    pillow: str
+    """Version of Pillow, which decoded, resized and encoded."""
     splits: dict[str, SplitRecord]
     shards: tuple[ShardRecord, ...]
     rejects: int
@@ -72,9 +82,10 @@ class Manifest:
         return tuple(shard for shard in self.shards if shard.name.startswith(f"{split}-"))
 
     def to_json(self) -> str:
-        """Return the text of manifest.json."""
+        """Return the text of manifest.json; its last field is the SHA-256 of all that stands before it."""
         record = {"format": FORMAT, "findings": list(FINDINGS), **dataclasses.asdict(self)}
-        return json.dumps(record, indent=1) + "\n"
+        sha256 = hashlib.sha256(json.dumps(record, indent=1).encode()).hexdigest()
+        return json.dumps({**record, "sha256": sha256}, indent=1) + "\n"
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -86,8 +97,14 @@ def read_manifest(folder: Path) -> Manifest:
             f"`python scripts/make_shards.py SOURCE {folder}`, or try without it: "
             f"`python scripts/make_phantoms.py data/phantoms` and pack that folder"
         )
+    return parse_manifest(path.read_bytes(), path)
+
+
+def parse_manifest(data: bytes, path: Path | str) -> Manifest:
+    """Check the bytes of the manifest.json at `path`; raise BadData naming what is wrong with it."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        text = data.decode("utf-8")
+        record = json.loads(text)
         if record.pop("format") != FORMAT:
             raise BadData(f"{path} has another format than {FORMAT}; pack again")
         findings = record.pop("findings")
@@ -95,11 +112,14 @@ def read_manifest(folder: Path) -> Manifest:
             raise BadData(f"{path} has other findings, or another order: {', '.join(map(str, findings))}")
         splits = {name: SplitRecord(**split) for name, split in record.pop("splits").items()}
         shards = tuple(ShardRecord(**shard) for shard in record.pop("shards"))
+        del record["sha256"]  # made anew and compared below, with the rest of the text
         manifest = Manifest(splits=splits, shards=shards, **record)
         if tuple(splits) != SPLITS or manifest.size < 1 or not manifest.extension:
             raise ValueError(f"splits {', '.join(splits)}")
         if not all(isinstance(number, int) for shard in shards for number in (shard.samples, shard.bytes)):
             raise ValueError("a shard's samples or bytes are not a whole number")
+        if not all(tuple(each.positives) == tuple(each.prevalence) == FINDINGS for each in splits.values()):
+            raise ValueError("a split counts other findings")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadData(f"{path} is damaged: {error or type(error).__name__}") from error
     for shard in shards:
@@ -111,4 +131,6 @@ def read_manifest(folder: Path) -> Manifest:
             raise BadData(
                 f"{path}: the shards of {split} hold {counted} samples, the split {splits[split].images}"
             )
+    if manifest.to_json() != text:
+        raise BadData(f"{path} is damaged: its text is not the one that its sha256 was made of")
     return manifest

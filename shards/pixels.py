@@ -6,8 +6,10 @@ Sixteen bits are scaled to eight (not cut off), alpha is ignored, colour becomes
 """
 
 import io
+import math
 import struct
 import zlib
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -16,51 +18,78 @@ from PIL import Image, UnidentifiedImageError
 
 Gray = npt.NDArray[np.uint8]
 Encoding = Literal["jpeg", "png"]
+Filter = Literal["lanczos", "bicubic", "hamming", "bilinear", "box"]
 SUFFIX: dict[str, str] = {"jpeg": "jpg", "png": "png"}
+
+# Large images are first averaged over whole blocks of pixels, down to no less than 1.5 times the
+# target, and only then filtered. On NIH's files at 224 pixels that takes 1.0 ms instead of Lanczos'
+# 4.2, from which it differs by 49.7 dB PSNR: less than JPEG 95 does from its input (47.3 dB). With a
+# gap of 2 it would be 1.7 ms and 54.0 dB (python -m benchmarks.packing).
+REDUCING_GAP = 1.5
 
 # In pixels. NIH's files have 1024, the largest originals about 3056. A limit of the side, not of
 # the area: a strip of 1 x 2**26 would become a square of 2**52.
 MAX_SIDE = 8192
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
+
+
+@dataclass(frozen=True)
+class PixelRecipe:
+    """How the pixels of every sample are made."""
+
+    size: int = 224
+    """Height and width in pixels."""
+    encoding: Encoding = "jpeg"
+    quality: int = 95
+    """Of JPEG, 1 to 100; without effect on png, which is lossless."""
+    filter: Filter = "lanczos"
+    """The antialiasing filter of the resize."""
 
 
 def read_gray(data: bytes) -> Gray:
-    """Decode a PNG file to uint8 gray of shape [height, width].
+    """Decode a PNG file to uint8 gray of shape [height, width]; raises what open_gray does."""
+    return np.asarray(open_gray(data))
+
+
+def open_gray(data: bytes) -> Image.Image:
+    """Decode a PNG file to a Pillow image of mode L.
 
     The header and every chunk's CRC are checked before a pixel is decoded, so a file that
-    claims an absurd size costs no memory. Raises ValueError with the reason for a file that
-    is empty, no PNG, truncated, corrupt or has a side over MAX_SIDE.
+    claims an absurd size costs no memory; of the other chunks only those that decide pixels
+    are given to the decoder, so no text in a file is ever read. Raises ValueError with the
+    reason for a file that is empty, no PNG, truncated, corrupt or has a side over MAX_SIDE.
     """
-    _check_chunks(data)
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        with Image.open(io.BytesIO(_pixel_chunks(data)), formats=["PNG"]) as image:
             image.load()
             image.info.pop("transparency", None)  # ignored as alpha is, and convert() would warn of it
             if image.mode.startswith("I"):
-                return _scale_16_bit(np.asarray(image))
-            return np.asarray(image if image.mode == "L" else image.convert("L"), dtype=np.uint8)
+                return Image.fromarray(_scale_16_bit(np.asarray(image)))
+            return image if image.mode == "L" else image.convert("L")
     except UnidentifiedImageError as error:
         raise ValueError("pixels do not decode: the header makes no sense") from error
-    except (OSError, SyntaxError, ValueError, zlib.error) as error:
+    except (OSError, SyntaxError, zlib.error) as error:
         raise ValueError(f"pixels do not decode: {error}") from error
 
 
-def resize(gray: Gray, size: int) -> Gray:
-    """Resize to uint8 [size, size] with Pillow's Lanczos filter, which antialiases.
+def resize(gray: Gray | Image.Image, size: int, filter: Filter = "lanczos") -> Gray:
+    """Resize to uint8 [size, size] with one of Pillow's filters, all of which antialias.
 
     An image that is not square is first padded with black to a centred square, so shapes
     keep their aspect; NIH's images are square already.
     """
-    height, width = gray.shape
+    image = gray if isinstance(gray, Image.Image) else Image.fromarray(gray)
+    width, height = image.size
     if height != width:
         side = max(height, width)
-        square = np.zeros((side, side), dtype=np.uint8)
-        top, left = (side - height) // 2, (side - width) // 2
-        square[top : top + height, left : left + width] = gray
-        gray = square
-    if gray.shape == (size, size):
-        return gray
-    return np.asarray(Image.fromarray(gray).resize((size, size), Image.Resampling.LANCZOS))
+        square = Image.new("L", (side, side))
+        square.paste(image, ((side - width) // 2, (side - height) // 2))
+        image = square
+    if image.size == (size, size):
+        return np.asarray(image)
+    resampling = Image.Resampling[filter.upper()]
+    return np.asarray(image.resize((size, size), resampling, reducing_gap=REDUCING_GAP))
 
 
 def encode(gray: Gray, encoding: Encoding, quality: int) -> bytes:
@@ -82,27 +111,42 @@ def decode_sample(data: bytes) -> Gray:
         raise ValueError(f"image does not decode: {error}") from error
 
 
-def _check_chunks(data: bytes) -> None:
+def psnr(gray: Gray, encoded: bytes) -> float:
+    """Return how near `encoded` decodes to `gray`, as a peak signal-to-noise ratio in dB.
+
+    An image without error counts as if one pixel were off by one level, so the figure is finite.
+    """
+    error = decode_sample(encoded).astype(np.int64) - gray
+    return 10 * math.log10(255**2 * gray.size / max(int((error * error).sum()), 1))
+
+
+def _pixel_chunks(data: bytes) -> bytes:
+    # The file without the chunks that do not decide pixels, once every chunk is found to be whole.
     if not data:
         raise ValueError("the file is empty")
     if not data.startswith(_SIGNATURE):
         raise ValueError("not a PNG file")
+    view = memoryview(data)
+    kept: list[bytes | memoryview] = [_SIGNATURE]
     place, name = len(_SIGNATURE), b""
     while name != b"IEND":
         if place + 12 > len(data):
             raise ValueError("the file is truncated")
-        (length,) = struct.unpack_from(">I", data, place)
-        name = data[place + 4 : place + 8]
+        length, name = struct.unpack_from(">I4s", data, place)
         end = place + 8 + length
         if end + 4 > len(data):
             raise ValueError("the file is truncated")
-        if zlib.crc32(memoryview(data)[place + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
-            raise ValueError(f"wrong checksum in chunk {name.decode('ascii', 'replace')}")
+        if zlib.crc32(view[place + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            shown = name.decode() if name in _PIXEL_CHUNKS else "beside the pixels"
+            raise ValueError(f"wrong checksum in chunk {shown}")
         if name == b"IHDR" and length >= 8:
             width, height = struct.unpack_from(">II", data, place + 8)
             if max(width, height) > MAX_SIDE:
                 raise ValueError(f"claims {width}x{height} pixels; at most {MAX_SIDE} a side are allowed")
+        if name in _PIXEL_CHUNKS:
+            kept.append(view[place : end + 4])
         place = end + 4
+    return b"".join(kept)
 
 
 def _scale_16_bit(pixels: npt.NDArray[np.generic]) -> Gray:

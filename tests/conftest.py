@@ -7,9 +7,9 @@ import pytest
 
 from shards.folder import ShardFolder, open_shards
 from shards.packing import pack
+from shards.packing.planning import SplitRecipe, make_plan
 from shards.phantoms import make_phantoms
-from shards.planning import SplitRecipe, make_plan
-from shards.shard import PixelRecipe
+from shards.pixels import PixelRecipe
 
 ROOT = Path(__file__).parents[1]
 

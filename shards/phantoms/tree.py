@@ -8,10 +8,7 @@ import functools
 import io
 import json
 import math
-import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +25,7 @@ from shards.phantoms.cohort import draw_cohort
 from shards.phantoms.signs import Box, draw_sign, reshape
 from shards.progress import progress_bar
 from shards.publishing import publish
+from shards.workers import map_in_processes
 
 METADATA = "Data_Entry_2017_v2020.csv"
 BOXES = "BBox_List_2017.csv"
@@ -110,11 +108,12 @@ def make_phantoms(
     with _resources_named(out):
         _prepare(out, {order.path for order in orders}, {"images": images, "size": size, "seed": seed})
         with progress_bar(images, "phantoms", " images", disable=not progress) as bar:
-            drawn = []
-            for boxes_of_image in _draw_all(orders, size, seed, jobs):
-                drawn.append(boxes_of_image)
+            drawn = {}
+            draw = functools.partial(_draw_file, size=size, seed=seed)
+            for order, boxes_of_image in map_in_processes(draw, orders, jobs):
+                drawn[order.row] = boxes_of_image
                 bar.update()
-        boxes = _table_of_boxes(entries, orders, drawn)
+        boxes = _table_of_boxes(entries, orders, [drawn[order.row] for order in orders])
         _write_lists(out, entries, boxes)
     return Phantoms(entries, boxes)
 
@@ -148,20 +147,6 @@ def draw_phantom(order: Order, size: int, seed: int) -> tuple[Layer, dict[str, t
 
 def _names(findings: str) -> list[str]:
     return [] if findings == NO_FINDING else findings.split("|")
-
-
-def _draw_all(orders: list[Order], size: int, seed: int, jobs: int) -> Iterator[dict[str, tuple[Box, ...]]]:
-    draw = functools.partial(_draw_file, size=size, seed=seed)
-    if jobs == 1:
-        yield from map(draw, orders)
-        return
-    try:
-        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield from pool.map(draw, orders, chunksize=8)
-    except BrokenProcessPool as error:
-        raise ResourceMissing(
-            f"one of {jobs} drawing processes was killed, for memory most likely; run again with fewer jobs"
-        ) from error
 
 
 def _draw_file(order: Order, size: int, seed: int) -> dict[str, tuple[Box, ...]]:

@@ -18,8 +18,8 @@ from eval.evaluation import evaluate
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
 from shards.packing import pack
-from shards.planning import SplitRecipe, make_plan
-from shards.shard import PixelRecipe
+from shards.packing.planning import SplitRecipe, make_plan
+from shards.pixels import PixelRecipe
 from trainer.__main__ import main as trainer
 from trainer.model_file import load_model, save_model
 from trainer.run_directory import RunDirectory
@@ -122,7 +122,7 @@ def test_without_a_run_the_runs_are_listed(trained: Path, tmp_path: Path) -> Non
     assert "python -m trainer" in empty.stdout
 
 
-def refused(result: Result, exit_code: int, message: str) -> None:
+def expect_refusal(result: Result, exit_code: int, message: str) -> None:
     assert result.exit_code == exit_code
     assert message in result.stderr
     assert isinstance(result.exception, SystemExit)
@@ -130,12 +130,12 @@ def refused(result: Result, exit_code: int, message: str) -> None:
 
 
 def test_an_unknown_run_lists_the_known_ones(trained: Path) -> None:
-    refused(score("large", "--runs", trained), 2, "the runs there: small")
+    expect_refusal(score("large", "--runs", trained), 2, "the runs there: small")
 
 
 def test_a_run_without_finished_weights_is_never_scored(runs: Path) -> None:
     (runs / "small" / "model.safetensors").unlink()
-    refused(score("small", "--runs", runs), 3, "its training has not finished")
+    expect_refusal(score("small", "--runs", runs), 3, "its training has not finished")
 
 
 def test_shards_with_another_split_are_refused_unless_asked_for(
@@ -143,38 +143,38 @@ def test_shards_with_another_split_are_refused_unless_asked_for(
 ) -> None:
     other = tmp_path / "other"
     pack(make_plan(phantom_tree, SplitRecipe(rule="random", seed=1)), other, PixelRecipe(size=64))
-    refused(score("small", "--runs", runs, "--shards", other), 3, "is not what small was trained on")
+    expect_refusal(score("small", "--runs", runs, "--shards", other), 3, "is not what small was trained on")
     stamped = load_model(runs / "small" / "model.safetensors")[1]
     assert score("small", "--runs", runs, "--shards", other, "--other-shards").exit_code == 0
     assert load_model(runs / "small" / "model.safetensors")[1] == stamped
 
 
-def test_shards_of_another_size_are_refused(runs: Path, phantom_tree: Path, tmp_path: Path) -> None:
+def test_shards_of_another_size_are_expect_refusal(runs: Path, phantom_tree: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     pack(make_plan(phantom_tree, SplitRecipe(val_fraction=0.2)), other, PixelRecipe(size=32))
-    refused(score("small", "--runs", runs, "--shards", other, "--other-shards"), 3, "takes 64 px")
+    expect_refusal(score("small", "--runs", runs, "--shards", other, "--other-shards"), 3, "takes 64 px")
 
 
-def test_weights_of_other_findings_or_another_arch_are_refused(runs: Path) -> None:
+def test_weights_of_other_findings_or_another_arch_are_expect_refusal(runs: Path) -> None:
     run = RunDirectory(runs / "small")
     model, metadata = load_model(run.model)
     save_model(run.model, model.state_dict(), {**metadata, "findings": list(reversed(FINDINGS))})
-    refused(score("small", "--runs", runs), 3, "other findings")
+    expect_refusal(score("small", "--runs", runs), 3, "other findings")
     save_model(run.model, model.state_dict(), metadata)
     config = json.loads(run.config.read_text())
     config["arch"]["value"] = "resnet50"
     run.config.write_text(json.dumps(config))
-    refused(score("small", "--runs", runs), 3, "is a custom_cnn, but")
+    expect_refusal(score("small", "--runs", runs), 3, "is a custom_cnn, but")
 
 
-def test_shards_with_findings_in_another_order_are_refused(
+def test_shards_with_findings_in_another_order_are_expect_refusal(
     runs: Path, phantom_shards: ShardFolder, tmp_path: Path
 ) -> None:
     other = Path(shutil.copytree(phantom_shards.path, tmp_path / "other"))
     manifest = json.loads((other / "manifest.json").read_text())
     manifest["findings"].reverse()
     (other / "manifest.json").write_text(json.dumps(manifest))
-    refused(score("small", "--runs", runs, "--shards", other), 3, "other findings")
+    expect_refusal(score("small", "--runs", runs, "--shards", other), 3, "other findings")
 
 
 def test_weights_that_give_no_numbers_are_not_scored(runs: Path) -> None:
@@ -182,4 +182,4 @@ def test_weights_that_give_no_numbers_are_not_scored(runs: Path) -> None:
     model, metadata = load_model(run.model)
     state = {name: tensor * float("nan") for name, tensor in model.state_dict().items()}
     save_model(run.model, state, metadata)
-    refused(score("small", "--runs", runs), 3, "not all numbers")
+    expect_refusal(score("small", "--runs", runs), 3, "not all numbers")

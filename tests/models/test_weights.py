@@ -138,7 +138,7 @@ def test_a_vit_file_of_older_names_and_another_size_is_brought_to_the_models(
 def test_counters_of_batch_norm_may_be_missing(custom_cnn: Classifier, tmp_path: Path) -> None:
     old = {name: t for name, t in plain(custom_cnn).items() if not name.endswith("num_batches_tracked")}
     torch.save(old, tmp_path / "old.pt")
-    models.load_weights(custom_cnn, tmp_path / "old.pt")
+    assert models.load_weights(custom_cnn, tmp_path / "old.pt")
 
 
 def test_a_file_of_another_arch_is_refused_by_its_first_differences(

@@ -1,8 +1,10 @@
 """`python scripts/make_shards.py` as a user runs it."""
 
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +55,10 @@ def test_a_tree_is_packed_proved_and_the_next_step_is_named(
     images = [folder.manifest.splits[split].images for split in ("train", "val", "test")]
     assert lines[1].split() == ["images", *map(str, images)] and sum(images) == 96
     assert "patients in two splits: 0" in lines
+    counts = [f"{s.positives['Mass']} ({s.prevalence['Mass']:.1%})" for s in folder.manifest.splits.values()]
+    assert [line.split() for line in lines if line.startswith("Mass")] == [
+        ["Mass", *" ".join(counts).split()]
+    ]
     assert (
         lines[-1]
         == f"{out}: {len(folder.manifest.shards)} shards, 0 rejects; next: python -m trainer --shards {out}"
@@ -88,6 +94,7 @@ def test_a_remark_about_the_data_goes_to_stderr(tree: Path, tmp_path: Path, run:
         ["--split", "image-wise"],
         ["--size", "0"],
         ["--size", "big"],
+        ["--filter", "nearest"],
         ["--quality", "101"],
         ["--shard-size", "0"],
         ["--jobs", "0"],
@@ -160,6 +167,20 @@ def bad_image(tree: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
 
 
+def other_bytes(tree: Path) -> None:
+    path = next((tree / "images_001" / "images").iterdir())
+    (tree / "images_099").mkdir()
+    (tree / "images_099" / path.name).write_bytes(b"other")
+
+
+def bomb(tree: Path) -> None:
+    header = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
+    chunks = [header, b"IDAT" + zlib.compress(bytes(1000)), b"IEND"]
+    framed = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks]
+    path = next((tree / "images_001" / "images").iterdir())
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(framed))
+
+
 @pytest.mark.parametrize(
     ("damage", "texts"),
     [
@@ -169,6 +190,8 @@ def bad_image(tree: Path) -> None:
         (no_image, ["1 of 96 images are not in", "--allow-missing"]),
         (unknown_finding, ["unknown finding 'Hernja'; the nearest valid name is 'Hernia'"]),
         (torn_patient, ["patients are in both", "the first is patient"]),
+        (other_bytes, ["have one name but different bytes", "images_001"]),
+        (bomb, ["1 images do not decode", "claims 30000x30000 pixels"]),
         (
             bad_image,
             ["1 images do not decode, more than --max-rejects 0", "the file is truncated", "rejects.csv"],
@@ -201,8 +224,11 @@ def test_folders_restrict_what_is_packed(phantom_tree: Path, tmp_path: Path, run
         3,
         "image folders; --folders 99 asks for others",
     )
-    assert run(phantom_tree, tmp_path / "out", "--folders", "1").exit_code == 0
-    assert set(open_shards(tmp_path / "out").entries["folder"]) == {"images_001/images"}
+    for choice, folders in (("1", {1}), ("2", {1, 2}), ("2,4", {2, 4})):
+        out = tmp_path / choice
+        result = run(phantom_tree, out, "--folders", choice, "--split", "random")
+        assert result.exit_code == 0, result.output
+        assert set(open_shards(out).entries["folder"]) == {f"images_{n:03d}/images" for n in folders}
 
 
 def test_another_recipe_for_the_same_folder_is_exit_5_with_what_differs(
@@ -211,6 +237,18 @@ def test_another_recipe_for_the_same_folder_is_exit_5_with_what_differs(
     assert run(phantom_tree, tmp_path / "out").exit_code == 0
     result = run(phantom_tree, tmp_path / "out", "--seed", "1", "--encoding", "png")
     assert_says(result, 5, "seed was 0, is now 1", "encoding was jpeg, is now png", "Give another folder")
+
+
+def test_an_image_that_changed_is_exit_5_with_its_name(tree: Path, tmp_path: Path, run: Run) -> None:
+    assert run(tree, tmp_path / "out").exit_code == 0
+    first, second, *_ = sorted((tree / "images_001" / "images").iterdir())
+    first.write_bytes(second.read_bytes())
+    assert_says(run(tree, tmp_path / "out"), 5, str(first), "is not the file that was packed")
+
+
+def test_a_filter_is_chosen_by_name(phantom_tree: Path, tmp_path: Path, run: Run) -> None:
+    assert run(phantom_tree, tmp_path / "out", "--filter", "bicubic").exit_code == 0
+    assert open_shards(tmp_path / "out").manifest.recipe["filter"] == "bicubic"
 
 
 def test_a_place_that_cannot_be_written_is_exit_4(phantom_tree: Path, tmp_path: Path, run: Run) -> None:

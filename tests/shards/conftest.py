@@ -12,8 +12,8 @@ from PIL import Image
 
 from shards.findings import FINDINGS
 from shards.packing import pack
-from shards.planning import SplitRecipe, make_plan
-from shards.shard import PixelRecipe
+from shards.packing.planning import SplitRecipe, make_plan
+from shards.pixels import PixelRecipe
 
 HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"

@@ -114,16 +114,30 @@ def test_bad_metadata_is_named_with_file_row_and_cause(
     assert "Data_Entry_2017_v2020.csv" in error.value.message and message in error.value.message
 
 
+def test_blank_lines_are_skipped_and_rows_are_counted_as_an_editor_counts_lines(
+    read: Callable[..., Entries],
+) -> None:
+    assert read("", row("a.png"), "", "  ", row("b.png"), "").table["image"].tolist() == ["a.png", "b.png"]
+    with pytest.raises(BadData, match="row 5: unknown finding 'Mas'"):
+        read("", row("a.png"), "", row("b.png", "Mas"))
+    assert "row 4: 411" in read("", row("a.png"), row("b.png", age="411")).remarks[0]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("Data_Entry_2017.csv", b"", "cannot be read as CSV"),
-        ("Data_Entry_2017.csv", HEADER.encode() + b"\na\xff.png,Mass\n", "is not UTF-8 text"),
+        ("Data_Entry_2017.csv", HEADER.encode() + b"\na\xff.png,Mass\n", "row 2: not UTF-8 text"),
+        (
+            "Data_Entry_2017.csv.gz",
+            gzip.compress(f"{HEADER}\n{ROW}\n\n".encode() + b"b\xff.png,Mass\n"),
+            "row 4: not UTF-8 text",
+        ),
         ("Data_Entry_2017.csv.gz", b"not gzip", "cannot be read as CSV"),
         ("Data_Entry_2017.csv.gz", gzip.compress(HEADER.encode() * 9)[:-12], "cannot be read as CSV"),
         ("Data_Entry_2017.csv.gz", gzip.compress(b"x" * 99)[:10] + b"\xff" * 30, "cannot be read as CSV"),
     ],
-    ids=["empty", "not UTF-8", "not gzip", "gzip cut off", "gzip damaged"],
+    ids=["empty", "not UTF-8", "not UTF-8 in gzip", "not gzip", "gzip cut off", "gzip damaged"],
 )
 def test_a_file_that_is_no_csv_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)

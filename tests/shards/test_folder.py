@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.errors import BadData
+from shards.errors import BadData, ResourceMissing
 from shards.findings import FINDINGS
 from shards.folder import SplitReader, open_shards
 from shards.splits import SPLITS
@@ -114,3 +114,22 @@ def test_an_index_with_fewer_samples_than_the_entries_is_noticed(shards: Path) -
     idx.write_text("v1.2 1\n" + idx.read_text().splitlines()[1] + "\n")
     with pytest.raises(BadData, match=r"the indexes of test hold 5 samples, entries\.csv 6"):
         SplitReader(folder, "test")
+
+
+def test_a_missing_index_that_is_built_again_is_said(
+    shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_shards(shards)
+    assert capsys.readouterr() == ("", "")
+    idx = shards / "train-00001.idx"
+    idx.unlink()
+    open_shards(shards)
+    assert capsys.readouterr() == ("", f"note: {idx} was missing and is built again\n")
+
+
+def test_an_index_that_cannot_be_built_again_says_what_to_do(shards: Path) -> None:
+    # A folder in the place of the temporary file: root may write into a folder without the permission.
+    (shards / "train-00001.idx").unlink()
+    (shards / ".train-00001.idx.partial").mkdir()
+    with pytest.raises(ResourceMissing, match=r"train-00001\.idx is missing and cannot be built .* copy"):
+        open_shards(shards)

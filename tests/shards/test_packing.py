@@ -1,9 +1,6 @@
 import io
-import resource
+import json
 import shutil
-import signal
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,14 +16,11 @@ from shards.findings import FINDINGS
 from shards.folder import SplitReader, open_shards
 from shards.manifest import Manifest
 from shards.packing import pack
-from shards.pixels import read_gray, resize
-from shards.planning import SplitRecipe, make_plan
+from shards.packing.planning import SplitRecipe, make_plan
+from shards.pixels import PixelRecipe, decode_sample, psnr, read_gray, resize
 from shards.publishing import sha256_of
-from shards.shard import PixelRecipe
 from shards.splits import SPLITS
 
-ROOT = Path(__file__).parents[2]
-TIMEOUT = 120
 MakeTree = Callable[..., Path]
 Png = Callable[..., bytes]
 
@@ -149,12 +143,6 @@ def test_other_metadata_or_another_split_is_refused_too(shards: Path, make_tree:
         packed_into(shards, tree)
 
 
-def test_a_finished_folder_that_is_damaged_is_not_called_finished(shards: Path, make_tree: MakeTree) -> None:
-    (shards / "val-00000.tar").unlink()
-    with pytest.raises(BadData, match=r"val-00000\.tar is missing"):
-        packed_into(shards, make_tree())
-
-
 def test_a_folder_with_other_files_and_a_file_in_the_way_are_left_alone(
     make_tree: MakeTree, tmp_path: Path
 ) -> None:
@@ -182,7 +170,7 @@ def test_too_many_rejects_are_all_listed_and_no_manifest_stands(
         packed_into(tmp_path / "out", make_tree(replace=BAD), jobs=jobs, max_rejects=2)
     assert not (tmp_path / "out" / "manifest.json").exists()
     rejects = pd.read_csv(tmp_path / "out" / "rejects.csv")
-    assert dict(rejects.values.tolist()) == {
+    assert dict(rejects[["image", "reason"]].values.tolist()) == {
         "00000001_000.png": "the file is empty",
         "00000004_001.png": "not a PNG file",
         "00000009_001.png": "the file is truncated",
@@ -198,28 +186,6 @@ def test_allowed_rejects_are_listed_and_the_rest_is_packed(make_tree: MakeTree, 
         reader = SplitReader(folder, split)
         samples = reader.read(range(len(reader)))
         assert np.array_equal(samples.labels, folder.entries.loc[samples.rows, list(FINDINGS)].to_numpy())
-
-
-def test_after_mending_the_rejects_the_same_command_ends_at_the_same_bytes(
-    make_tree: MakeTree, tmp_path: Path, packed: Path
-) -> None:
-    tree, good = make_tree(replace=BAD), make_tree()
-    with pytest.raises(BadData):
-        packed_into(tmp_path / "out", tree)
-    for path in good.rglob("*.png"):
-        shutil.copy(path, tree / path.relative_to(good))
-    packed_into(tmp_path / "out", tree)
-    assert contents(tmp_path / "out") == contents(packed)
-
-
-def test_finished_shards_are_kept_when_packing_goes_on(make_tree: MakeTree, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with pytest.raises(BadData):
-        packed_into(out, make_tree(replace={"00000003_000.png": b""}))
-    before = {path.name: path.stat().st_ino for path in out.glob("*.tar")}
-    packed_into(out, make_tree())
-    rewritten = [name for name, inode in before.items() if (out / name).stat().st_ino != inode]
-    assert rewritten == ["test-00000.tar"]
 
 
 def test_no_text_of_a_source_image_reaches_the_folder(make_tree: MakeTree, tmp_path: Path, png: Png) -> None:
@@ -267,53 +233,92 @@ def test_every_kind_of_png_is_packed_as_its_gray(make_tree: MakeTree, tmp_path: 
     assert np.array_equal(packed[rows[names[-1]]], 255 * (ramp > 99))
 
 
-def make_shards(tree: Path, out: Path, jobs: int, **popen: object) -> "subprocess.Popen[str]":
-    options = ["--size", "16", "--shard-size", "2", "--jobs", str(jobs)]
-    return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
-        [sys.executable, ROOT / "scripts" / "make_shards.py", tree, out, *options],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_killed_in_the_middle_the_same_command_ends_at_the_same_bytes(
-    make_tree: MakeTree, tmp_path: Path, png: Png, jobs: int
+def test_a_shard_whose_images_are_all_bad_is_not_there_and_the_others_keep_their_names(
+    make_tree: MakeTree, tmp_path: Path
 ) -> None:
-    slow = png(np.random.default_rng(0).integers(0, 256, (1500, 1500), dtype=np.uint8))
-    names = [f"{1 + n // 2:08d}_{n % 2:03d}.png" for n in range(36)]
-    tree = make_tree(18, replace=dict.fromkeys(names, slow))
-    out = tmp_path / "out"
-    process = make_shards(tree, out, jobs)
-    while not list((out / ".packing").glob("*-*.json")):
-        assert process.poll() is None, process.communicate()[1]
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=TIMEOUT)  # returns once no worker is left that holds the other end
-    assert process.returncode == -signal.SIGKILL
-    assert not (out / "manifest.json").exists()
-    _, errors = make_shards(tree, out, jobs).communicate(timeout=TIMEOUT)
-    assert (out / "manifest.json").exists(), errors
-    plan = make_plan(tree, SplitRecipe())
-    pack(plan, tmp_path / "undisturbed", PixelRecipe(16), shard_size=2, jobs=2)
-    assert contents(out) == contents(tmp_path / "undisturbed")
+    images = (
+        pd.read_csv(tmp_path / "all" / "entries.csv") if packed_into(tmp_path / "all", make_tree()) else None
+    )
+    assert images is not None
+    first = images["image"][:4]  # the first shard of train
+    manifest = packed_into(tmp_path / "out", make_tree(replace=dict.fromkeys(first, b"")), max_rejects=4)
+    assert [shard.name for shard in manifest.shards][:2] == ["train-00001.tar", "val-00000.tar"]
+    assert not list((tmp_path / "out").glob("train-00000.*"))
+    assert SplitReader(open_shards(tmp_path / "out"), "train").read([0]).rows.tolist() == [4]
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_a_disk_that_fills_up_is_exit_4_without_a_short_file_and_with_room_again_all_is_finished(
-    make_tree: MakeTree, tmp_path: Path, jobs: int
+def test_without_a_good_image_in_train_nothing_is_finished(make_tree: MakeTree, tmp_path: Path) -> None:
+    names = [f"{1 + n // 2:08d}_{n % 2:03d}.png" for n in range(18)]
+    with pytest.raises(BadData, match="18 images do not decode, which leaves none of train"):
+        packed_into(tmp_path / "out", make_tree(replace=dict.fromkeys(names, b"")), max_rejects=18)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_the_manifest_proves_the_split_and_gives_every_finding_s_prevalence(packed: Path) -> None:
+    manifest = json.loads((packed / "manifest.json").read_text())
+    assert manifest["patients_in_two_splits"] == 0
+    for split, patients in (("train", 4), ("val", 2), ("test", 3)):
+        record = manifest["splits"][split]
+        assert record["patients"] == patients
+        assert list(record["prevalence"]) == list(FINDINGS)
+        for finding, share in record["prevalence"].items():
+            assert share == round(record["positives"][finding] / record["images"], 6)
+
+
+def test_a_split_without_images_has_no_prevalence(make_tree: MakeTree, tmp_path: Path) -> None:
+    plan = make_plan(make_tree(), SplitRecipe(val_fraction=0))
+    manifest = pack(plan, tmp_path, PixelRecipe(16))
+    assert manifest.splits["val"].images == 0 and set(manifest.splits["val"].prevalence.values()) == {None}
+    assert open_shards(tmp_path).manifest == manifest
+
+
+def test_the_loss_of_the_encoding_is_measured_on_every_sixteenth_row(
+    make_tree: MakeTree, tmp_path: Path
 ) -> None:
-    tree, out = make_tree(), tmp_path / "out"
+    tree = make_tree()
+    good, poor = (packed_into(tmp_path / str(q), tree, PixelRecipe(16, quality=q)) for q in (95, 30))
+    folder = open_shards(tmp_path / "95")
+    nearness = []
+    for split, position in (("train", 0), ("test", 4)):
+        (row,) = SplitReader(folder, split).read([position]).rows
+        assert row % 16 == 0
+        entry = folder.entries.loc[row]
+        gray = resize(read_gray((tree / entry["folder"] / entry["image"]).read_bytes()), 16)
+        nearness.append(psnr(gray, SplitReader(folder, split).read([position]).images[0].tobytes()))
+    assert good.psnr == round(sum(nearness) / 2, 2)
+    assert poor.psnr is not None and poor.psnr < good.psnr
+    assert packed_into(tmp_path / "png", tree, PixelRecipe(16, "png")).psnr is None
 
-    def allow_no_tar() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))  # a tar has 10,240 bytes or more
 
-    process = make_shards(tree, out, jobs, preexec_fn=allow_no_tar)
-    _, errors = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 4, errors
-    assert "Traceback" not in errors
-    assert errors.splitlines()[-1].startswith(f"Error: cannot write {out}/") and "File too large" in errors
-    assert not [name for name in contents(out) if name.endswith((".tar", ".idx", ".partial"))]
-    _, errors = make_shards(tree, out, jobs).communicate(timeout=TIMEOUT)
-    assert len(open_shards(out).entries) == 18, errors
+def test_the_recipe_names_filter_and_aspect_and_another_filter_gives_other_bytes(
+    make_tree: MakeTree, tmp_path: Path
+) -> None:
+    tree = make_tree()
+    lanczos, box = (
+        packed_into(tmp_path / name, tree, PixelRecipe(16, filter=name)) for name in ("lanczos", "box")
+    )
+    assert (lanczos.recipe["filter"], box.recipe["filter"]) == ("lanczos", "box")
+    assert lanczos.recipe["aspect"] == "padded to a square"
+    assert lanczos.shards[0].sha256 != box.shards[0].sha256
+
+
+@pytest.mark.parametrize("size", [224, 256, 320, 512, 1024])
+def test_every_common_size_is_packed(make_tree: MakeTree, tmp_path: Path, size: int) -> None:
+    manifest = packed_into(tmp_path, make_tree(), PixelRecipe(size, quality=80))
+    assert manifest.size == size
+    (data,) = SplitReader(open_shards(tmp_path), "val").read([0]).images
+    assert decode_sample(data.tobytes()).shape == (size, size)
+
+
+def test_entries_and_rejects_tell_the_sha256_of_every_source_file(
+    make_tree: MakeTree, tmp_path: Path
+) -> None:
+    tree = make_tree(replace=BAD)
+    packed_into(tmp_path / "out", tree, max_rejects=3)
+    known = pd.concat(pd.read_csv(tmp_path / "out" / name) for name in ("entries.csv", "rejects.csv"))
+    assert len(known) == 18
+    for folder, image, sha256 in known[["folder", "image", "source_sha256"]].values:
+        assert sha256_of(tree / folder / image) == sha256
 
 
 def test_the_real_sample_is_packed_near_its_pixels(nih_data: Path, tmp_path: Path) -> None:

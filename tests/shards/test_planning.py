@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from shards.errors import BadData
-from shards.planning import SplitRecipe, choose_folders, make_plan
+from shards.packing.planning import SplitRecipe, choose_folders, make_plan
 from shards.publishing import sha256_of
 
 MakeTree = Callable[..., Path]

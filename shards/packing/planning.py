@@ -53,6 +53,11 @@ class Plan:
     split_recipe: dict[str, Any]
     remarks: tuple[str, ...]
 
+    @property
+    def images(self) -> list[str]:
+        """Path of every image relative to `source`, in packed order."""
+        return (self.table["folder"] + "/" + self.table["image"]).tolist()
+
 
 def make_plan(
     source: Path, split: SplitRecipe, *, folders: Sequence[str] | None = None, allow_missing: bool = False

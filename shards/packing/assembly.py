@@ -1,0 +1,178 @@
+"""Packing: a table of entries with their split becomes a shard folder.
+
+The bytes depend on the plan and the recipe alone, not on the number of threads. Each shard is
+published under its final name and leaves a receipt; the manifest comes last. The same command
+again after a kill keeps the shards whose receipt and hashes agree and packs the rest.
+"""
+
+import dataclasses
+import functools
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import __version__ as pillow
+
+from shards.errors import BadData, ResourceMissing
+from shards.findings import FINDINGS
+from shards.folder import ENTRIES, REJECTS
+from shards.locking import only_one
+from shards.manifest import NAME, Manifest, SplitRecord, read_manifest
+from shards.packing.fragment import PixelStatistics, Sample
+from shards.packing.planning import Plan
+from shards.packing.resuming import (
+    WORK,
+    finished_shards,
+    prove_finished,
+    prove_same_plan,
+    prove_sources,
+    start_or_resume,
+)
+from shards.packing.shard import Receipt, ShardTask
+from shards.packing.writing import write_shards
+from shards.pixels import REDUCING_GAP, PixelRecipe
+from shards.publishing import PARTIAL, publish_text, sha256_of
+from shards.splits import SPLITS
+
+_ENTRY_COLUMNS = ["image", "patient", "split", *FINDINGS, "age", "sex", "view", "follow_up", "folder"]
+_SOURCE_SHA256 = "source_sha256"
+
+
+def pack(
+    plan: Plan, out: Path, pixels: PixelRecipe, *, shard_size: int = 1024, jobs: int = 1, max_rejects: int = 0
+) -> Manifest:
+    """Write the shard folder `out` with `jobs` threads and return its manifest.
+
+    The manifest's recipe names everything that decides the bytes; packing into a folder made
+    with another recipe, or of an image that is no longer the same, raises CannotResume naming
+    what differs. Finding `out` finished and whole, it writes nothing; a shard that was damaged
+    since is packed again. More than `max_rejects` images that do not decode, or none of train
+    that does, raise BadData; all of them are listed in rejects.csv. A full disk, too little
+    memory, or another command at work in `out` raise ResourceMissing.
+    """
+    recipe = {
+        **plan.split_recipe,
+        **dataclasses.asdict(pixels),
+        "reducing_gap": REDUCING_GAP,
+        "aspect": "padded to a square",
+        "shard_size": shard_size,
+    }
+    identity = {"recipe": recipe, "source_sha256": plan.source_sha256}
+    tasks = _tasks(plan, out, shard_size)
+    write = functools.partial(write_shards, source=plan.source, pixels=pixels, jobs=jobs)
+    try:
+        with only_one(out):
+            if (out / NAME).is_file():
+                manifest = read_manifest(out)
+                prove_same_plan(
+                    out, identity, {"recipe": manifest.recipe, "source_sha256": manifest.source_sha256}
+                )
+                prove_finished(out, manifest, plan, tasks, write, jobs)
+            else:
+                start_or_resume(out, identity)
+                receipts = finished_shards(tasks, plan.source, jobs)
+                todo = [task for task in tasks if task.tar not in receipts]
+                done = len(plan.images) - sum(len(task.samples) for task in todo)
+                receipts |= {task.tar: receipt for task, receipt in write(todo, done=done)}
+                prove_sources(receipts.values(), plan.source, jobs)  # some may have changed meanwhile
+                manifest = _publish(plan, out, identity, [receipts[task.tar] for task in tasks], max_rejects)
+            _tidy(out)
+    except MemoryError as error:
+        raise ResourceMissing(
+            "out of memory; the same command again goes on, with --jobs 1 in the least memory"
+        ) from error
+    if manifest.rejects > max_rejects:
+        raise BadData(
+            f"{out} is finished, but {manifest.rejects} images were left out, more than --max-rejects "
+            f"{max_rejects} (all in {out / REJECTS}); allow them, or mend them and give another folder"
+        )
+    return manifest
+
+
+def _tasks(plan: Plan, out: Path, shard_size: int) -> list[ShardTask]:
+    labels = plan.table[list(FINDINGS)].to_numpy(dtype=np.uint8)
+    samples = [Sample(row, image, labels[row].tobytes()) for row, image in enumerate(plan.images)]
+    tasks = []
+    for split in SPLITS:
+        mine = [samples[row] for row in np.flatnonzero(plan.table["split"] == split)]
+        for number, start in enumerate(range(0, len(mine), shard_size)):
+            name = f"{split}-{number:05d}"
+            tasks.append(
+                ShardTask(out / f"{name}.tar", out / WORK / f"{name}.json", mine[start : start + shard_size])
+            )
+    return tasks
+
+
+def _publish(
+    plan: Plan, out: Path, identity: dict[str, Any], receipts: list[Receipt], max_rejects: int
+) -> Manifest:
+    planned = plan.table.assign(
+        **{_SOURCE_SHA256: [sha256 for receipt in receipts for _, sha256 in receipt.sources]}
+    )
+    rejects = {row: reason for receipt in receipts for row, reason in receipt.rejects}
+    left_out = planned.loc[sorted(rejects), ["image", "folder", _SOURCE_SHA256]]
+    left_out.insert(1, "reason", [rejects[row] for row in left_out.index])
+    publish_text(out / REJECTS, left_out.to_csv(index=False, lineterminator="\n"))
+    entries = planned.drop(index=left_out.index)
+    too_many = len(rejects) > max_rejects
+    if too_many or not (entries["split"] == "train").any():
+        bound = f"more than --max-rejects {max_rejects}" if too_many else "which leaves none of train"
+        first = left_out.iloc[0]
+        raise BadData(
+            f"{len(rejects)} images do not decode, {bound}; the first is {first['folder']}/{first['image']}: "
+            f"{first['reason']} (all in {out / REJECTS})"
+        )
+    publish_text(out / ENTRIES, entries[[*_ENTRY_COLUMNS, _SOURCE_SHA256]].to_csv(lineterminator="\n"))
+    manifest = Manifest(
+        **identity,
+        pillow=pillow,
+        entries_sha256=sha256_of(out / ENTRIES),
+        rejects_sha256=sha256_of(out / REJECTS),
+        **_pixel_statistics(receipts, identity["recipe"]["size"]),
+        splits={split: _describe(entries[entries["split"] == split]) for split in SPLITS},
+        shards=tuple(receipt.shard for receipt in receipts if receipt.shard.samples),
+        rejects=len(rejects),
+        patients_in_two_splits=int((entries.groupby("patient")["split"].nunique() > 1).sum()),
+    )
+    publish_text(out / NAME, manifest.to_json())
+    return manifest
+
+
+def _tidy(out: Path) -> None:
+    # What a kill left behind goes, too.
+    for partial in out.glob(f".*{PARTIAL}"):
+        partial.unlink()
+    if (out / WORK).exists():
+        shutil.rmtree(out / WORK)
+
+
+def _pixel_statistics(receipts: Iterable[Receipt], size: int) -> dict[str, Any]:
+    every, train = PixelStatistics(), PixelStatistics()
+    for receipt in receipts:
+        every += receipt.statistics
+        if receipt.shard.name.startswith("train-"):
+            train += receipt.statistics
+    pixels = train.samples * size * size
+    mean, square_mean = train.pixel_sum / pixels, train.pixel_square_sum / pixels
+    return {
+        "mean": mean,
+        "std": float(np.sqrt(max(square_mean - mean * mean, 0.0))),
+        # Two digits: a logarithm's last ones differ between machines.
+        "psnr": round(every.psnr_sum / every.psnr_samples, 2) if every.psnr_samples else None,
+    }
+
+
+def _describe(entries: pd.DataFrame) -> SplitRecord:
+    positives = {finding: int(entries[finding].sum()) for finding in FINDINGS}
+    images = len(entries)
+    return SplitRecord(
+        images=images,
+        patients=entries["patient"].nunique(),
+        positives=positives,
+        prevalence={
+            finding: round(count / images, 6) if images else None for finding, count in positives.items()
+        },
+    )

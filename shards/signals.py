@@ -1,0 +1,41 @@
+"""SIGINT and SIGTERM as an orderly end: one line, and the exit code that shells expect."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+import click
+
+
+class _Stopped(BaseException):
+    """Unwinds the stack, so that whatever is open is closed."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@contextlib.contextmanager
+def stoppable(advice: str) -> Iterator[None]:
+    """Run the block; on SIGINT or SIGTERM unwind it, print `advice` and exit with 130 or 143.
+
+    For the main thread. Signals that follow the first are ignored while the block unwinds,
+    which must be short.
+    """
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise _Stopped(number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for each in before:
+            signal.signal(each, stop)
+        yield
+    except _Stopped as stopped:
+        click.echo(f"stopped by {signal.Signals(stopped.number).name}; {advice}", err=True)
+        raise SystemExit(128 + stopped.number) from None
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
