@@ -1,0 +1,46 @@
+"""Bring a shard folder here: `python scripts/fetch_shards.py URL DEST`."""
+
+from pathlib import Path
+
+import click
+
+from shards.fetching import fetch_shards
+from shards.signals import stoppable
+
+
+@click.command(context_settings={"show_default": True, "auto_envvar_prefix": "CXRAPID"})
+@click.argument("url")
+@click.argument("dest", type=click.Path(path_type=Path))
+@click.option("--jobs", type=click.IntRange(1), default=4, metavar="N", help="Files at a time.")
+@click.option(
+    "--retries",
+    type=click.IntRange(0),
+    default=4,
+    metavar="N",
+    help="Of a file whose connection breaks off, in a row without a byte.",
+)
+@click.option(
+    "--backoff",
+    type=click.FloatRange(0),
+    default=1.0,
+    metavar="SECONDS",
+    help="Wait before the first retry; doubles with each.",
+)
+def main(url: str, dest: Path, jobs: int, retries: int, backoff: float) -> None:
+    """Copy the shard folder at URL to DEST, each file proved by its SHA-256 before it gets its name.
+
+    URL is http(s)://, file://, a path, or with `pip install -e '.[fetch]'` s3:// and whatever else
+    fsspec knows. The same command again finishes what was interrupted, and transfers nothing
+    but manifest.json when all is here.
+    """
+    with stoppable("what came is kept, and the same command goes on"):
+        done = fetch_shards(url, dest, jobs=jobs, retries=retries, backoff=backoff)
+    size = sum(shard.bytes for shard in done.manifest.shards) / 1e9
+    click.echo(
+        f"{dest}: {len(done.manifest.shards)} shards, {size:.3f} GB, {done.files} files fetched now; "
+        f"next: python -m trainer --shards {dest}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""The proof of a shard folder: every byte of it against its manifest, every label against entries.csv."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from shards.errors import BadData
+from shards.findings import FINDINGS
+from shards.folder import ENTRIES, REJECTS
+from shards.inspection import ShardInspection, inspect_shard
+from shards.manifest import NAME, Manifest, read_manifest
+from shards.packing.resuming import WORK
+from shards.progress import progress_bar
+from shards.publishing import sha256_of
+from shards.splits import SPLITS, prove_disjoint
+from shards.workers import map_in_processes
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was proved of a shard folder, or why it cannot be."""
+
+    shards: int
+    samples: int
+    bytes: int
+    """Of the tars."""
+    patients: dict[str, int]
+    """Per split, counted in entries.csv; of none is one in two splits, or it is a fault."""
+    faults: tuple[str, ...]
+    """Each names a file, the sample where it is one's, and the cause; none if all is proved."""
+    remarks: tuple[str, ...]
+    """What is odd but no fault: an index that was built again, a rest of packing."""
+
+
+def verify_shards(path: Path, *, jobs: int = 1) -> Verification:
+    """Prove a shard folder in `jobs` processes, or name what is wrong with it.
+
+    Nothing in the manifest is believed: sizes and hashes are those of the files, counts and
+    the disjointness of the splits those of entries.csv, members, labels, rows and pixels
+    those of the tars; no file may be missing, nor be there without being named. The only file
+    ever written is an index that was missing. Raises BadData where the manifest itself cannot
+    be read or names what is no shard; everything else is collected in `faults`.
+    """
+    manifest = read_manifest(path)
+    faults, remarks = _file_faults(path, manifest)
+    patients = dict.fromkeys(SPLITS, 0)
+    tasks: list[ShardInspection] = []
+    try:
+        entries = _read_entries(path)
+        patients = {split: entries["patient"][entries["split"] == split].nunique() for split in SPLITS}
+        faults += _count_faults(path, manifest, entries)
+        tasks = _tasks(path, manifest, entries)
+    except (OSError, ValueError) as error:
+        faults.append(f"{path / ENTRIES} cannot be read, so that no shard can be compared with it: {error}")
+    samples = sum(shard.samples for shard in manifest.shards)
+    with progress_bar(samples, "verifying", "img") as bar:
+        inspected = {}
+        for task, result in map_in_processes(inspect_shard, tasks, jobs):
+            inspected[task.tar] = result
+            bar.update(task.record.samples)
+    for task in tasks:
+        faults += inspected[task.tar].faults
+        remarks += inspected[task.tar].remarks
+    return Verification(
+        shards=len(manifest.shards),
+        samples=samples,
+        bytes=sum(shard.bytes for shard in manifest.shards),
+        patients=patients,
+        faults=tuple(faults),
+        remarks=tuple(remarks),
+    )
+
+
+def _file_faults(path: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
+    faults, remarks = [], []
+    for name, sha256 in ((ENTRIES, manifest.entries_sha256), (REJECTS, manifest.rejects_sha256)):
+        if not (path / name).is_file():
+            faults.append(f"{path / name} is missing")
+        elif sha256_of(path / name) != sha256:
+            faults.append(
+                f"{path / name} is not the file that was packed (SHA-256 differs); pack or fetch it again"
+            )
+    tars = [shard.name for shard in manifest.shards]
+    named = {NAME, ENTRIES, REJECTS, *tars, *(Path(tar).with_suffix(".idx").name for tar in tars)}
+    for found in sorted(path.iterdir()):
+        if found.name == WORK:  # of a pack that was killed after its last step
+            remarks.append(f"{found} is a rest of packing; packing again removes it, and nothing reads it")
+        elif found.name not in named:
+            faults.append(f"{found} is in the folder, but the manifest does not name it; remove it")
+    return faults, remarks
+
+
+def _read_entries(path: Path) -> pd.DataFrame:
+    dtype = {"image": str, "patient": np.int64, "split": str, **dict.fromkeys(FINDINGS, np.uint8)}
+    entries = pd.read_csv(path / ENTRIES, index_col="row", usecols=["row", *dtype], dtype=dtype)
+    if entries.index.dtype != np.int64 or not entries["split"].isin(SPLITS).all():
+        raise ValueError("a row is not a number, or a split is none of train, val, test")
+    return entries
+
+
+def _count_faults(path: Path, manifest: Manifest, entries: pd.DataFrame) -> list[str]:
+    faults = []
+    try:
+        prove_disjoint(entries, entries["split"].to_numpy(dtype="<U5"))
+    except BadData as error:
+        faults.append(f"{path / ENTRIES}: {error.message}")
+    if manifest.patients_in_two_splits:
+        faults.append(
+            f"{path / NAME} itself says that {manifest.patients_in_two_splits} patients are in two splits"
+        )
+    if not (entries.index.is_monotonic_increasing and entries.index.is_unique and entries["image"].is_unique):
+        faults.append(f"{path / ENTRIES}: its rows are not in order, or an image stands there twice")
+    for split in SPLITS:
+        record, rows = manifest.splits[split], entries[entries["split"] == split]
+        counts: list[tuple[str, object, object]] = [
+            ("images", record.images, len(rows)),
+            ("patients", record.patients, rows["patient"].nunique()),
+        ]
+        for finding in FINDINGS:
+            positives = int(rows[finding].sum())
+            share = round(positives / len(rows), 6) if len(rows) else None
+            counts.append((finding, record.positives.get(finding), positives))
+            counts.append((f"the prevalence of {finding}", record.prevalence.get(finding), share))
+        faults += [
+            f"{path / NAME} says {said} for {what} of {split}, {ENTRIES} has {found}"
+            for what, said, found in counts
+            if said != found
+        ]
+    return faults
+
+
+def _tasks(path: Path, manifest: Manifest, entries: pd.DataFrame) -> list[ShardInspection]:
+    labels = entries[list(FINDINGS)].to_numpy(dtype=np.uint8)
+    tasks = []
+    for split in SPLITS:
+        places = np.flatnonzero(entries["split"] == split)
+        shards = manifest.shards_of(split)
+        ends = np.cumsum([shard.samples for shard in shards], dtype=np.int64)
+        for shard, mine in zip(shards, np.split(places, ends[:-1]), strict=True) if shards else ():
+            rows = entries.index.to_numpy(dtype=np.int32)[mine]
+            tasks.append(
+                ShardInspection(
+                    path / shard.name, shard, manifest.extension, manifest.size, rows, labels[mine]
+                )
+            )
+    return tasks
