@@ -116,7 +116,11 @@ class DaliLoader:
     def _decoded(self, pipeline: Pipeline) -> torch.Tensor | None:
         # [n, S, S, 1] in DALI's memory, valid until release_outputs; None at the end of the epoch.
         try:
-            (images,) = pipeline.share_outputs()
+            # On a GPU the outputs are bound to torch's stream: DALI reuses their memory only after
+            # what torch has queued on it, and nothing waits on the host.
+            gpu = self._spec.device.type == "cuda"
+            stream = torch.cuda.current_stream(self._spec.device) if gpu else None
+            (images,) = pipeline.share_outputs(cuda_stream=stream)
             return torch.utils.dlpack.from_dlpack(images.as_tensor())
         except StopIteration:
             return None

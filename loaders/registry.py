@@ -1,6 +1,5 @@
 """The loaders by name, and the contract they all keep."""
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -44,13 +43,13 @@ class Loader(Protocol):
 
 
 def _dali(spec: LoaderSpec) -> Loader:
-    if importlib.util.find_spec("nvidia.dali") is None:
+    try:
+        from loaders.dali import DaliLoader
+    except ModuleNotFoundError as error:
         raise ResourceMissing(
             "the loader dali needs NVIDIA DALI, which is not installed (Linux on x86-64: "
             "pip install nvidia-dali-cuda130)"
-        )
-    from loaders.dali import DaliLoader
-
+        ) from error
     return DaliLoader(spec)
 
 
