@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import click
+import torch
 
 from eval.evaluation import evaluate
-from eval.report import metrics_record, write_report
+from eval.report import json_text, metrics_record, write_report
+from shards.errors import BadData, ResourceMissing
 from shards.publishing import publish_text
+from shards.signals import stoppable
 from shards.splits import SPLITS
 from trainer.devices import DEVICE_CHOICES, choose_device
 from trainer.run_directory import RunDirectory, find_run, list_runs
@@ -48,6 +51,7 @@ from trainer.run_directory import RunDirectory, find_run, list_runs
 @click.option(
     "--json",
     "json_file",
+    envvar="CXRAPID_JSON",
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Write the scores there, too.",
@@ -70,17 +74,23 @@ def main(
         _list(runs)
         return
     found = find_run(run, runs)
-    evaluation = evaluate(
-        found,
-        split,
-        choose_device(device),
-        shards_path=shards,
-        other_shards=other_shards,
-        batch_size=batch_size,
-    )
+    with stoppable("nothing was written; the same command starts anew"):
+        try:
+            evaluation = evaluate(
+                found,
+                split,
+                choose_device(device),
+                shards_path=shards,
+                other_shards=other_shards,
+                batch_size=batch_size,
+            )
+        except torch.OutOfMemoryError as error:
+            raise ResourceMissing(
+                f"the device is out of memory; try --batch-size {max(batch_size // 2, 1)}"
+            ) from error
     folder = write_report(evaluation)
     if json_file is not None:
-        publish_text(json_file, json.dumps(metrics_record(evaluation), indent=1) + "\n")
+        publish_text(json_file, json_text(metrics_record(evaluation)))
     scored = evaluation.shards.manifest.splits[split]
     click.echo(
         f"{found.name} on {split}: {scored.images} images of {scored.patients} patients, thresholds from val"
@@ -105,7 +115,10 @@ def _macro_auroc(run: RunDirectory) -> str:
     metrics = run.evaluations / "test" / "metrics.json"
     if not metrics.is_file():
         return f"not scored; python -m eval {run.name}" if run.model.is_file() else "-"
-    auroc = json.loads(metrics.read_text(encoding="utf-8"))["macro"]["auroc"]
+    try:
+        auroc = json.loads(metrics.read_text(encoding="utf-8"))["macro"]["auroc"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadData(f"{metrics} is damaged; score the run again with: python -m eval {run.name}") from error
     return "-" if auroc is None else f"{auroc:.3f}"
 
 

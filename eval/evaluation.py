@@ -30,6 +30,14 @@ class Evaluation:
     thresholds: dict[str, float]
     """Per finding, from val alone; NaN for a finding that val has no positive of."""
     scores: Scores
+    trained_on: str
+    """Manifest digest of the shards that the run was trained on."""
+
+    @property
+    def folder(self) -> Path:
+        """Where its files go: eval/SPLIT, or eval/SPLIT-DIGEST for other shards than the run's own."""
+        own = self.shards.digest == self.trained_on
+        return self.run.evaluations / (self.split if own else f"{self.split}-{self.shards.digest[:12]}")
 
 
 def evaluate(
@@ -71,4 +79,4 @@ def evaluate(
     if not other_shards:
         save_thresholds(run.model, thresholds)
     scores = score(scored.labels, scored.probabilities, fitted, FINDINGS)
-    return Evaluation(run, shards, split, predictions, thresholds, scores)
+    return Evaluation(run, shards, split, predictions, thresholds, scores, metadata["manifest_sha256"])

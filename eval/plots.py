@@ -1,6 +1,5 @@
 """Draw the ROC and the precision-recall curves of all findings on one split, as PNG."""
 
-import os
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
@@ -15,6 +14,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from eval.metrics import two_classes
 from eval.thresholds import Floats, paired
+from shards.publishing import publish
 
 # Seven colours that colour-blind readers tell apart: the palette of Okabe and Ito, "Color Universal
 # Design", 2008, without its yellow, which is lost on white. Two line styles make fourteen curves.
@@ -34,7 +34,7 @@ def draw_roc(
     `labels` is 0 or 1 and `probabilities` a float in [0, 1], both [N, F] in the order of `findings`.
     `title` names the run and the split; the number of images is put behind it. The legend gives each
     AUROC and number of positives, and names the findings with one class only, which have no curve.
-    The file appears whole or not at all. Raises ValueError for bad arrays, OSError from the disk.
+    The file appears whole or not at all. Raises ValueError for bad arrays, ResourceMissing from the disk.
     """
     figure, axes, curves = _prepare(labels, probabilities, findings, title)
     for finding, truth, scores, look in curves:
@@ -112,10 +112,5 @@ def _add_legend(
 
 
 def _write(figure: Figure, path: Path) -> None:
-    """Write the PNG whole: under another name in the same folder, then renamed."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        figure.savefig(unfinished, format="png")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with publish(path) as partial:
+        figure.savefig(partial, format="png")

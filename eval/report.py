@@ -14,18 +14,24 @@ from shards.publishing import publish_text
 def write_report(evaluation: Evaluation) -> Path:
     """Write predictions.csv, thresholds.json, metrics.json, metrics.csv and the curves; return the folder.
 
-    The predictions that the thresholds were fitted on go to eval/val/ beside it.
+    The predictions that the thresholds were fitted on stand beside them as val_predictions.csv.
     """
-    run, split = evaluation.run, evaluation.split
-    folder = run.evaluations / split
+    split, folder = evaluation.split, evaluation.folder
     for part, predictions in evaluation.predictions.items():
-        predictions.to_csv(run.evaluations / part / "predictions.csv", evaluation.shards)
-    publish_text(folder / "thresholds.json", _json(thresholds_record(evaluation)))
-    publish_text(folder / "metrics.json", _json(metrics_record(evaluation)))
+        name = "predictions.csv" if part == split else f"{part}_predictions.csv"
+        predictions.to_csv(folder / name, evaluation.shards)
+    publish_text(folder / "thresholds.json", json_text(thresholds_record(evaluation)))
+    publish_text(folder / "metrics.json", json_text(metrics_record(evaluation)))
     publish_text(folder / "metrics.csv", evaluation.scores.to_frame().to_csv(lineterminator="\n"))
     scored = evaluation.predictions[split]
     for draw, name in ((draw_roc, "roc.png"), (draw_precision_recall, "precision_recall.png")):
-        draw(scored.labels, scored.probabilities, FINDINGS, f"{run.name}, {split} split", folder / name)
+        draw(
+            scored.labels,
+            scored.probabilities,
+            FINDINGS,
+            f"{evaluation.run.name}, {split} split",
+            folder / name,
+        )
     return folder
 
 
@@ -45,11 +51,13 @@ def metrics_record(evaluation: Evaluation) -> dict[str, Any]:
         "split": evaluation.split,
         "split_rule": evaluation.shards.manifest.recipe["split"],
         "manifest_sha256": evaluation.shards.digest,
+        "trained_on_manifest_sha256": evaluation.trained_on,
         "patients": evaluation.shards.manifest.splits[evaluation.split].patients,
         "thresholds_fitted_on": FITTED_ON,
         **evaluation.scores.to_json(),
     }
 
 
-def _json(record: dict[str, Any]) -> str:
+def json_text(record: dict[str, Any]) -> str:
+    """Return a record as the text of a JSON file, without NaN, which JSON does not have."""
     return json.dumps(record, indent=1, allow_nan=False) + "\n"

@@ -1,4 +1,4 @@
-"""The architectures, all fed raw gray bytes. Imports no other package of this project."""
+"""The architectures, all fed raw gray bytes; imports no other package of this project."""
 
 from models import custom_cnn, resnet50, vit_b_16
 from models.classifier import Arch, Classifier

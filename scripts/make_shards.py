@@ -27,6 +27,7 @@ def _folder_numbers(context: click.Context, option: click.Parameter, text: str |
 @click.option(
     "--split",
     "rule",
+    envvar="CXRAPID_SPLIT",
     type=click.Choice(["official", "random", "file"]),
     default="official",
     help="official: NIH's lists, val drawn from train_val; random: 70/10/20; file: three lists. All by patient.",

@@ -23,6 +23,7 @@ MOST_SHOWN = 20
 @click.option(
     "--json",
     "record",
+    envvar="CXRAPID_JSON",
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Write what was proved and every fault there, too.",

@@ -1,1 +1,1 @@
-"""The NIH download in, packed, indexed and proved shards out. Never imports torch."""
+"""The NIH download in, packed, indexed and proved shards out; never imports torch."""

@@ -19,7 +19,7 @@ def only_one(folder: Path) -> Iterator[None]:
     (NFS) go without.
     """
     if folder.exists() and not folder.is_dir():
-        raise BadData(f"{folder} is a file; give a folder for the shards")
+        raise BadData(f"{folder} is a file, where a folder is needed")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)

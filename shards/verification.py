@@ -52,7 +52,7 @@ def verify_shards(path: Path, *, jobs: int = 1) -> Verification:
         patients = {split: entries["patient"][entries["split"] == split].nunique() for split in SPLITS}
         faults += _count_faults(path, manifest, entries)
         tasks = _tasks(path, manifest, entries)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         faults.append(f"{path / ENTRIES} cannot be read, so that no shard can be compared with it: {error}")
     samples = sum(shard.samples for shard in manifest.shards)
     with progress_bar(samples, "verifying", "img") as bar:

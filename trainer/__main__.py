@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,10 +13,12 @@ import torch
 from models import build, freeze, parameter_counts
 from shards.errors import ResourceMissing
 from shards.folder import open_shards
+from shards.locking import only_one
 from trainer.config import TrainConfig
 from trainer.devices import choose_device
 from trainer.interruption import listen
 from trainer.loop import train
+from trainer.precision import choose_precision
 from trainer.run_directory import RunDirectory
 
 
@@ -46,20 +49,23 @@ def main(context: click.Context, /, dry_run: bool, **options: Any) -> None:
     config = TrainConfig(**options)
     if config.flip == "both" and config.batch_size % 2:
         raise click.UsageError(f"--flip both needs an even --batch-size, not {config.batch_size}")
+    if Path(config.run_name).name != config.run_name:
+        raise click.UsageError(f"--name {config.name!r} is no plain name; --runs says in which folder")
     sources = {name: _source(context, name) for name in options}
     if dry_run:
         _describe(config, sources)
         return
     device = choose_device(config.device)
     shards = open_shards(config.shards)
+    precision = choose_precision(config.precision, device)
     run = RunDirectory(config.runs / config.run_name)
-    run.begin(config, sources, shards, device)
-    if run.model.is_file():
-        run.say(f"{run.name} has finished already; score it with: python -m eval {run.path}")
-        return
-    with listen() as asked:
+    with only_one(run.path), listen() as asked:
+        run.begin(config, sources, shards, device, precision.name)
+        if run.model.is_file():
+            run.say(f"{run.name} has finished already; score it with: python -m eval {run.path}")
+            return
         try:
-            finished = train(config, run, shards, device, asked)
+            finished = train(config, run, shards, precision, asked)
         except torch.OutOfMemoryError as error:
             raise ResourceMissing(
                 f"the device is out of memory; try --batch-size {max(config.batch_size // 2, 1)}"

@@ -15,14 +15,18 @@ from shards.publishing import publish, publish_text, sha256_of
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors and plain values) to `path`, and its SHA-256 to `path.sha256`.
 
-    The hash file is published first and holds the new hash and the one before, so a kill at
-    any moment leaves a checkpoint, old or new, with a hash that fits it.
+    The hash file is published first and holds the new hash and that of the checkpoint which
+    still has the name, so kills at any moments leave a checkpoint with a hash that fits it.
+    Raises ResourceMissing where the disk is full; the checkpoint before then stands.
     """
-    recorded = _hash_file(path)
-    before = recorded.read_text(encoding="ascii").split()[:1] if recorded.is_file() else []
+    before = [sha256_of(path)] if path.is_file() else []
+    # Through memory, because torch.save() hides a full disk behind an error of its own.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getbuffer()
     with publish(path) as partial:
-        torch.save(state, partial)
-        publish_text(recorded, "\n".join([sha256_of(partial), *before]) + "\n")
+        partial.write_bytes(content)
+        publish_text(_hash_file(path), "\n".join([hashlib.sha256(content).hexdigest(), *before]) + "\n")
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -40,9 +40,7 @@ class TrainConfig:
     freeze: str = _option(
         "none", click.Choice(FREEZES), "partial trains the last stage and the head, backbone the head only."
     )
-    loader: str = _option(
-        "auto", click.Choice(list(LOADERS)), "Where batches come from; auto: the fastest that runs here."
-    )
+    loader: str = _option("auto", click.Choice(list(LOADERS)), "Where batches come from; auto: dali.")
     flip: Flip = _option(
         "random",
         click.Choice(get_args(Flip)),

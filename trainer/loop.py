@@ -19,7 +19,7 @@ from trainer.interruption import Interruption
 from trainer.losses import make_loss
 from trainer.model_file import save_model
 from trainer.optimizers import make_optimizer
-from trainer.precision import Precision, choose_precision
+from trainer.precision import Precision
 from trainer.run_directory import RunDirectory
 from trainer.stopping import EarlyStopping
 from trainer.timing import DataWait
@@ -95,7 +95,11 @@ class Session:
 
 
 def train(
-    config: TrainConfig, run: RunDirectory, shards: ShardFolder, device: torch.device, asked: Interruption
+    config: TrainConfig,
+    run: RunDirectory,
+    shards: ShardFolder,
+    precision: Precision,
+    asked: Interruption,
 ) -> bool:
     """Train a run to its end, or go on with it; return False if `asked` stopped it early.
 
@@ -103,7 +107,7 @@ def train(
     metrics.jsonl. On a CPU the same config and shards give the same weights to the last bit,
     however often the run was killed on its way.
     """
-    session = _prepare(config, run, shards, device)
+    session = _prepare(config, run, shards, precision)
     with session.train_loader, session.val_loader:
         while not session.stopping.should_stop and session.progress.epoch <= config.epochs:
             epoch = session.progress.epoch
@@ -116,7 +120,8 @@ def train(
             val_loss = evaluate_loss(session)
             best = session.stopping.observe(epoch, val_loss)
             if best:
-                save_checkpoint(run.best, {"model": session.model.state_dict()})
+                kept = {"model": session.model.state_dict(), "epoch": epoch, "val_loss": val_loss}
+                save_checkpoint(run.best, kept)
             losses = {"train_loss": train_loss, "val_loss": val_loss, "best": best}
             run.record(kind="epoch", epoch=epoch, step=session.progress.step, **losses, **timing)
             run.say(
@@ -130,17 +135,20 @@ def train(
     return True
 
 
-def _prepare(config: TrainConfig, run: RunDirectory, shards: ShardFolder, device: torch.device) -> Session:
+def _prepare(config: TrainConfig, run: RunDirectory, shards: ShardFolder, precision: Precision) -> Session:
+    device = precision.device
     torch.manual_seed(config.seed)
     for split in ("train", "val"):
         if not shards.manifest.splits[split].images:
             raise BadData(f"the split {split} of {shards.path} has no image; training needs train and val")
-    model = build(config.arch, size=shards.manifest.size)
+    try:
+        model = build(config.arch, size=shards.manifest.size)
+    except ValueError as error:
+        raise BadData(f"{shards.path}: {error}") from error
     fresh = not run.last.is_file()
     started_from = _start_weights(model, config) if fresh else "its last checkpoint"
     freeze(model, config.freeze)
     model.to(device)
-    precision = choose_precision(config.precision, device)
     loader = {
         name: make_loader(config.loader, _spec(config, shards, device, name)) for name in ("train", "val")
     }
@@ -156,7 +164,7 @@ def _prepare(config: TrainConfig, run: RunDirectory, shards: ShardFolder, device
     )  # fmt: skip
     if not fresh:
         session.load_state_dict(load_checkpoint(run.last))
-        run.forget_after(session.progress.epoch, session.progress.step)
+    run.forget_after(session.progress.epoch, session.progress.step)
     trainable, total = parameter_counts(model)
     run.say(
         f"{run.name}: {config.arch}, {trainable:,} of {total:,} parameters trainable, {precision.name} on "
@@ -233,13 +241,16 @@ def _train_epoch(session: Session, asked: Interruption) -> dict[str, float]:
 
 
 def _mean_loss(session: Session) -> float:
-    mean = float(session.progress.loss_sum) / max(session.progress.images, 1)
-    if not math.isfinite(mean):
+    return _finite(float(session.progress.loss_sum) / max(session.progress.images, 1), "train", session)
+
+
+def _finite(loss: float, split: str, session: Session) -> float:
+    if not math.isfinite(loss):
         raise Diverged(
-            f"the train loss is {mean} at step {session.progress.step} (epoch {session.progress.epoch}); the "
-            f"checkpoint before it stands. Try a lower --lr than {session.config.lr}, or --precision fp32"
+            f"the {split} loss is {loss} at step {session.progress.step} (epoch {session.progress.epoch}); "
+            f"the checkpoint before it stands. Try a lower --lr than {session.config.lr}, or --precision fp32"
         )
-    return mean
+    return loss
 
 
 @torch.inference_mode()
@@ -252,26 +263,27 @@ def evaluate_loss(session: Session) -> float:
             logits = session.model(batch.images)
         total += session.loss(logits.float(), batch.labels.float()) * len(batch.images)
         images += len(batch.images)
-    return float(total) / images
+    return _finite(float(total) / images, "val", session)
 
 
 def _keep_best(session: Session, shards: ShardFolder) -> None:
     stopping, run = session.stopping, session.run
+    best = load_checkpoint(run.best)
     metadata = {
         "arch": session.config.arch,
         "size": shards.manifest.size,
         "findings": list(FINDINGS),
         "manifest_sha256": shards.digest,
-        "epoch": stopping.best_epoch,
-        "val_loss": stopping.best_loss,
+        "epoch": best["epoch"],
+        "val_loss": best["val_loss"],
     }
-    save_model(run.model, load_checkpoint(run.best)["model"], metadata)
+    save_model(run.model, best["model"], metadata)
     why = (
         f"val loss has not fallen for {stopping.epochs_since_best} epochs"
         if stopping.should_stop
         else "all epochs done"
     )
     run.say(
-        f"{run.name} finished: {why}; best val loss {stopping.best_loss:.5f} in epoch {stopping.best_epoch}. "
+        f"{run.name} finished: {why}; best val loss {best['val_loss']:.5f} in epoch {best['epoch']}. "
         f"Next: python -m eval {run.path}"
     )

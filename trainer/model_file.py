@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from models import Classifier, build
 from shards.errors import BadData
@@ -22,7 +22,7 @@ def save_model(path: Path, state: dict[str, torch.Tensor], metadata: dict[str, A
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     # One key: safetensors writes several in random order, and equal runs must give equal files.
     with publish(path) as partial:
-        save_file(tensors, partial, {_METADATA: json.dumps(metadata)})
+        partial.write_bytes(save(tensors, {_METADATA: json.dumps(metadata)}))
 
 
 def save_thresholds(path: Path, thresholds: dict[str, float]) -> None:

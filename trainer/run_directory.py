@@ -12,7 +12,7 @@ import click
 import torch
 
 from shards.cores import available_cores
-from shards.errors import BadData, CannotResume
+from shards.errors import BadData, CannotResume, ResourceMissing
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
 from shards.publishing import publish_text
@@ -45,32 +45,38 @@ class RunDirectory:
         self.evaluations = path / "eval"
 
     def begin(
-        self, config: TrainConfig, sources: dict[str, str], shards: ShardFolder, device: torch.device
+        self,
+        config: TrainConfig,
+        sources: dict[str, str],
+        shards: ShardFolder,
+        device: torch.device,
+        precision: str,
     ) -> None:
         """Write config.json and environment.json, or check that those of an earlier start fit.
 
-        Raises CannotResume naming the options that differ from the earlier start's.
+        A start that saved nothing does not count: its files are written anew. Raises CannotResume
+        naming what differs from the earlier start's.
         """
-        if self.config.is_file():
-            self._check_same(config, shards)
+        if self.last.is_file() or self.model.is_file():
+            self._check_same(config, shards, device, precision)
         else:
             record = {
                 key: {"value": value, "from": sources.get(key, "default")}
                 for key, value in config.to_json().items()
             }
-            publish_text(self.environment, json.dumps(_environment(shards, device), indent=1) + "\n")
+            publish_text(
+                self.environment, json.dumps(_environment(shards, device, precision), indent=1) + "\n"
+            )
             publish_text(self.config, json.dumps(record, indent=1) + "\n")
 
     def say(self, line: str) -> None:
         """Print a line and keep it in log.txt."""
         click.echo(line)
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        _append(self.log, line)
 
     def record(self, **values: Any) -> None:
         """Append a line to metrics.jsonl."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+        _append(self.metrics, json.dumps(values, allow_nan=False))
 
     def forget_after(self, epoch: int, step: int) -> None:
         """Drop the metrics that a killed process wrote after the checkpoint it is resumed from."""
@@ -91,14 +97,20 @@ class RunDirectory:
         """Return environment.json; BadData where it is damaged."""
         return _read_json(self.environment)
 
-    def _check_same(self, config: TrainConfig, shards: ShardFolder) -> None:
+    def _check_same(
+        self, config: TrainConfig, shards: ShardFolder, device: torch.device, precision: str
+    ) -> None:
         then = self.read_config()
         differing = [
             f"{key} was {then.get(key)}, is now {value}"
             for key, value in config.identity().items()
             if then.get(key) != value
         ]
-        if self.read_environment()["manifest_sha256"] != shards.digest:
+        environment = self.read_environment()
+        for key, value in (("device_type", device.type), ("precision", precision)):
+            if environment.get(key) != value:
+                differing.append(f"{key} was {environment.get(key)}, is now {value}")
+        if environment.get("manifest_sha256") != shards.digest:
             differing.append(f"the shards in {shards.path} are not those it was started on")
         if differing:
             raise CannotResume(
@@ -131,13 +143,26 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise BadData(f"{path} cannot be read: {error}") from error
 
 
-def _environment(shards: ShardFolder, device: torch.device) -> dict[str, Any]:
+def _append(path: Path, line: str) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise ResourceMissing(
+            f"cannot write {path}: {error.strerror}; make room, and the same command goes on from the last "
+            "checkpoint"
+        ) from error
+
+
+def _environment(shards: ShardFolder, device: torch.device, precision: str) -> dict[str, Any]:
     installed = {dist.metadata["Name"] for dist in metadata.distributions()}
     return {
         "command": " ".join([Path(sys.executable).name, "-m", "trainer", *sys.argv[1:]]),
         "commit": _commit(),
         "manifest_sha256": shards.digest,
         "findings": list(FINDINGS),
+        "device_type": device.type,
+        "precision": precision,
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
         else platform.processor() or "cpu",

@@ -62,7 +62,8 @@ def test_every_file_of_the_report_is_written(trained: Path) -> None:
 def test_predictions_name_every_image_of_the_split_once(
     trained: Path, phantom_shards: ShardFolder, split: str
 ) -> None:
-    with (trained / "small" / "eval" / split / "predictions.csv").open() as file:
+    name = "predictions.csv" if split == "test" else "val_predictions.csv"
+    with (trained / "small" / "eval" / "test" / name).open() as file:
         rows = list(csv.DictReader(file))
     entries = phantom_shards.entries[phantom_shards.entries["split"] == split]
     assert [row["image"] for row in rows] == entries["image"].tolist()
@@ -145,7 +146,13 @@ def test_shards_with_another_split_are_refused_unless_asked_for(
     pack(make_plan(phantom_tree, SplitRecipe(rule="random", seed=1)), other, PixelRecipe(size=64))
     expect_refusal(score("small", "--runs", runs, "--shards", other), 3, "is not what small was trained on")
     stamped = load_model(runs / "small" / "model.safetensors")[1]
+    metrics = runs / "small" / "eval" / "test" / "metrics.json"
+    before = metrics.read_bytes()
     assert score("small", "--runs", runs, "--shards", other, "--other-shards").exit_code == 0
+    assert metrics.read_bytes() == before
+    (foreign,) = (runs / "small" / "eval").glob("test-*/metrics.json")
+    record = json.loads(foreign.read_text())
+    assert record["manifest_sha256"] != record["trained_on_manifest_sha256"] == stamped["manifest_sha256"]
     assert load_model(runs / "small" / "model.safetensors")[1] == stamped
 
 
@@ -183,3 +190,8 @@ def test_weights_that_give_no_numbers_are_not_scored(runs: Path) -> None:
     state = {name: tensor * float("nan") for name, tensor in model.state_dict().items()}
     save_model(run.model, state, metadata)
     expect_refusal(score("small", "--runs", runs), 3, "not all numbers")
+
+
+def test_a_damaged_metrics_file_is_named_in_the_list_of_runs(runs: Path) -> None:
+    (runs / "small" / "eval" / "test" / "metrics.json").write_text("{")
+    expect_refusal(score("--runs", runs), 3, "metrics.json is damaged")

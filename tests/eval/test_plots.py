@@ -9,6 +9,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from eval.plots import draw_precision_recall, draw_roc
+from shards.errors import ResourceMissing
 from shards.findings import FINDINGS
 
 BOTH = pytest.mark.parametrize("draw", [draw_roc, draw_precision_recall])
@@ -99,7 +100,7 @@ def test_a_finding_keeps_its_look_when_another_is_left_out(draw, tmp_path):
 @BOTH
 def test_a_picture_that_cannot_be_written_leaves_the_folder_as_it_was(draw, tmp_path):
     (tmp_path / "curves.png").mkdir()
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(ResourceMissing, match="directory"):
         draw(*split(), FINDINGS, "demo", tmp_path / "curves.png")
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
 

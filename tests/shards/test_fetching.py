@@ -314,7 +314,7 @@ def test_another_shard_folder_here_is_not_touched(
 
 def test_a_file_in_the_place_of_the_folder_is_refused(server: Server, dest: Path) -> None:
     dest.write_text("in the way")
-    with pytest.raises(BadData, match="is a file; give a folder for the shards"):
+    with pytest.raises(BadData, match="is a file, where a folder is needed"):
         fetch(server.url, dest)
 
 

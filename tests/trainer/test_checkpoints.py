@@ -39,6 +39,23 @@ def test_a_kill_between_the_hash_and_the_checkpoint_leaves_the_old_one_readable(
     assert load_checkpoint(path)["epoch"] == 1
 
 
+def test_kills_in_two_saves_in_a_row_leave_the_checkpoint_readable(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"epoch": 1})
+    for epoch in (2, 3):
+        old = path.read_bytes()
+        save_checkpoint(path, {"epoch": epoch})
+        path.write_bytes(old)  # what the disk holds when the rename did not happen
+    assert load_checkpoint(path)["epoch"] == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_a_missing_resource(tmp_path: Path) -> None:
+    (tmp_path / ".last.pt.partial").symlink_to("/dev/full")
+    with pytest.raises(ResourceMissing, match=r"cannot write .*last\.pt: No space left"):
+        save_checkpoint(tmp_path / "last.pt", {"weights": torch.zeros(1000)})
+
+
 def test_a_failed_save_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     save_checkpoint(path, {"epoch": 1})

@@ -11,7 +11,7 @@ from shards.manifest import SplitRecord
 from trainer.losses import POS_WEIGHTS, make_loss, positive_weights
 
 COUNTS = {finding: 7 * number for number, finding in enumerate(FINDINGS)}  # Atelectasis has none
-TRAIN = SplitRecord(images=100, patients=40, positives=COUNTS)
+TRAIN = SplitRecord(images=100, patients=40, positives=COUNTS, prevalence={})
 
 
 @pytest.mark.parametrize("rule", POS_WEIGHTS)

@@ -14,7 +14,10 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
-from shards.folder import ShardFolder
+from shards.folder import ShardFolder, open_shards
+from shards.locking import only_one
+from shards.packing import SplitRecipe, make_plan, pack
+from shards.pixels import PixelRecipe
 from trainer.__main__ import main
 from trainer.checkpoints import load_checkpoint
 
@@ -22,18 +25,18 @@ ROOT = Path(__file__).parents[2]
 TIMEOUT = 120
 
 
-def command(folder: ShardFolder, runs: Path, name: str, **changes: Any) -> list[str]:
+def command(folder: ShardFolder, runs: Path, run: str, **changes: Any) -> list[str]:
     options = {
-        "arch": "custom_cnn", "shards": folder.path, "runs": runs, "name": name, "batch_size": 8, "epochs": 3,
+        "arch": "custom_cnn", "shards": folder.path, "runs": runs, "name": run, "batch_size": 8, "epochs": 3,
         "patience": 0, "lr": 1e-3, "log_every": 2, **changes,
     }  # fmt: skip
     pairs = ((f"--{key.replace('_', '-')}", str(value)) for key, value in options.items())
     return [sys.executable, "-m", "trainer", *(text for pair in pairs for text in pair)]
 
 
-def train(folder: ShardFolder, runs: Path, name: str, **changes: Any) -> Result:
+def train(folder: ShardFolder, runs: Path, run: str, **changes: Any) -> Result:
     """Run the command in this process."""
-    return CliRunner().invoke(main, command(folder, runs, name, **changes)[3:])
+    return CliRunner().invoke(main, command(folder, runs, run, **changes)[3:])
 
 
 def metrics(run: Path, kind: str) -> list[dict[str, Any]]:
@@ -183,6 +186,7 @@ def test_the_large_archs_train(phantom_shards: ShardFolder, runs: Path, arch: st
         ({"device": "tpu"}, 2, "auto, cpu, cuda"),
         ({"precision": "fp16", "device": "cpu"}, 2, "bf16 or fp32"),
         ({"shards": "nowhere"}, 3, "make_shards.py"),
+        ({"name": "../elsewhere"}, 2, "no plain name"),
         ({"weights": "missing.pth"}, 3, "missing.pth"),
         ({"weights": "imagenet"}, 3, "custom_cnn"),
         ({"device": "cuda:99"}, 4, "GPUs"),
@@ -205,6 +209,56 @@ def test_a_diverging_run_stops_and_says_where(phantom_shards: ShardFolder, tmp_p
     assert done.exit_code == 1
     assert "at step" in done.stderr
     assert isinstance(done.exception, SystemExit)
+
+
+def test_a_val_loss_that_is_no_number_stops_the_run_before_anything_is_kept(
+    phantom_shards: ShardFolder, tmp_path: Path
+) -> None:
+    # One step an epoch: the train loss is taken before it, the val loss after it.
+    done = train(phantom_shards, tmp_path, "diverged", lr=1e38, batch_size=1000)
+    assert done.exit_code == 1
+    assert "the val loss is" in done.stderr
+    assert not list((tmp_path / "diverged").glob("checkpoints/*"))
+
+
+def test_a_start_that_failed_does_not_claim_the_name(phantom_shards: ShardFolder, tmp_path: Path) -> None:
+    assert train(phantom_shards, tmp_path, "again", weights="missing.pth").exit_code == 3
+    assert train(phantom_shards, tmp_path, "again", weights="none", epochs=1).exit_code == 0
+
+
+def test_metrics_of_a_first_epoch_that_was_killed_are_forgotten(
+    phantom_shards: ShardFolder, tmp_path: Path
+) -> None:
+    run = tmp_path / "first"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"kind": "step", "epoch": 1, "step": 2}\n{"kind": "st')
+    assert train(phantom_shards, tmp_path, "first", epochs=1).exit_code == 0
+    steps = [line["step"] for line in metrics(run, "step")]
+    assert steps == sorted(set(steps))
+
+
+def test_a_second_command_for_a_run_at_work_is_refused(phantom_shards: ShardFolder, tmp_path: Path) -> None:
+    with only_one(tmp_path / "busy"):
+        done = train(phantom_shards, tmp_path, "busy")
+    assert done.exit_code == 4
+    assert "another command is at work" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_exit_4(phantom_shards: ShardFolder, tmp_path: Path) -> None:
+    run = tmp_path / "full"
+    run.mkdir()
+    (run / "log.txt").symlink_to("/dev/full")
+    done = train(phantom_shards, tmp_path, "full", epochs=1)
+    assert done.exit_code == 4
+    assert "log.txt: No space left on device" in done.stderr
+
+
+def test_shards_of_a_size_that_the_arch_cannot_take_are_refused(phantom_tree: Path, tmp_path: Path) -> None:
+    pack(make_plan(phantom_tree, SplitRecipe(val_fraction=0.2)), tmp_path / "odd", PixelRecipe(size=20))
+    done = train(open_shards(tmp_path / "odd"), tmp_path, "odd-run", arch="vit_b_16", weights="none")
+    assert done.exit_code == 3
+    assert "multiple of 16" in done.stderr
 
 
 def test_the_same_name_with_another_setting_is_refused_naming_it(
