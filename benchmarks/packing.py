@@ -1,0 +1,297 @@
+"""How fast X-rays are packed: `python -m benchmarks.packing`.
+
+On real PNGs, in turns: `pack`, make_shards' own work with 1, 2, .. jobs; `decode`, the limit:
+reading and decoding the same files with the fastest decoder at hand and nothing else, in as
+many threads; `plain`, what one would write without thinking: Pillow opens, converts to gray,
+resizes with Lanczos and saves a PNG, one file after the other. Images/s are wall time; images
+per core-second are processor time, which others on the machine disturb less. Stages and
+decoders are measured one image at a time, resize filters also by their distance to full Lanczos.
+"""
+
+import io
+import itertools
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torchvision.io import ImageReadMode, decode_png
+
+from benchmarks.harness import interleave, summary, write_result
+from shards.cores import available_cores
+from shards.entries import find_images
+from shards.packing import pack
+from shards.packing.fragment import Sample, make_fragment
+from shards.packing.planning import SplitRecipe, make_plan
+from shards.pixels import REDUCING_GAP, PixelRecipe, encode, open_gray, resize
+
+SIZE = 224
+_LABELS = bytes(14)
+
+
+@click.command(context_settings={"show_default": True, "max_content_width": 110})
+@click.option(
+    "--source",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default="../shared/data/nih_sample",
+    metavar="FOLDER",
+    help="An NIH tree; the images that are there are used.",
+)
+@click.option(
+    "--images",
+    type=click.IntRange(16),
+    default=1920,
+    metavar="N",
+    help="Images packed a round; those of the tree, over again.",
+)
+@click.option(
+    "--jobs", type=click.IntRange(1), default=available_cores(), metavar="N", help="Most threads to try."
+)
+@click.option("--runs", type=click.IntRange(1), default=3, metavar="N", help="Counted rounds.")
+@click.option(
+    "--memory", is_flag=True, help="Also pack 2,000 and 10,000 images and say how much memory that takes."
+)
+def main(source: Path, images: int, jobs: int, runs: int, memory: bool) -> None:
+    """Measure packing side by side with its limit and write benchmarks/results/packing_*.json."""
+    paths = sorted(source / folder / name for name, folder in find_images(source).items())
+    record: dict[str, Any] = {
+        "source_images": len(paths),
+        "source_bytes_per_image": statistics.mean(path.stat().st_size for path in paths),
+        "images": images,
+    }
+    record["decoders_ms"] = _in_turn(_decoders(), paths)
+    record["stages_ms"] = _stages(paths)
+    record["filters"] = _filters(paths)
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        enlarge(source, tree, images)
+        record["throughput"] = _throughput(tree, images, jobs, runs, min_decoder(record["decoders_ms"]))
+        if memory:
+            record["peak_rss_mib"] = {str(n): _peak_memory(source, n, jobs) for n in (2_000, 10_000)}
+    _show(record, jobs)
+    click.echo(write_result("packing", record))
+
+
+def enlarge(source: Path, tree: Path, images: int) -> None:
+    """Make an NIH tree of `images` entries in `tree` by linking to those of `source` over again."""
+    (csv,) = source.glob("Data_Entry_2017*.csv*")
+    rows = pd.read_csv(csv, dtype=str, keep_default_na=False)
+    places = find_images(source)
+    rows = rows[rows["Image Index"].isin(list(places))].reset_index(drop=True)
+    (tree / "images_001").mkdir(parents=True)
+    copies = []
+    for number, (_, row) in zip(range(images), itertools.cycle(rows.iterrows()), strict=False):
+        name = f"{number:08d}_000.png"
+        original = source.resolve() / places[row["Image Index"]] / row["Image Index"]
+        (tree / "images_001" / name).symlink_to(original)
+        copies.append(row.to_dict() | {"Image Index": name, "Patient ID": str(number)})
+    pd.DataFrame(copies).to_csv(tree / "Data_Entry_2017_v2020.csv", index=False)
+
+
+def min_decoder(milliseconds: dict[str, float]) -> str:
+    """Return the name of the fastest decoder."""
+    return min(milliseconds, key=lambda name: milliseconds[name])
+
+
+def _decoders() -> dict[str, Callable[[Path], object]]:
+    def pillow(path: Path) -> object:
+        with Image.open(io.BytesIO(path.read_bytes()), formats=["PNG"]) as image:
+            image.load()
+        return image
+
+    def torchvision(path: Path) -> object:
+        data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+        return decode_png(data, ImageReadMode.GRAY)
+
+    decoders: dict[str, Callable[[Path], object]] = {"pillow": pillow, "torchvision": torchvision}
+    try:
+        from nvidia.dali import fn, pipeline_def, types
+    except ImportError:
+        return decoders
+
+    @pipeline_def(  # type: ignore[untyped-decorator]
+        batch_size=1,
+        num_threads=1,
+        device_id=None,
+        prefetch_queue_depth=1,
+        exec_pipelined=False,
+        exec_async=False,
+    )
+    def one_image() -> object:
+        data = fn.external_source(name="data", dtype=types.UINT8)
+        return fn.decoders.image(data, device="cpu", output_type=types.GRAY)
+
+    pipeline = one_image()
+    pipeline.build()
+
+    def dali(path: Path) -> object:
+        pipeline.feed_input("data", [np.frombuffer(path.read_bytes(), dtype=np.uint8)])
+        return pipeline.run()
+
+    return {**decoders, "dali": dali}
+
+
+def _in_turn(contenders: dict[str, Callable[[Path], object]], paths: Sequence[Path]) -> dict[str, float]:
+    # Image by image in turns; the mean over images of the best of three, in ms of processor time.
+    torch.set_num_threads(1)
+    best = {name: [float("inf")] * len(paths) for name in contenders}
+    for number, path in itertools.chain.from_iterable(itertools.repeat(list(enumerate(paths)), 3)):
+        for name, work in contenders.items():
+            start = time.process_time()
+            work(path)
+            best[name][number] = min(best[name][number], 1000 * (time.process_time() - start))
+    return {name: statistics.mean(figures) for name, figures in best.items()}
+
+
+def _stages(paths: Sequence[Path]) -> dict[str, float]:
+    # Each stage gets what the one before made; `write` is tar, hashes and sums: all the rest.
+    data: dict[Path, bytes] = {path: path.read_bytes() for path in paths}
+    opened = {path: open_gray(data[path]) for path in paths}
+    grays = {path: resize(opened[path], SIZE) for path in paths}
+    stages: dict[str, Callable[[Path], object]] = {
+        "read": lambda path: path.read_bytes(),
+        "decode": lambda path: open_gray(data[path]),
+        "resize": lambda path: resize(opened[path], SIZE),
+        "encode": lambda path: encode(grays[path], "jpeg", 95),
+        "all": lambda path: make_fragment(path.parent, [Sample(1, path.name, _LABELS)], PixelRecipe(SIZE)),
+    }
+    figures = _in_turn(stages, paths)
+    total = figures.pop("all")
+    return {**figures, "write": total - sum(figures.values()), "all": total}
+
+
+def _filters(paths: Sequence[Path]) -> dict[str, dict[str, float]]:
+    # Every resize that could be the default, with its mean distance to full Lanczos.
+    opened = {path: open_gray(path.read_bytes()) for path in paths}
+
+    def resized(path: Path, name: str, gap: float | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        filter = Image.Resampling[name.upper()]
+        return np.asarray(opened[path].resize((SIZE, SIZE), filter, reducing_gap=gap))
+
+    choices = {
+        f"{name}{'' if gap is None else f', gap {gap:g}'}": partial(resized, name=name, gap=gap)
+        for name in ("lanczos", "bicubic", "hamming", "bilinear", "box")
+        for gap in (None, 2.0, REDUCING_GAP)
+    }
+    milliseconds = _in_turn(dict(choices), paths)
+    reference = choices["lanczos"]
+    return {
+        name: {"ms": milliseconds[name], "psnr_to_lanczos": _nearness(resize_one, reference, paths)}
+        for name, resize_one in choices.items()
+    }
+
+
+def _nearness(one: Callable[..., Any], other: Callable[..., Any], paths: Sequence[Path]) -> float:
+    errors = [np.mean((one(path).astype(float) - other(path)) ** 2) for path in paths]
+    return statistics.mean(float(10 * np.log10(255**2 / max(error, 1e-5))) for error in errors)
+
+
+def _throughput(tree: Path, images: int, jobs: int, runs: int, decoder: str) -> dict[str, Any]:
+    counts = sorted({1, *(2**n for n in range(jobs.bit_length()) if 2**n <= jobs), jobs})
+    paths = sorted((tree / "images_001").iterdir())
+    work: dict[str, Callable[[], object]] = {"plain": lambda: _plain(paths)}
+    for n in counts:
+        work[f"decode, {n} jobs"] = partial(_decode, paths, _decoders()[decoder], n)
+        work[f"pack, {n} jobs"] = partial(_pack, tree, n)
+    used: dict[str, list[float]] = {name: [] for name in work}
+
+    def rate(name: str) -> float:
+        wall, processor = time.perf_counter(), time.process_time()
+        work[name]()
+        used[name].append(images / (time.process_time() - processor))
+        return images / (time.perf_counter() - wall)
+
+    figures = interleave({name: partial(rate, name) for name in work}, runs)
+    return {
+        name: {"images_per_second": summary(figures[name]), "images_per_core_second": summary(used[name][1:])}
+        for name in work
+    }
+
+
+def _plain(paths: Sequence[Path]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for path in paths:
+            with Image.open(path) as image:
+                small = image.convert("L").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+            small.save(Path(folder) / path.name)
+
+
+def _decode(paths: Sequence[Path], decode: Callable[[Path], object], jobs: int) -> None:
+    with ThreadPoolExecutor(jobs) as pool:
+        for _ in pool.map(decode, paths):
+            pass
+
+
+def _pack(tree: Path, jobs: int) -> None:
+    # The whole command after its imports: metadata, split, pixels, tars, manifest.
+    out = Path(tempfile.mkdtemp())
+    pack(make_plan(tree, SplitRecipe("random")), out, PixelRecipe(SIZE), jobs=jobs)
+    shutil.rmtree(out)
+
+
+def _peak_memory(source: Path, images: int, jobs: int) -> float:
+    # Of the command as a process of its own, in MiB; this one has torch in its memory.
+    code = (
+        "import sys; from scripts.make_shards import main; main(sys.argv[1:], standalone_mode=False)\n"
+        "print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        enlarge(source, Path(folder) / "tree", images)
+        options = [f"{folder}/tree", f"{folder}/out", "--split", "random", "--jobs", str(jobs)]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *options], check=True, stdout=subprocess.PIPE, text=True
+        )
+    return int(done.stdout.split()[-1]) / 1024
+
+
+def _show(record: dict[str, Any], jobs: int) -> None:
+    for title in ("decoders_ms", "stages_ms"):
+        cells = "  ".join(f"{name} {figure:.2f}" for name, figure in record[title].items())
+        click.echo(f"{title.removesuffix('_ms')}, ms an image: {cells}")
+    click.echo(f"\n{'resize':18} {'ms':>6} {'dB to full Lanczos':>20}")
+    for name, choice in record["filters"].items():
+        click.echo(f"{name:18} {choice['ms']:6.2f} {choice['psnr_to_lanczos']:20.1f}")
+    click.echo(f"\n{'':18} {'images/s':>9} {'images/core-s':>14}")
+    results = {
+        name: (figures["images_per_second"]["median"], figures["images_per_core_second"]["median"])
+        for name, figures in record["throughput"].items()
+    }
+    for name, (wall, core) in results.items():
+        click.echo(f"{name:18} {wall:9.1f} {core:14.1f}")
+    ratios = {
+        "of the decode limit": _ratio(record, f"pack, {jobs} jobs", f"decode, {jobs} jobs", "second"),
+        "of the decode limit, per core-second": _ratio(
+            record, f"pack, {jobs} jobs", f"decode, {jobs} jobs", "core_second"
+        ),
+        f"{jobs} jobs to one": _ratio(record, f"pack, {jobs} jobs", "pack, 1 jobs", "second"),
+        f"{jobs} threads to one, decoding alone": _ratio(
+            record, f"decode, {jobs} jobs", "decode, 1 jobs", "second"
+        ),
+        "to the plain way, per core-second": _ratio(record, f"pack, {jobs} jobs", "plain", "core_second"),
+    }
+    record["ratios"] = ratios
+    click.echo("\n" + "\n".join(f"{name:38} {ratio:.2f}" for name, ratio in ratios.items()))
+    if "peak_rss_mib" in record:
+        click.echo(f"peak memory, MiB, by images: {record['peak_rss_mib']}")
+
+
+def _ratio(record: dict[str, Any], one: str, other: str, unit: str) -> float:
+    # The median of the ratios of each round: what slows a round down slows both.
+    figures = [record["throughput"][name][f"images_per_{unit}"]["runs"] for name in (one, other)]
+    return float(statistics.median(a / b for a, b in zip(*figures, strict=True)))
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m benchmarks.packing")
