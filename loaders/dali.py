@@ -50,7 +50,7 @@ class DaliLoader:
     """Keeps the contract of `Loader`; see there.
 
     Memory: the shards are mapped, not loaded; PREFETCH decoded batches are held. Flips are one
-    vectorised select over the batch, which on a CPU costs a third of DALI's own flip.
+    vectorised select over the batch, on the device it is on.
     """
 
     def __init__(self, spec: LoaderSpec) -> None:

@@ -6,7 +6,6 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
-from typing_extensions import Self
 
 from models.input import GrayInput
 
@@ -82,7 +81,7 @@ class Classifier(nn.Module):
         logits: Tensor = self.network(self.input(images))
         return logits
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "Classifier":
         """Set training mode, except where every parameter is frozen: there evaluation mode stays.
 
         So frozen batch norms keep their running statistics and frozen dropout drops nothing.

@@ -47,11 +47,6 @@ class PixelRecipe:
     """The antialiasing filter of the resize."""
 
 
-def read_gray(data: bytes) -> Gray:
-    """Decode a PNG file to uint8 gray of shape [height, width]; raises what open_gray does."""
-    return np.asarray(open_gray(data))
-
-
 def open_gray(data: bytes) -> Image.Image:
     """Decode a PNG file to a Pillow image of mode L.
 

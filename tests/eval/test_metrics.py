@@ -26,7 +26,7 @@ def split(seed=0, n=300, dtype=np.float32):
     return labels, probabilities, random.uniform(0.3, 0.9, F)
 
 
-def close(got, expected):
+def expect_close(got, expected):
     assert got == pytest.approx(expected, rel=0, abs=1e-12)
 
 
@@ -45,10 +45,10 @@ def test_means_are_those_of_scikit_learn(seed, dtype):
     alarms = (probabilities.astype(np.float64) >= thresholds).astype(np.uint8)
     scores = score(labels, probabilities, thresholds, FINDINGS)
     for average, row in (("macro", scores.macro), ("micro", scores.micro)):
-        close([row[name] for name in DECIDED], sklearn_decided(labels, alarms, average))
-        close(row["auroc"], sk.roc_auc_score(labels, probabilities, average=average))
+        expect_close([row[name] for name in DECIDED], sklearn_decided(labels, alarms, average))
+        expect_close(row["auroc"], sk.roc_auc_score(labels, probabilities, average=average))
         expected = sk.average_precision_score(labels, probabilities, average=average)
-        close(row["average_precision"], expected)
+        expect_close(row["average_precision"], expected)
 
 
 def test_every_finding_scores_as_in_scikit_learn():
@@ -58,14 +58,14 @@ def test_every_finding_scores_as_in_scikit_learn():
     decided = np.array(sklearn_decided(labels, alarms, None))
     for column, finding in enumerate(FINDINGS):
         row = table.loc[finding]
-        close([row[name] for name in DECIDED], decided[:, column].tolist())
-        close(row["auroc"], sk.roc_auc_score(labels[:, column], probabilities[:, column]))
+        expect_close([row[name] for name in DECIDED], decided[:, column].tolist())
+        expect_close(row["auroc"], sk.roc_auc_score(labels[:, column], probabilities[:, column]))
         expected = sk.average_precision_score(labels[:, column], probabilities[:, column])
-        close(row["average_precision"], expected)
+        expect_close(row["average_precision"], expected)
         counts = sk.confusion_matrix(labels[:, column], alarms[:, column]).ravel().tolist()
         assert [row[name] for name in ("tn", "fp", "fn", "tp")] == counts
         assert row["positives"] == labels[:, column].sum()
-        close(row["prevalence"], labels[:, column].mean())
+        expect_close(row["prevalence"], labels[:, column].mean())
         assert row["threshold"] == thresholds[column]
 
 
@@ -75,8 +75,8 @@ def test_counts_by_hand():
     row = score(labels, probabilities, np.array([0.5]), ("Mass",)).per_finding.loc["Mass"]
     assert [row[name] for name in ("images", "positives", "tp", "fp", "fn", "tn")] == [5, 2, 1, 1, 1, 2]
     assert [row[name] for name in DECIDED] == [0.5, 0.5, 0.5]
-    close(row["auroc"], 5 / 6)
-    close(row["average_precision"], 0.5 * 1 + 0.5 * 2 / 3)
+    expect_close(row["auroc"], 5 / 6)
+    expect_close(row["average_precision"], 0.5 * 1 + 0.5 * 2 / 3)
 
 
 def test_macro_is_the_mean_of_its_own_table():
@@ -84,7 +84,7 @@ def test_macro_is_the_mean_of_its_own_table():
     labels[:, 3], labels[:, 5] = 0, 1
     scores = score(labels, probabilities, thresholds, FINDINGS)
     for measure in MEASURES:
-        close(scores.macro[measure], scores.per_finding[measure].mean())
+        expect_close(scores.macro[measure], scores.per_finding[measure].mean())
     assert scores.macro["scored"] == scores.micro["scored"] == F - 2
 
 
@@ -96,7 +96,7 @@ def test_micro_is_the_pool_of_its_own_table():
     for count in ("positives", "tp", "fp", "fn", "tn"):
         assert scores.micro[count] == kept[count].sum()
     columns = np.arange(F) != 3
-    close(
+    expect_close(
         scores.micro["auroc"], sk.roc_auc_score(labels[:, columns].ravel(), probabilities[:, columns].ravel())
     )
 
@@ -115,8 +115,8 @@ def test_a_finding_of_one_class_scores_nan_and_is_left_out_aloud():
     alone = score(labels[:, rest], probabilities[:, rest], thresholds[rest], FINDINGS[rest])
     assert alone.skipped == ()
     assert alone.warnings == ()
-    close([scores.macro[name] for name in MEASURES], [alone.macro[name] for name in MEASURES])
-    close([scores.micro[name] for name in MEASURES], [alone.micro[name] for name in MEASURES])
+    expect_close([scores.macro[name] for name in MEASURES], [alone.macro[name] for name in MEASURES])
+    expect_close([scores.micro[name] for name in MEASURES], [alone.micro[name] for name in MEASURES])
 
 
 def test_a_finding_without_threshold_is_ranked_but_not_decided():
@@ -125,15 +125,15 @@ def test_a_finding_without_threshold_is_ranked_but_not_decided():
     scores = score(labels, probabilities, thresholds, FINDINGS)
     row = scores.per_finding.loc["Mass"]
     assert row[["tp", "fp", "fn", "tn", *DECIDED]].isna().all()
-    close(row["auroc"], sk.roc_auc_score(labels[:, 4], probabilities[:, 4]))
+    expect_close(row["auroc"], sk.roc_auc_score(labels[:, 4], probabilities[:, 4]))
     assert scores.skipped == ()
     assert scores.without_threshold == ("Mass",)
     assert scores.warnings[0].startswith("Mass has no threshold")
-    close(scores.macro["f1"], scores.per_finding["f1"].drop(index="Mass").mean())
-    close(scores.micro["auroc"], sk.roc_auc_score(labels.ravel(), probabilities.ravel()))
+    expect_close(scores.macro["f1"], scores.per_finding["f1"].drop(index="Mass").mean())
+    expect_close(scores.micro["auroc"], sk.roc_auc_score(labels.ravel(), probabilities.ravel()))
     kept = np.arange(F) != 4
     alarms = probabilities.astype(np.float64) >= thresholds
-    close(scores.micro["f1"], sk.f1_score(labels[:, kept].ravel(), alarms[:, kept].ravel()))
+    expect_close(scores.micro["f1"], sk.f1_score(labels[:, kept].ravel(), alarms[:, kept].ravel()))
 
 
 def test_a_finding_without_alarms_has_precision_and_f1_of_zero():
@@ -146,8 +146,8 @@ def test_a_finding_without_alarms_has_precision_and_f1_of_zero():
 def test_a_constant_model_has_chance_auroc_and_prevalence_as_average_precision():
     labels, _, thresholds = split()
     table = score(labels, np.full(labels.shape, 0.5), thresholds, FINDINGS).per_finding
-    close(table["auroc"].tolist(), [0.5] * F)
-    close(table["average_precision"].tolist(), table["prevalence"].tolist())
+    expect_close(table["auroc"].tolist(), [0.5] * F)
+    expect_close(table["average_precision"].tolist(), table["prevalence"].tolist())
 
 
 def test_a_split_in_which_nothing_can_be_scored_has_nan_means():

@@ -17,7 +17,7 @@ from shards.folder import SplitReader, open_shards
 from shards.manifest import Manifest
 from shards.packing import pack
 from shards.packing.planning import SplitRecipe, make_plan
-from shards.pixels import PixelRecipe, decode_sample, psnr, read_gray, resize
+from shards.pixels import PixelRecipe, decode_sample, open_gray, psnr, resize
 from shards.publishing import sha256_of
 from shards.splits import SPLITS
 
@@ -78,7 +78,7 @@ def test_mean_and_std_are_those_of_the_resized_train_pixels(make_tree: MakeTree,
     manifest = packed_into(tmp_path / "out", tree)
     entries = pd.read_csv(tmp_path / "out" / "entries.csv").query("split == 'train'")
     paths = [tree / folder / image for folder, image in entries[["folder", "image"]].values]
-    pixels = np.stack([resize(read_gray(path.read_bytes()), 16) for path in paths])
+    pixels = np.stack([resize(open_gray(path.read_bytes()), 16) for path in paths])
     assert manifest.mean == pytest.approx(pixels.mean()) and manifest.std == pytest.approx(pixels.std())
 
 
@@ -283,7 +283,7 @@ def test_the_loss_of_the_encoding_is_measured_on_every_sixteenth_row(
         (row,) = SplitReader(folder, split).read([position]).rows
         assert row % 16 == 0
         entry = folder.entries.loc[row]
-        gray = resize(read_gray((tree / entry["folder"] / entry["image"]).read_bytes()), 16)
+        gray = resize(open_gray((tree / entry["folder"] / entry["image"]).read_bytes()), 16)
         nearness.append(psnr(gray, SplitReader(folder, split).read([position]).images[0].tobytes()))
     assert good.psnr == round(sum(nearness) / 2, 2)
     assert poor.psnr is not None and poor.psnr < good.psnr
@@ -331,7 +331,7 @@ def test_the_real_sample_is_packed_near_its_pixels(nih_data: Path, tmp_path: Pat
     positions = range(0, len(reader), 9)
     for data, row in zip(reader.read(positions).images, reader.read(positions).rows, strict=True):
         entry = folder.entries.loc[row]
-        source = resize(read_gray((sample / entry["folder"] / entry["image"]).read_bytes()), 224)
+        source = resize(open_gray((sample / entry["folder"] / entry["image"]).read_bytes()), 224)
         with Image.open(io.BytesIO(data.tobytes())) as image:
             difference = np.abs(np.asarray(image).astype(int) - source)
         assert difference.mean() < 2 and difference.max() <= 24

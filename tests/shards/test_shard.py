@@ -11,7 +11,7 @@ from PIL import Image
 
 from shards.packing.fragment import PixelStatistics, Sample, make_fragment
 from shards.packing.shard import Receipt, ShardTask, read_receipt, write_shard
-from shards.pixels import PixelRecipe, psnr, read_gray, resize
+from shards.pixels import PixelRecipe, open_gray, psnr, resize
 from shards.publishing import sha256_of
 
 LABELS = [bytes([n % 2] * 14) for n in range(3)]
@@ -32,7 +32,7 @@ class Packer(NamedTuple):
     def grays(self) -> list[np.ndarray]:
         """The resized pixels of the images."""
         files = [self.source / sample.image for sample in self.task.samples]
-        return [resize(read_gray(path.read_bytes()), self.pixels.size) for path in files]
+        return [resize(open_gray(path.read_bytes()), self.pixels.size) for path in files]
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_a_png_shard_holds_exactly_the_resized_pixels_and_measures_no_loss(packe
     with tarfile.open(packer.task.tar, "r:") as archive:
         for sample, gray in zip(packer.task.samples, packer.grays(), strict=True):
             data = archive.extractfile(f"{sample.row:08d}.png").read()  # type: ignore[union-attr]
-            assert np.array_equal(read_gray(data), gray)
+            assert np.array_equal(np.asarray(open_gray(data)), gray)
 
 
 def test_the_receipt_records_the_files_as_they_are_and_the_sums_of_the_pixels(packer: Packer) -> None:
