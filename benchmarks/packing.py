@@ -2,15 +2,15 @@
 
 On real PNGs, in turns: `pack`, make_shards' own work with 1, 2, .. jobs; `decode`, the limit:
 reading and decoding the same files with the fastest decoder at hand and nothing else, in as
-many threads; `plain`, what one would write without thinking: Pillow opens, converts to gray,
-resizes with Lanczos and saves a PNG, one file after the other. Images/s are wall time; images
-per core-second are processor time, which others on the machine disturb less. Stages and
-decoders are measured one image at a time, resize filters also by their distance to full Lanczos.
+many processes (isal + pillow is packing's own); `plain`, what one would write without thinking:
+Pillow opens, converts to gray, resizes with Lanczos and saves a PNG, one file after the other.
+Images/s are wall time; images per core-second are processor time, workers' included, which others
+on the machine disturb less. Stages and decoders are measured one image at a time, resize filters
+also by their distance to full Lanczos.
 """
 
 import io
 import itertools
-import shutil
 import statistics
 import subprocess
 import sys
@@ -32,9 +32,7 @@ from torchvision.io import ImageReadMode, decode_png
 from benchmarks.harness import interleave, summary, write_result
 from shards.cores import available_cores
 from shards.entries import find_images
-from shards.packing import pack
 from shards.packing.fragment import Sample, make_fragment
-from shards.packing.planning import SplitRecipe, make_plan
 from shards.pixels import REDUCING_GAP, PixelRecipe, encode, open_gray, resize
 
 SIZE = 224
@@ -52,12 +50,12 @@ _LABELS = bytes(14)
 @click.option(
     "--images",
     type=click.IntRange(16),
-    default=1920,
+    default=2400,
     metavar="N",
     help="Images packed a round; those of the tree, over again.",
 )
 @click.option(
-    "--jobs", type=click.IntRange(1), default=available_cores(), metavar="N", help="Most threads to try."
+    "--jobs", type=click.IntRange(1), default=available_cores(), metavar="N", help="Most processes to try."
 )
 @click.option("--runs", type=click.IntRange(1), default=3, metavar="N", help="Counted rounds.")
 @click.option(
@@ -115,7 +113,14 @@ def _decoders() -> dict[str, Callable[[Path], object]]:
         data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
         return decode_png(data, ImageReadMode.GRAY)
 
-    decoders: dict[str, Callable[[Path], object]] = {"pillow": pillow, "torchvision": torchvision}
+    def isal_pillow(path: Path) -> object:
+        return open_gray(path.read_bytes())
+
+    decoders: dict[str, Callable[[Path], object]] = {
+        "isal + pillow": isal_pillow,
+        "pillow": pillow,
+        "torchvision": torchvision,
+    }
     try:
         from nvidia.dali import fn, pipeline_def, types
     except ImportError:
@@ -201,23 +206,32 @@ def _nearness(one: Callable[..., Any], other: Callable[..., Any], paths: Sequenc
 def _throughput(tree: Path, images: int, jobs: int, runs: int, decoder: str) -> dict[str, Any]:
     counts = sorted({1, *(2**n for n in range(jobs.bit_length()) if 2**n <= jobs), jobs})
     paths = sorted((tree / "images_001").iterdir())
-    work: dict[str, Callable[[], object]] = {"plain": lambda: _plain(paths)}
+    work: dict[str, Callable[[], tuple[float, float]]] = {"plain": _timed(partial(_plain, paths))}
     for n in counts:
-        work[f"decode, {n} jobs"] = partial(_decode, paths, _decoders()[decoder], n)
+        work[f"decode, {n} jobs"] = _timed(partial(_decode, paths, _decoders()[decoder], n))
         work[f"pack, {n} jobs"] = partial(_pack, tree, n)
     used: dict[str, list[float]] = {name: [] for name in work}
 
     def rate(name: str) -> float:
-        wall, processor = time.perf_counter(), time.process_time()
-        work[name]()
-        used[name].append(images / (time.process_time() - processor))
-        return images / (time.perf_counter() - wall)
+        wall, processor = work[name]()
+        used[name].append(images / processor)
+        return images / wall
 
     figures = interleave({name: partial(rate, name) for name in work}, runs)
     return {
         name: {"images_per_second": summary(figures[name]), "images_per_core_second": summary(used[name][1:])}
         for name in work
     }
+
+
+def _timed(work: Callable[[], object]) -> Callable[[], tuple[float, float]]:
+    # Seconds of wall time and of processor time.
+    def timed() -> tuple[float, float]:
+        wall, processor = time.perf_counter(), time.process_time()
+        work()
+        return time.perf_counter() - wall, time.process_time() - processor
+
+    return timed
 
 
 def _plain(paths: Sequence[Path]) -> None:
@@ -234,18 +248,37 @@ def _decode(paths: Sequence[Path], decode: Callable[[Path], object], jobs: int) 
             pass
 
 
-def _pack(tree: Path, jobs: int) -> None:
-    # The whole command after its imports: metadata, split, pixels, tars, manifest.
-    out = Path(tempfile.mkdtemp())
-    pack(make_plan(tree, SplitRecipe("random")), out, PixelRecipe(SIZE), jobs=jobs)
-    shutil.rmtree(out)
-
-
-def _peak_memory(source: Path, images: int, jobs: int) -> float:
-    # Of the command as a process of its own, in MiB; this one has torch in its memory.
+def _pack(tree: Path, jobs: int) -> tuple[float, float]:
+    # The whole command after its imports: metadata, split, pixels, tars, manifest, and its workers
+    # from their start. In a process of its own, whose workers do not import torch as this one's would.
     code = (
-        "import sys; from scripts.make_shards import main; main(sys.argv[1:], standalone_mode=False)\n"
-        "print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from shards.packing import pack\n"
+        "from shards.packing.planning import SplitRecipe, make_plan\n"
+        "from shards.pixels import PixelRecipe\n"
+        "tree, out, jobs = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])\n"
+        f"recipe = PixelRecipe({SIZE})\n"
+        "wall, before = time.perf_counter(), sum(os.times()[:4])\n"
+        "pack(make_plan(tree, SplitRecipe('random')), out, recipe, jobs=jobs)\n"
+        "print(time.perf_counter() - wall, sum(os.times()[:4]) - before)\n"
+    )
+    with tempfile.TemporaryDirectory() as out:
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tree), out, str(jobs)],
+            check=True, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    wall, processor = done.stdout.split()
+    return float(wall), float(processor)
+
+
+def _peak_memory(source: Path, images: int, jobs: int) -> dict[str, float]:
+    # Of the command and of its largest worker, in MiB; this process has torch in its memory.
+    code = (
+        "import resource, sys; from scripts.make_shards import main\n"
+        "main(sys.argv[1:], standalone_mode=False)\n"
+        "print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0],"
+        " resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     )
     with tempfile.TemporaryDirectory() as folder:
         enlarge(source, Path(folder) / "tree", images)
@@ -253,7 +286,8 @@ def _peak_memory(source: Path, images: int, jobs: int) -> float:
         done = subprocess.run(
             [sys.executable, "-c", code, *options], check=True, stdout=subprocess.PIPE, text=True
         )
-    return int(done.stdout.split()[-1]) / 1024
+    command, worker = done.stdout.split()[-2:]
+    return {"command": int(command) / 1024, "worker": int(worker) / 1024}
 
 
 def _show(record: dict[str, Any], jobs: int) -> None:

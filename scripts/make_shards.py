@@ -21,6 +21,10 @@ def _folder_numbers(context: click.Context, option: click.Parameter, text: str |
     return text
 
 
+# Images whose packing takes about as long as starting a process.
+_WORTH_A_PROCESS = 64
+
+
 @click.command(context_settings={"show_default": True, "auto_envvar_prefix": "CXRAPID"})
 @click.argument("source", type=click.Path(path_type=Path), default="data")
 @click.argument("out", type=click.Path(path_type=Path), default="data/shards")
@@ -80,7 +84,7 @@ def _folder_numbers(context: click.Context, option: click.Parameter, text: str |
     "--shard-size", type=click.IntRange(1), default=1024, metavar="SAMPLES", help="Samples a shard."
 )
 @click.option(
-    "--jobs", type=click.IntRange(1), default=None, metavar="N", help="Threads.  [default: all cores]"
+    "--jobs", type=click.IntRange(1), default=None, metavar="N", help="Processes.  [default: one a core]"
 )
 @click.option("--allow-missing", is_flag=True, help="Pack the images that are there.")
 @click.option(
@@ -130,7 +134,7 @@ def main(
             out,
             PixelRecipe(size, encoding, quality, filter),
             shard_size=shard_size,
-            jobs=jobs or available_cores(),
+            jobs=jobs or min(available_cores(), max(len(plan.images) // _WORTH_A_PROCESS, 1)),
             max_rejects=max_rejects,
         )
     click.echo(_summary(manifest))

@@ -7,14 +7,14 @@ Sixteen bits are scaled to eight (not cut off), alpha is ignored, colour becomes
 
 import io
 import math
-import struct
-import zlib
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
+
+from shards.png import pixels_only
 
 Gray = npt.NDArray[np.uint8]
 Encoding = Literal["jpeg", "png"]
@@ -26,12 +26,6 @@ SUFFIX: dict[str, str] = {"jpeg": "jpg", "png": "png"}
 # 4.2, from which it differs by 49.7 dB PSNR: less than JPEG 95 does from its input (47.3 dB). With a
 # gap of 2 it would be 1.7 ms and 54.0 dB (python -m benchmarks.packing).
 REDUCING_GAP = 1.5
-
-# In pixels. NIH's files have 1024, the largest originals about 3056. A limit of the side, not of
-# the area: a strip of 1 x 2**26 would become a square of 2**52.
-MAX_SIDE = 8192
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 
 
 @dataclass(frozen=True)
@@ -53,10 +47,10 @@ def open_gray(data: bytes) -> Image.Image:
     The header and every chunk's CRC are checked before a pixel is decoded, so a file that
     claims an absurd size costs no memory; of the other chunks only those that decide pixels
     are given to the decoder, so no text in a file is ever read. Raises ValueError with the
-    reason for a file that is empty, no PNG, truncated, corrupt or has a side over MAX_SIDE.
+    reason for a file that is empty, no PNG, truncated, corrupt or has a side over png.MAX_SIDE.
     """
     try:
-        with Image.open(io.BytesIO(_pixel_chunks(data)), formats=["PNG"]) as image:
+        with Image.open(io.BytesIO(pixels_only(data)), formats=["PNG"]) as image:
             image.load()
             image.info.pop("transparency", None)  # ignored as alpha is, and convert() would warn of it
             if image.mode.startswith("I"):
@@ -64,7 +58,7 @@ def open_gray(data: bytes) -> Image.Image:
             return image if image.mode == "L" else image.convert("L")
     except UnidentifiedImageError as error:
         raise ValueError("pixels do not decode: the header makes no sense") from error
-    except (OSError, SyntaxError, zlib.error) as error:
+    except (OSError, SyntaxError) as error:
         raise ValueError(f"pixels do not decode: {error}") from error
 
 
@@ -113,48 +107,6 @@ def psnr(gray: Gray, encoded: bytes) -> float:
     """
     error = decode_sample(encoded).astype(np.int64) - gray
     return 10 * math.log10(255**2 * gray.size / max(int((error * error).sum()), 1))
-
-
-def _pixel_chunks(data: bytes) -> bytes:
-    # The file without the chunks that do not decide pixels, once every chunk is found to be whole.
-    if not data:
-        raise ValueError("the file is empty")
-    if not data.startswith(_SIGNATURE):
-        raise ValueError("not a PNG file")
-    view = memoryview(data)
-    kept: list[bytes | memoryview] = [_SIGNATURE]
-    pixels: list[memoryview] = []
-    place, name = len(_SIGNATURE), b""
-    while name != b"IEND":
-        if place + 12 > len(data):
-            raise ValueError("the file is truncated")
-        length, name = struct.unpack_from(">I4s", data, place)
-        end = place + 8 + length
-        if end + 4 > len(data):
-            raise ValueError("the file is truncated")
-        if zlib.crc32(view[place + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
-            shown = name.decode() if name in _PIXEL_CHUNKS else "beside the pixels"
-            raise ValueError(f"wrong checksum in chunk {shown}")
-        if name == b"IHDR" and length >= 8:
-            width, height = struct.unpack_from(">II", data, place + 8)
-            if max(width, height) > MAX_SIDE:
-                raise ValueError(f"claims {width}x{height} pixels; at most {MAX_SIDE} a side are allowed")
-        if name == b"IDAT":
-            pixels.append(view[place + 8 : end])
-        elif name == b"IEND":
-            # As one chunk, for the decoder takes and gives up Python's lock once a chunk, which
-            # NIH's files have every 8 KiB: 162 instead of 158 images/s with two threads.
-            joined = b"".join(pixels)
-            kept += _chunk(b"IDAT", joined), _chunk(b"IEND", b"")
-        elif name in _PIXEL_CHUNKS:
-            kept.append(view[place : end + 4])
-        place = end + 4
-    return b"".join(kept)
-
-
-def _chunk(name: bytes, content: bytes) -> bytes:
-    checksum = zlib.crc32(content, zlib.crc32(name))
-    return b"".join([struct.pack(">I", len(content)), name, content, struct.pack(">I", checksum)])
 
 
 def _scale_16_bit(pixels: npt.NDArray[np.generic]) -> Gray:

@@ -1,11 +1,13 @@
 """Worker processes: tasks done by several at once, which end with the command that started them."""
 
 import concurrent.futures
+import itertools
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
@@ -14,26 +16,37 @@ from shards.errors import ResourceMissing
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+# Tasks begun for each worker before their results are taken, so that none waits while the caller
+# is busy, with a disk for example.
+_AHEAD = 4
+
 
 def map_in_processes(
     work: Callable[[Task], Result], tasks: Sequence[Task], jobs: int
-) -> Iterator[tuple[Task, Result]]:
-    """Yield every task with its result, as they are done, from `jobs` processes.
+) -> Generator[tuple[Task, Result], None, None]:
+    """Yield every task with its result, in order, from `jobs` processes.
 
-    With one job or one task this process does the work, in order. `work` and the tasks are
-    pickled to the workers. Raises what `work` raises, and ResourceMissing when a worker is
-    killed; tasks that were not begun are then dropped. A worker never outlives this process.
+    With one job or one task this process does the work. `work` and the tasks are pickled to the
+    workers, which run at most _AHEAD tasks each before their results are taken, so the memory is
+    bounded. Raises what `work` raises, and ResourceMissing when a worker is killed; tasks that
+    were not begun are then dropped. A worker never outlives this process.
     """
     if jobs == 1 or len(tasks) < 2:
         yield from ((task, work(task)) for task in tasks)
         return
+    jobs = min(jobs, len(tasks))
     # spawn: the caller may have threads (DALI, torch), which do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(min(jobs, len(tasks)), context, _follow_parent)
+    pool = concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _follow_parent)
+    begun: deque[tuple[Task, concurrent.futures.Future[Result]]] = deque()
+    rest = iter(tasks)
     try:
-        futures = {pool.submit(work, task): task for task in tasks}
-        for future in concurrent.futures.as_completed(futures):
-            yield futures[future], future.result()
+        for task in itertools.islice(rest, _AHEAD * jobs):
+            begun.append((task, pool.submit(work, task)))
+        while begun:
+            task, future = begun.popleft()
+            result = future.result()
+            begun.extend((task, pool.submit(work, task)) for task in itertools.islice(rest, 1))
+            yield task, result
     except BrokenProcessPool as error:
         raise ResourceMissing(
             "a worker process was killed (out of memory?); run the same command again, "

@@ -1,6 +1,6 @@
 """Packing: a table of entries with their split becomes a shard folder.
 
-The bytes depend on the plan and the recipe alone, not on the number of threads. Each shard is
+The bytes depend on the plan and the recipe alone, not on the number of processes. Each shard is
 published under its final name and leaves a receipt; the manifest comes last. The same command
 again after a kill keeps the shards whose receipt and hashes agree and packs the rest.
 """
@@ -44,7 +44,7 @@ _SOURCE_SHA256 = "source_sha256"
 def pack(
     plan: Plan, out: Path, pixels: PixelRecipe, *, shard_size: int = 1024, jobs: int = 1, max_rejects: int = 0
 ) -> Manifest:
-    """Write the shard folder `out` with `jobs` threads and return its manifest.
+    """Write the shard folder `out` with `jobs` processes and return its manifest.
 
     The manifest's recipe names everything that decides the bytes; packing into a folder made
     with another recipe, or of an image that is no longer the same, raises CannotResume naming

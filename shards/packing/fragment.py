@@ -67,10 +67,7 @@ class Fragment:
 
 
 def make_fragment(source: Path, samples: list[Sample], recipe: PixelRecipe) -> Fragment:
-    """Read, decode, resize and encode the images of `samples`; those that are bad are rejected.
-
-    Nearly all of it runs outside Python's global lock, so threads do it side by side.
-    """
+    """Read, decode, resize and encode the images of `samples`; those that are bad are rejected."""
     read_ns = time.time_ns()
     members: list[bytes] = []
     sources: list[tuple[str, str]] = []

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from shards.pixels import MAX_SIDE, Filter, Gray, encode, open_gray, psnr, resize
+from shards.pixels import Filter, Gray, encode, open_gray, psnr, resize
+from shards.png import MAX_SIDE
 
 ROOT = Path(__file__).parents[2]
 Png = Callable[..., bytes]
