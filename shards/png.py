@@ -81,6 +81,8 @@ def _inflated(stream: bytes, header: bytes) -> bytes:
         rows = decompressor.decompress(stream, size)
     except isal_zlib.error as error:  # type: ignore[misc]  # the stub says it is an instance
         raise ValueError(f"pixels do not decode: {error}") from error
+    if len(rows) < size:
+        raise ValueError("pixels do not decode: image file is truncated")
     view = memoryview(rows)
     parts: list[bytes | memoryview] = [b"\x78\x01"]  # deflate with a window of 32 KiB, no dictionary
     for start in range(0, len(rows), _STORED):

@@ -1,4 +1,5 @@
 import io
+import struct
 import zlib
 from pathlib import Path
 
@@ -49,3 +50,14 @@ def test_a_real_file_keeps_its_pixels(nih_data: Path) -> None:
     for path in sorted((nih_data / "nih_sample").glob("images_*/images/*.png"))[::20]:
         data = path.read_bytes()
         assert Image.open(io.BytesIO(pixels_only(data))).tobytes() == Image.open(io.BytesIO(data)).tobytes()
+
+
+def test_a_stream_that_ends_too_early_is_refused_though_every_checksum_is_right() -> None:
+    whole = pixels_only(png(drawing("L")))
+    start, end = whole.index(b"IDAT") + 4, whole.index(b"IEND") - 8
+    rows = zlib.decompress(whole[start:end])
+    short = zlib.compress(rows[: len(rows) // 2])
+    chunk = b"IDAT" + short
+    framed = struct.pack(">I", len(short)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    with pytest.raises(ValueError, match="truncated"):
+        pixels_only(whole[: start - 8] + framed + whole[end + 4 :])
