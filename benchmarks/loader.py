@@ -1,113 +1,180 @@
 """How fast batches come, with nothing to train: `python -m benchmarks.loader`.
 
-Side by side on the same images, in turns: `limit`, Pillow's libjpeg-turbo decoding in as many
-processes as there are cores, which no loader on this CPU can pass by much; `dali`, whole
-batches with random flips; `report`, the PNG files and plain DataLoader this project started
-from. The figure is images/s over epochs of train.
+Side by side on the same images, in turns, each in a process of its own:
+
+limit       libjpeg-turbo, as torchvision has it, in as many processes as there are cores: it decodes a
+            third faster than Pillow's, and DALI's comes close
+dali, resident, webdataset, dataloader
+            this project's loaders, whole batches with random flips; `dali light` and `dali strong`
+            with augmentation. resident is measured from its second epoch on
+tuned       what a good engineer writes with torch's DataLoader: gray JPEG files, uint8 batches
+report      as the student report ran it: RGB PNG files, ToTensor, Normalize, a plain DataLoader
+raw         the same from 1024 px files, resized on the fly
 """
 
-import concurrent.futures
-import multiprocessing
-import tempfile
-import time
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+import math
+import os
+import statistics
+from collections import defaultdict
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
-import torch
 
+from benchmarks.contenders import Contender, Task, contend
+from benchmarks.content import OUT, default_shards
 from benchmarks.harness import interleave, summary, write_result
-from benchmarks.report_path import report_loader, unpack
-from loaders import LoaderSpec, make_loader
+from benchmarks.plot import plot_loader
+from loaders import LOADERS
 from shards.cores import available_cores
-from shards.findings import FINDINGS
-from shards.folder import ShardFolder, SplitReader, open_shards
-from shards.pixels import decode_sample
+from shards.folder import open_shards
+
+_LOADERS = ("dali", "dali light", "dali strong", "resident", "webdataset", "dataloader")
+CONTENDERS = ("limit", *_LOADERS, "tuned", "report", "raw")
+_RAW = Path("../shared/data/nih_sample")
+_COLD = ("dali", "webdataset")
+_FEW_RUNS = 3  # of the side questions: threads, cold cache
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 110})
 @click.option(
-    "--shards",
-    type=click.Path(path_type=Path),
-    default="data/shards",
-    metavar="FOLDER",
-    help="Packed shards to load.",
-)
-@click.option("--batch-size", type=click.IntRange(1), default=128, metavar="IMAGES", help="Images a batch.")
+    "--shards", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
+    help=f"Packed shards to load.  [default: data/shards, or a set of 8,000 images that is made in {OUT}]",
+)  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(1), default=256, metavar="IMAGES", help="Images a batch.")
 @click.option(
-    "--threads",
-    type=click.IntRange(1),
-    default=available_cores(),
-    metavar="N",
-    help="Threads or processes each contender gets.",
-)
+    "--threads", type=click.IntRange(0), default=0, metavar="N",
+    help="Threads or processes of each; 0: each loader's own choice, and one a core for the others.",
+)  # fmt: skip
+@click.option("--device", default="cpu", metavar="cpu|cuda|cuda:N", help="Where batches go.")
 @click.option("--runs", type=click.IntRange(1), default=5, metavar="N", help="Counted rounds.")
-def main(shards: Path, batch_size: int, threads: int, runs: int) -> None:
-    """Measure loaders side by side and write benchmarks/results/loader_*.json."""
-    folder = open_shards(shards)
-    spec = LoaderSpec(
-        folder, "train", batch_size, torch.device("cpu"), training=True, flip="random", threads=threads
-    )
-    with ExitStack() as stack:
-        dali = stack.enter_context(make_loader("dali", spec))
-        pool = stack.enter_context(_pool(threads))
-        files = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "png"
-        unpack(folder, "train", files)
-        labels = folder.entries.loc[folder.rows("train"), list(FINDINGS)].to_numpy(dtype=np.uint8)
-        report = report_loader(files, labels, batch_size, threads)
-        contenders: dict[str, Callable[[], float]] = {
-            "limit": lambda: _limit(folder, pool, threads),
-            "dali": lambda: _rate(dali, dali.samples),
-            "report": lambda: _rate(report, dali.samples),
-        }
-        figures = interleave(contenders, runs)
-    results = {name: summary(values) for name, values in figures.items()}
+@click.option(
+    "--limit", type=click.IntRange(0), default=0, metavar="IMAGES", help="Images a measurement; 0: an epoch."
+)
+@click.option(
+    "--loaders", default=",".join(CONTENDERS), metavar="NAMES", help="Who takes part, separated by commas."
+)
+@click.option(
+    "--raw", type=click.Path(path_type=Path), default=_RAW, metavar="FOLDER",
+    help="An NIH tree of full-size images, for raw; left out where it is not there.",
+)  # fmt: skip
+@click.option(
+    "--json",
+    "out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    metavar="FILE",
+    help="Where the figures go, and beside it the plot.  [default: in benchmarks/results, if all take part]",
+)
+def main(
+    shards: Path | None, batch_size: int, threads: int, device: str, runs: int, limit: int, loaders: str,
+    raw: Path,
+    out: Path | None,
+) -> None:  # fmt: skip
+    """Measure loaders side by side and write benchmarks/results/loader_*.json and .png."""
+    chosen = list(dict.fromkeys(name.strip() for name in loaders.split(",")))
+    if unknown := [name for name in chosen if name not in CONTENDERS and name not in LOADERS]:
+        raise click.UsageError(
+            f"--loaders names {unknown[0]!r}; known are {', '.join(dict.fromkeys((*CONTENDERS, *LOADERS)))}"
+        )
+    if not raw.is_dir():
+        chosen = [name for name in chosen if name != "raw"]
+    path = shards or default_shards()
+    folder = open_shards(path)
+    cores = threads or available_cores()
+
+    def task(name: str, count: int = threads) -> Task:
+        own = name.partition(" ")[0] in LOADERS
+        return Task(name, str(path), count if own else count or cores, batch_size, device, str(raw), limit)
+
     record: dict[str, Any] = {
-        "images": dali.samples,
+        "images": folder.manifest.splits["train"].images,
+        "size": folder.manifest.size,
+        "bytes_per_image": sum(s.bytes for s in folder.manifest.shards)
+        / sum(s.samples for s in folder.manifest.shards),
         "batch_size": batch_size,
         "threads": threads,
-        "images_per_second": results,
+        "device": device,
     }
-    click.echo(f"{'loader':12} {'images/s':>10} {'of limit':>9} {'x report':>9}")
-    for name, result in results.items():
-        median = result["median"]
-        of_limit, of_report = median / results["limit"]["median"], median / results["report"]["median"]
-        click.echo(f"{name:12} {median:10.0f} {of_limit:9.2f} {of_report:9.2f}")
-    click.echo(write_result("loader", record))
+    record["loaders"] = _race([task(name) for name in chosen], runs)
+    if "dali" in chosen:
+        counts = sorted({1, *(2**n for n in range(cores.bit_length()) if 2**n <= cores), cores, cores + 1})
+        record["threads_of_dali"] = {
+            str(n): _race([task("dali", n)], _FEW_RUNS)["dali"]["images_per_second"] for n in counts
+        }
+    record["cold_page_cache"] = {
+        name: summary([_cold(replace(task(name), limit=record["images"]), path) for _ in range(_FEW_RUNS)])
+        for name in _COLD
+        if name in chosen
+    }
+    _show(record)
+    if out is None and (limit or {*chosen, "raw"} != set(CONTENDERS)):
+        return  # a part of the picture, which is kept only where it is told
+    written = write_result("loader", record, out)
+    click.echo(f"{written}\n{plot_loader(record, written.with_suffix('.png'))}")
 
 
-def _rate(batches: Iterable[Any], samples: int) -> float:
-    # Whole epochs, for at least two seconds: a small set would measure the start of an epoch.
-    epochs, start = 0, time.perf_counter()
-    while time.perf_counter() - start < 2:
-        for _ in batches:
-            pass
-        epochs += 1
-    return epochs * samples / (time.perf_counter() - start)
+def _race(tasks: list[Task], runs: int) -> dict[str, Any]:
+    details: dict[str, list[dict[str, float]]] = defaultdict(list)
+
+    def rate(contender: Contender) -> float:
+        figures = contender.measure()
+        details[contender.task.name].append(figures)
+        return figures["images"] / figures["seconds"]
+
+    with contend(tasks) as contenders:
+        rates = interleave({name: partial(rate, one) for name, one in contenders.items()}, runs)
+    result = {}
+    for name, figures in rates.items():
+        warm_up, *counted = details[name]
+        cpu = statistics.median(1000 * one["cpu_seconds"] / one["images"] for one in counted)
+        displacement = statistics.mean(one["displacement"] for one in counted)
+        result[name] = {
+            "images_per_second": summary(figures),
+            "images_per_core_second": 1000 / cpu,
+            "cpu_seconds_per_1000_images": cpu,
+            "memory_mib": max(one["memory"] for one in details[name]) / 2**20,
+            "first_batch_seconds": warm_up["first_batch"],
+            "displacement": None if math.isnan(displacement) else displacement,
+        }
+    return result
 
 
-def _pool(processes: int) -> concurrent.futures.ProcessPoolExecutor:
-    return concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+def _cold(task: Task, shards: Path) -> float:
+    # The first epoch of a new process, with no page of the shards in memory.
+    with contend([task]) as contenders:
+        for tar in shards.glob("*.tar"):
+            with tar.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        figures = contenders[task.name].measure()
+    return figures["images"] / figures["seconds"]
 
 
-def _limit(folder: ShardFolder, pool: concurrent.futures.ProcessPoolExecutor, processes: int) -> float:
-    # The pure decoding time of the slowest process counts, not its start or its reading.
-    times = list(
-        pool.map(_decode_share, [folder.path] * processes, range(processes), [processes] * processes)
+def _show(record: dict[str, Any]) -> None:
+    loaders = record["loaders"]
+    limit = loaders.get("limit", {}).get("images_per_second", {}).get("median", math.nan)
+    report = loaders.get("report", {}).get("images_per_second", {}).get("median", math.nan)
+    click.echo(
+        f"{'':12} {'images/s':>9} {'95 % interval':>17} {'of limit':>9} {'x report':>9} {'cpu s/1000':>11} "
+        f"{'MiB':>6} {'first s':>8} {'shuffle':>8}"
     )
-    return sum(count for count, _ in times) / max(seconds for _, seconds in times)
-
-
-def _decode_share(path: Path, share: int, shares: int) -> tuple[int, float]:
-    reader = SplitReader(open_shards(path), "train")
-    encoded = [image.tobytes() for image in reader.read(range(share, len(reader), shares)).images]
-    start = time.perf_counter()
-    for data in encoded:
-        decode_sample(data)
-    return len(encoded), time.perf_counter() - start
+    for name, one in loaders.items():
+        rate = one["images_per_second"]
+        low, high = rate["interval95"]
+        shuffle = "" if one["displacement"] is None else f"{one['displacement']:.3f}"
+        click.echo(
+            f"{name:12} {rate['median']:9.0f} {low:8.0f}..{high:<7.0f} {rate['median'] / limit:9.2f} "
+            f"{rate['median'] / report:9.1f} {one['cpu_seconds_per_1000_images']:11.3f} "
+            f"{one['memory_mib']:6.0f} {one['first_batch_seconds']:8.2f} {shuffle:>8}"
+        )
+    for title, figures in (
+        ("dali by threads", record.get("threads_of_dali", {})),
+        ("first epoch from a cold page cache", record["cold_page_cache"]),
+    ):
+        click.echo(f"{title}: " + "  ".join(f"{key}: {one['median']:.0f}" for key, one in figures.items()))
 
 
 if __name__ == "__main__":

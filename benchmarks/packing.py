@@ -2,7 +2,7 @@
 
 On real PNGs, in turns: `pack`, make_shards' own work with 1, 2, .. jobs; `decode`, the limit:
 reading and decoding the same files with the fastest decoder at hand and nothing else, in as
-many processes (isal + pillow is packing's own); `plain`, what one would write without thinking:
+many threads (isal + pillow is packing's own); `plain`, what one would write without thinking:
 Pillow opens, converts to gray, resizes with Lanczos and saves a PNG, one file after the other.
 Images/s are wall time; images per core-second are processor time, workers' included, which others
 on the machine disturb less. Stages and decoders are measured one image at a time, resize filters

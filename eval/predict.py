@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from eval.predictions import Predictions
-from loaders import LoaderSpec, make_loader
+from loaders import LoaderSpec, streaming_loader
 from models import Classifier
 from shards.errors import BadData
 from shards.folder import ShardFolder
@@ -27,7 +27,7 @@ def predict(
     rows, labels, probabilities = [], [], []
     spec = LoaderSpec(shards, split, batch_size, device, training=False)
     with (
-        make_loader("auto", spec) as loader,
+        streaming_loader(spec) as loader,
         progress_bar(loader.samples, f"predicting {split}", "img") as bar,
     ):
         for batch in loader:

@@ -4,7 +4,18 @@
 """
 
 from loaders.batch import Batch
-from loaders.registry import LOADERS, Loader, make_loader
-from loaders.spec import Flip, LoaderSpec
+from loaders.registry import LOADER_CHOICES, LOADERS, Loader, choose_loader, make_loader, streaming_loader
+from loaders.spec import Augment, Flip, LoaderSpec
 
-__all__ = ["LOADERS", "Batch", "Flip", "Loader", "LoaderSpec", "make_loader"]
+__all__ = [
+    "LOADERS",
+    "LOADER_CHOICES",
+    "Augment",
+    "Batch",
+    "Flip",
+    "Loader",
+    "LoaderSpec",
+    "choose_loader",
+    "make_loader",
+    "streaming_loader",
+]

@@ -45,12 +45,24 @@ class Loader(Protocol):
 def _dali(spec: LoaderSpec) -> Loader:
     try:
         from loaders.dali import DaliLoader
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise ResourceMissing(
-            "the loader dali needs NVIDIA DALI, which is not installed (Linux on x86-64: "
-            "pip install nvidia-dali-cuda130)"
+            f"the loader dali needs NVIDIA DALI, which cannot be imported ({error}); Linux on x86-64: "
+            "pip install nvidia-dali-cuda130. --loader webdataset does without"
         ) from error
     return DaliLoader(spec)
+
+
+def _resident(spec: LoaderSpec) -> Loader:
+    from loaders.resident import ResidentLoader
+
+    return ResidentLoader(spec, streaming_loader)
+
+
+def _dataloader(spec: LoaderSpec) -> Loader:
+    from loaders.dataloader import TunedDataLoader
+
+    return TunedDataLoader(spec)
 
 
 def _synthetic(spec: LoaderSpec) -> Loader:
@@ -59,11 +71,58 @@ def _synthetic(spec: LoaderSpec) -> Loader:
     return SyntheticLoader(spec)
 
 
-LOADERS: dict[str, Callable[[LoaderSpec], Loader]] = {"auto": _dali, "dali": _dali, "synthetic": _synthetic}
+def _webdataset(spec: LoaderSpec) -> Loader:
+    try:
+        from loaders.web import WebLoader
+    except ModuleNotFoundError as error:
+        raise ResourceMissing(
+            "the loader webdataset needs the package webdataset, which is not installed: "
+            "pip install 'webdataset>=1.0,<2'"
+        ) from error
+    return WebLoader(spec)
+
+
+LOADERS: dict[str, Callable[[LoaderSpec], Loader]] = {
+    "dali": _dali,
+    "resident": _resident,
+    "webdataset": _webdataset,
+    "dataloader": _dataloader,
+    "synthetic": _synthetic,
+}
+LOADER_CHOICES = ("auto", *LOADERS)
+
+
+def choose_loader(spec: LoaderSpec) -> tuple[str, str]:
+    """Return what `auto` takes for many epochs of a split, and why, in words for the user.
+
+    resident where the decoded split fits in its share of the free memory of the device or of the
+    host, else dali, else webdataset where DALI is not installed.
+    """
+    from loaders.resident import place_for
+
+    place, figures = place_for(spec)
+    if place is not None:
+        return "resident", f"kept in the memory of {place}: {figures}"
+    if _has_dali():
+        return "dali", f"decoded anew each epoch: {figures}"
+    return "webdataset", f"decoded anew each epoch, without DALI, which cannot be imported: {figures}"
+
+
+def streaming_loader(spec: LoaderSpec) -> Loader:
+    """Return the loader for a single pass: dali, or webdataset where DALI is not installed."""
+    return make_loader("dali" if _has_dali() else "webdataset", spec)
 
 
 def make_loader(name: str, spec: LoaderSpec) -> Loader:
-    """Return the loader of this name; ValueError lists the known ones."""
-    if name not in LOADERS:
-        raise ValueError(f"unknown loader {name!r}; known are {', '.join(LOADERS)}")
-    return LOADERS[name](spec)
+    """Return the loader of this name, for auto the one of choose_loader; ValueError lists the known ones."""
+    if name not in LOADER_CHOICES:
+        raise ValueError(f"unknown loader {name!r}; known are {', '.join(LOADER_CHOICES)}")
+    return LOADERS[choose_loader(spec)[0] if name == "auto" else name](spec)
+
+
+def _has_dali() -> bool:
+    try:
+        import nvidia.dali  # noqa: F401
+    except ImportError:  # not installed, or its libraries do not load
+        return False
+    return True

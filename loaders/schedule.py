@@ -11,19 +11,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from loaders.spec import LoaderSpec
+from loaders.augment import PARAMETERS, draw
+from loaders.spec import Augment, LoaderSpec
 from shards.errors import CannotResume
 
-_ORDER, _FLIP = 0, 1
+_ORDER, _FLIP, _AUGMENT = 0, 1, 2
 
 
 class Slot(NamedTuple):
-    """One batch to be: which positions of the split, and which of them mirrored."""
+    """One batch to be: which positions of the split, how many of them mirrored, and how distorted."""
 
     positions: npt.NDArray[np.int64]
     """[n], each decoded once. With flip both, the batch is these images followed by their mirrors."""
-    mirrored: npt.NDArray[np.bool_]
-    """[n], for flip random; all False otherwise."""
+    mirrored: int
+    """With flip random the first so many are mirrored; 0 otherwise."""
+    distortions: npt.NDArray[np.float32] | None
+    """[images of the batch, PARAMETERS] of loaders.augment; None for no augmentation."""
 
 
 def epoch_order(samples: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
@@ -36,11 +39,22 @@ def epoch_flips(samples: int, seed: int, epoch: int) -> npt.NDArray[np.bool_]:
     return np.random.default_rng([seed, epoch, _FLIP]).random(samples) < 0.5
 
 
+def epoch_distortions(images: int, augment: Augment, seed: int, epoch: int) -> npt.NDArray[np.float32] | None:
+    """Return float32 [images, PARAMETERS]: how every image of the epoch is distorted; None for none."""
+    return (
+        None if augment == "none" else draw(images, augment, np.random.default_rng([seed, epoch, _AUGMENT]))
+    )
+
+
 class Schedule:
     """The batches of this rank, epoch after epoch, and how many of them have been handed out.
 
     With several ranks, rank r takes every world_size-th place of the common order: the union
     is the split, sizes differ by at most one, and ranks mix anew every epoch.
+
+    Within a batch the mirrored images come first, so that they are flipped as one piece of memory.
+    Which places of an epoch are mirrored does not depend on what stands there, so the order is as
+    uniform as before.
     """
 
     def __init__(self, spec: LoaderSpec, samples: int) -> None:
@@ -57,18 +71,35 @@ class Schedule:
 
     def remaining(self) -> Iterator[Slot]:
         """Yield the batches of this epoch that have not been handed out; changes no state."""
+        return self._slots(self.epoch, self.batch)
+
+    def upcoming(self) -> Iterator[tuple[int, int, Slot]]:
+        """Yield epoch, batch and slot of every batch to come, epoch after epoch; changes no state."""
+        epoch, first = self.epoch, self.batch
+        while self.batches:
+            for batch, slot in enumerate(self._slots(epoch, first), first):
+                yield epoch, batch, slot
+            epoch, first = epoch + 1, 0
+
+    def _slots(self, epoch: int, first: int) -> Iterator[Slot]:
         spec, total = self._spec, self._split_samples
-        order = np.arange(total)
+        order = epoch_order(total, spec.seed, epoch) if spec.training else np.arange(total)
         mirrored = np.zeros(total, dtype=np.bool_)
-        if spec.training:
-            order = epoch_order(total, spec.seed, self.epoch)
         if spec.flip == "random":
-            mirrored = epoch_flips(total, spec.seed, self.epoch)
+            mirrored = epoch_flips(total, spec.seed, epoch)
+        copies = 2 if spec.flip == "both" else 1
+        distortions = epoch_distortions(copies * total, spec.augment, spec.seed, epoch)
         mine = slice(spec.rank, None, spec.world_size)
         order, mirrored = order[mine], mirrored[mine]
-        for start in range(self.batch * self._per_batch, self._places, self._per_batch):
+        if distortions is not None:
+            distortions = distortions.reshape(total, copies, PARAMETERS)[mine]
+        for start in range(first * self._per_batch, self._places, self._per_batch):
             part = slice(start, start + self._per_batch)
-            yield Slot(order[part], mirrored[part])
+            mirrored_first = np.argsort(~mirrored[part], kind="stable")
+            distorted = None
+            if distortions is not None:
+                distorted = np.ascontiguousarray(distortions[part].swapaxes(0, 1)).reshape(-1, PARAMETERS)
+            yield Slot(order[part][mirrored_first], int(mirrored[part].sum()), distorted)
 
     def start(self) -> None:
         """Begin an iteration: evaluation always from its first sample, training where it was left."""
@@ -107,6 +138,7 @@ class Schedule:
             "training": spec.training,
             "batch_size": spec.batch_size,
             "flip": spec.flip,
+            "augment": spec.augment,
             "seed": spec.seed,
             "world_size": spec.world_size,
         }

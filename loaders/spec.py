@@ -9,6 +9,7 @@ from shards.folder import ShardFolder
 from shards.splits import SPLITS
 
 Flip = Literal["none", "random", "both"]
+Augment = Literal["none", "light", "strong"]
 
 
 @dataclass(frozen=True)
@@ -29,17 +30,22 @@ class LoaderSpec:
     flip: Flip = "none"
     """none; random: each image is mirrored with probability 1/2; both: each image and its
     mirror in every epoch, decoded once, side by side in one batch. Only in training."""
+    augment: Augment = "none"
+    """Small random rotations, shifts, scales, brightness and contrast; see loaders.augment. Only in
+    training."""
     seed: int = 0
     rank: int = 0
     world_size: int = 1
     threads: int = 0
-    """Decoding threads; 0: one per core this process may use."""
+    """Decoding threads or processes; 0: chosen by the loader."""
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise ValueError(f"split {self.split!r} is none of {', '.join(SPLITS)}")
         if self.flip not in get_args(Flip):
             raise ValueError(f"flip {self.flip!r} is none of {', '.join(get_args(Flip))}")
+        if self.augment not in get_args(Augment):
+            raise ValueError(f"augment {self.augment!r} is none of {', '.join(get_args(Augment))}")
         if self.batch_size < 1:
             raise ValueError(f"batch size {self.batch_size} is below 1")
         if self.flip == "both" and self.batch_size % 2:
@@ -48,5 +54,5 @@ class LoaderSpec:
             )
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank {self.rank} is outside 0..{self.world_size - 1}")
-        if self.flip != "none" and not self.training:
-            raise ValueError(f"flip {self.flip} is for training; evaluation sees every image as it is")
+        if not self.training and (self.flip, self.augment) != ("none", "none"):
+            raise ValueError("flip and augment are for training; evaluation sees every image as it is")

@@ -2,6 +2,7 @@
 
 from models import custom_cnn, resnet50, vit_b_16
 from models.classifier import Arch, Classifier
+from models.cutting import frozen_part, trainable_part
 from models.freezing import FREEZES, freeze, parameter_counts
 from models.input import GrayInput
 from models.registry import UnknownArch, build, find_arch, known_archs
@@ -22,10 +23,12 @@ __all__ = [
     "custom_cnn",
     "find_arch",
     "freeze",
+    "frozen_part",
     "has_imagenet_weights",
     "known_archs",
     "load_weights",
     "parameter_counts",
     "resnet50",
+    "trainable_part",
     "vit_b_16",
 ]

@@ -21,6 +21,7 @@ def register(
     *,
     head: str,
     last_stage: tuple[str, ...],
+    joint: tuple[str | nn.Module, ...] = (),
     imagenet: WeightsEnum | None = None,
     adapt: Callable[[State, int], State] | None = None,
 ) -> Callable[[Make], Make]:
@@ -34,7 +35,7 @@ def register(
         name = make.__name__
         if name in _archs:
             raise ValueError(f"arch {name!r} is already registered")
-        _archs[name] = Arch(name, make, head, last_stage, imagenet, adapt)
+        _archs[name] = Arch(name, make, head, last_stage, joint, imagenet, adapt)
         return make
 
     return add

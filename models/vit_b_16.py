@@ -3,7 +3,7 @@
 from collections import OrderedDict
 
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import ViT_B_16_Weights
 from torchvision.models.vision_transformer import interpolate_embeddings
 
@@ -11,6 +11,14 @@ from models.classifier import State
 from models.registry import register
 
 PATCH = 16
+
+
+class ClassToken(nn.Module):
+    """Picks the token that the head classifies: [N, tokens, F] -> [N, F]."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the first token of each image."""
+        return tokens[:, 0]
 
 
 def _adapt(state: State, size: int) -> State:
@@ -29,6 +37,7 @@ def _adapt(state: State, size: int) -> State:
 @register(
     head="heads",
     last_stage=("encoder.layers.encoder_layer_11", "encoder.ln"),
+    joint=(ClassToken(),),
     imagenet=ViT_B_16_Weights.IMAGENET1K_V1,
     adapt=_adapt,
 )

@@ -114,7 +114,8 @@ class SplitReader:
     """Random access to the samples of one split through memory-mapped shards.
 
     Position p is the p-th sample of the split in row order. Reading touches only the pages
-    of that sample, so any order costs the same once the shards are in the page cache.
+    of that sample, so any order costs the same once the shards are in the page cache. Labels
+    and row are read, and the row proved, when a sample is read first, and remembered.
     """
 
     def __init__(self, folder: ShardFolder, split: str) -> None:
@@ -127,6 +128,8 @@ class SplitReader:
         places = [read_index(tar.with_suffix(".idx"), members) for tar in self._tars]
         self._shard = np.repeat(np.arange(len(shards)), [len(place) for place in places])
         self._places = np.concatenate(places) if places else np.empty((0, 3, 2), dtype=np.int64)
+        self._labels = np.zeros((len(self._places), len(FINDINGS)), dtype=np.uint8)
+        self._proved = np.zeros(len(self._places), dtype=np.bool_)
         if len(self._places) != len(self.rows):
             raise BadData(
                 f"{folder.path}: the indexes of {split} hold {len(self._places)} samples, "
@@ -142,21 +145,26 @@ class SplitReader:
 
     def read(self, positions: Sequence[int] | npt.NDArray[np.int64]) -> Samples:
         """Return the samples at these positions; raise BadData where a stored row is not the expected."""
-        images = []
-        labels = np.empty((len(positions), len(FINDINGS)), dtype=np.uint8)
-        rows = np.empty(len(positions), dtype=np.int32)
-        for n, position in enumerate(positions):
-            shard = self._maps[self._shard[position]]
-            (start, size), (labels_at, _), (row_at, _) = self._places[position].tolist()
-            images.append(shard[start : start + size])
-            labels[n] = shard[labels_at : labels_at + len(FINDINGS)]
-            rows[n] = shard[row_at : row_at + 4].view("<i4")[0]
-        wrong = np.flatnonzero(rows != self.rows[positions])
-        if len(wrong):
-            raise BadData(
-                f"{self.name(int(positions[wrong[0]]))}: the shard holds row {rows[wrong[0]]} there"
+        positions = np.asarray(positions, dtype=np.int64)
+        for position in positions[~self._proved[positions]].tolist():
+            self._prove(position)
+        starts, sizes = self._places[positions, 0].T
+        images = [
+            self._maps[shard][start : start + size]
+            for shard, start, size in zip(
+                self._shard[positions].tolist(), starts.tolist(), sizes.tolist(), strict=True
             )
-        return Samples(images, labels, rows)
+        ]
+        return Samples(images, self._labels[positions], self.rows[positions])
+
+    def _prove(self, position: int) -> None:
+        shard = self._maps[self._shard[position]]
+        _, (labels_at, _), (row_at, _) = self._places[position].tolist()
+        row = int(shard[row_at : row_at + 4].view("<i4")[0])
+        if row != self.rows[position]:
+            raise BadData(f"{self.name(position)}: the shard holds row {row} there")
+        self._labels[position] = shard[labels_at : labels_at + len(FINDINGS)]
+        self._proved[position] = True
 
 
 def _map(tar: Path) -> npt.NDArray[np.uint8]:

@@ -1,25 +1,28 @@
 """The trainer's command line: `python -m trainer --arch resnet50`."""
 
+import contextlib
 import dataclasses
-import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from click.core import ParameterSource
 
-from models import build, freeze, parameter_counts
 from shards.errors import ResourceMissing
-from shards.folder import open_shards
+from shards.folder import ShardFolder, open_shards
 from shards.locking import only_one
 from trainer.config import TrainConfig
-from trainer.devices import choose_device
-from trainer.interruption import listen
+from trainer.config_file import recipes, use_file
+from trainer.description import describe
+from trainer.distributed import Team, join, raise_where_lost
+from trainer.interruption import Interruption, listen
 from trainer.loop import train
-from trainer.precision import choose_precision
+from trainer.precision import Precision, choose_precision
 from trainer.run_directory import RunDirectory
+from trainer.session import Diverged
+from trainer.settling import settle
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
@@ -38,54 +41,82 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command(context_settings={"auto_envvar_prefix": "CXRAPID", "max_content_width": 110})
+@click.option(
+    "--config", is_eager=True, callback=use_file, metavar="FILE",
+    help=f"Take options from a TOML file, a run's config.json, or a recipe: {', '.join(recipes())}.",
+)  # fmt: skip
 @_options
-@click.option("--dry-run", is_flag=True, help="Print every option and the parameter counts, and stop.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print every option, where it came from and what auto comes to, and stop."
+)
 @click.pass_context
-def main(context: click.Context, /, dry_run: bool, **options: Any) -> None:
+def main(context: click.Context, /, config: str | None, dry_run: bool, **options: Any) -> None:
     """Train an architecture on packed shards. The same command again resumes a run that was stopped.
 
-    Options can also come from the environment, as CXRAPID_BATCH_SIZE=128.
+    An option counts from the command line, else from the environment (as CXRAPID_BATCH_SIZE=128), else
+    from --config, else it has its default.
     """
-    config = TrainConfig(**options)
-    if config.flip == "both" and config.batch_size % 2:
-        raise click.UsageError(f"--flip both needs an even --batch-size, not {config.batch_size}")
-    if Path(config.run_name).name != config.run_name:
-        raise click.UsageError(f"--name {config.name!r} is no plain name; --runs says in which folder")
-    sources = {name: _source(context, name) for name in options}
+    settings = TrainConfig(**options)
+    sources = {name: _source(context, name, config) for name in options}
     if dry_run:
-        _describe(config, sources)
+        for line in describe(settings, sources):
+            click.echo(line)
         return
-    device = choose_device(config.device)
-    shards = open_shards(config.shards)
-    precision = choose_precision(config.precision, device)
-    run = RunDirectory(config.runs / config.run_name)
-    with only_one(run.path), listen() as asked:
-        run.begin(config, sources, shards, device, precision.name)
-        if run.model.is_file():
-            run.say(f"{run.name} has finished already; score it with: python -m eval {run.path}")
-            return
+    with join(settings.device) as (team, device), listen() as asked:
         try:
-            finished = train(config, run, shards, precision, asked)
-        except torch.OutOfMemoryError as error:
-            raise ResourceMissing(
-                f"the device is out of memory; try --batch-size {max(config.batch_size // 2, 1)}"
-            ) from error
+            finished = _train(settings, sources, team, device, asked)
+        except RuntimeError as error:
+            raise_where_lost(team, error)
+            raise
     if not finished:
         sys.exit(asked.exit_code)
 
 
-def _source(context: click.Context, name: str) -> str:
+def _train(
+    settings: TrainConfig, sources: dict[str, str], team: Team, device: torch.device, asked: Interruption
+) -> bool:
+    """Begin or go on with the run, one rank for all; return False where `asked` stopped it early."""
+    run = RunDirectory(settings.runs / settings.run_name, writes=team.writes)
+    with contextlib.ExitStack() as held:
+
+        def begin() -> tuple[TrainConfig, ShardFolder, str, bool]:
+            shards = open_shards(settings.shards)
+            precision = choose_precision(settings.precision, device)
+            held.enter_context(only_one(run.path))
+            config, told = settle(settings, sources, run, shards, precision, team)
+            run.begin(config, told, shards, device, precision.name, team.size)
+            return config, shards, precision.name, run.model.is_file()
+
+        config, shards, precision, is_done = team.from_writer(begin)
+        if is_done:
+            run.say(f"{run.name} has finished already; score it with: python -m eval {run.path}")
+            return True
+        try:
+            return train(config, run, shards, Precision(precision, device), asked, team)
+        except torch.OutOfMemoryError as error:
+            raise ResourceMissing(_advice(config)) from error
+        except Diverged as error:
+            # All ranks know, and one says it.
+            if team.writes:
+                raise
+            sys.exit(error.exit_code)
+
+
+def _source(context: click.Context, name: str, config: str | None) -> str:
     source = context.get_parameter_source(name)
+    if source is ParameterSource.DEFAULT_MAP:
+        return f"--config {config}"
     return "default" if source is None else source.name.lower().replace("_", " ")
 
 
-def _describe(config: TrainConfig, sources: dict[str, str]) -> None:
-    for key, value in config.to_json().items():
-        click.echo(f"{key:14} {json.dumps(value):24} {sources[key]}")
-    model = build(config.arch)
-    freeze(model, config.freeze)
-    trainable, total = parameter_counts(model)
-    click.echo(f"trainable parameters {trainable:,} of {total:,}")
+def _advice(config: TrainConfig) -> str:
+    half, twice = config.batch_size // 2, 2 * config.accumulate
+    if not half:
+        return "the device is out of memory with one image a batch; try --precision fp16 or a smaller --arch"
+    return (
+        f"the device is out of memory; try --batch-size {half} --accumulate {twice}, which has as many images "
+        f"a step, or --batch-size auto"
+    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import hashlib
 import io
 import pickle
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ from shards.errors import CannotResume
 from shards.publishing import publish, publish_text, sha256_of
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, state: dict[str, Any], keep_as: Path | None = None) -> None:
     """Write `state` (tensors and plain values) to `path`, and its SHA-256 to `path.sha256`.
 
-    The hash file is published first and holds the new hash and that of the checkpoint which
-    still has the name, so kills at any moments leave a checkpoint with a hash that fits it.
+    With `keep_as` the checkpoint that had the name before is kept under that one.
+
+    Hash files are published before the checkpoints they are of, and hold the new hash and that of the
+    checkpoint which still has the name, so kills at any moments leave checkpoints with a hash that fits
+    them: at least one of the two names then holds a whole one, or `path` alone does.
     Raises ResourceMissing where the disk is full; the checkpoint before then stands.
     """
     before = [sha256_of(path)] if path.is_file() else []
@@ -26,7 +31,12 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     content = buffer.getbuffer()
     with publish(path) as partial:
         partial.write_bytes(content)
+        if keep_as is not None and before:
+            kept = [sha256_of(keep_as)] if keep_as.is_file() else []
+            publish_text(_hash_file(keep_as), "\n".join([*before, *kept]) + "\n")
         publish_text(_hash_file(path), "\n".join([hashlib.sha256(content).hexdigest(), *before]) + "\n")
+        if keep_as is not None and before:
+            path.replace(keep_as)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -46,6 +56,53 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise CannotResume(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     return state
+
+
+def load_newest(paths: list[Path], say: Callable[[str], None]) -> dict[str, Any]:
+    """Load the first of these checkpoints that is whole, saying which were not.
+
+    Raises CannotResume naming what is wrong with each where none is: a run never starts anew silently.
+    """
+    problems: list[str] = []
+    for path in paths:
+        try:
+            state = load_checkpoint(path)
+        except CannotResume as error:
+            problems.append(error.message)
+            continue
+        if problems:
+            say(f"{'; '.join(problems)}: going on from the one before, {path.name}")
+        return state
+    raise CannotResume(
+        f"{'; '.join(problems)}. Give another --name, or remove {paths[0].parent} to start this run anew"
+    )
+
+
+# Of the time, what checkpoints may take where epochs are shorter than saving.
+_SHARE_OF_TIME = 0.1
+
+
+class SaveClock:
+    """Says when the next checkpoint within an epoch is due: after so many minutes, or so many steps."""
+
+    def __init__(self, minutes: float, steps: int) -> None:
+        self._seconds = 60 * minutes
+        self._steps = steps
+        self.restart(0.0)
+
+    def restart(self, took: float) -> None:
+        """Count the time from now on, after a checkpoint that took so many seconds."""
+        self._begun = time.monotonic()
+        self._took = took
+
+    def is_worth_it(self) -> bool:
+        """Tell whether checkpoints now and then again would take at most a tenth of the time."""
+        return _SHARE_OF_TIME * (time.monotonic() - self._begun) >= self._took
+
+    def is_due(self, step: int) -> bool:
+        """Tell whether to save after this step; 0 minutes and 0 steps are never."""
+        late = bool(self._seconds) and time.monotonic() - self._begun >= self._seconds
+        return late or (bool(self._steps) and step % self._steps == 0)
 
 
 def _hash_file(path: Path) -> Path:

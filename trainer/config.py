@@ -7,10 +7,19 @@ from typing import Any, get_args
 
 import click
 
-from loaders import LOADERS, Flip
+from loaders import LOADER_CHOICES, Augment, Flip
 from models import FREEZES, has_imagenet_weights, known_archs
+from trainer.batch_size import parse_batch_size
+from trainer.compilation import COMPILE
 from trainer.devices import DEVICE_CHOICES
-from trainer.losses import POS_WEIGHTS
+from trainer.heads import SWEPT, parse_sweep
+from trainer.loggers import MIRRORS
+from trainer.losses import LOSSES, POS_WEIGHTS
+from trainer.optimizers import OPTIMIZERS
+from trainer.schedules import SCHEDULES
+from trainer.stopping import MONITORS
+
+CACHES = ("auto", "on", "off")
 
 
 def _option(default: Any, kind: Any, text: str, unit: str | None = None, *, identity: bool = True) -> Any:
@@ -40,39 +49,154 @@ class TrainConfig:
     freeze: str = _option(
         "none", click.Choice(FREEZES), "partial trains the last stage and the head, backbone the head only."
     )
-    loader: str = _option("auto", click.Choice(list(LOADERS)), "Where batches come from; auto: dali.")
+    cache: str = _option(
+        "auto", click.Choice(CACHES), "Run the frozen part once and train on its output, kept in memory; "
+        "auto: with --freeze, where it fits and images are not augmented; off: run it in every epoch.",
+    )  # fmt: skip
+    loader: str = _option(
+        "auto",
+        click.Choice(LOADER_CHOICES),
+        "Where batches come from; auto: resident where the decoded split fits in memory, else dali.",
+    )
     flip: Flip = _option(
         "random",
         click.Choice(get_args(Flip)),
         "Mirror images left to right; both: each image and its mirror in every epoch.",
     )
-    batch_size: int = _option(64, click.IntRange(1), "Images a step.", "IMAGES")
-    epochs: int = _option(20, click.IntRange(1), "At most so many passes over train.", "N")
-    patience: int = _option(
-        1,
-        click.IntRange(0),
-        "Stop after so many epochs in a row without a lower val loss; 0: never.",
-        "EPOCHS",
+    augment: Augment = _option(
+        "none",
+        click.Choice(get_args(Augment)),
+        "Small random rotations, shifts, scales, brightness and contrast of train images.",
     )
-    lr: float = _option(1e-4, click.FloatRange(0, min_open=True), "Learning rate of Adam.", "RATE")
+    batch_size: int = _option(
+        64, parse_batch_size, "Images a batch, of all ranks together; auto: the largest power of two that "
+        "fits a GPU, on each, or 64 on a CPU.", "IMAGES|auto",
+    )  # fmt: skip
+    accumulate: int = _option(
+        1, click.IntRange(1), "Batches a step: their gradients are added up before the weights change.",
+        "BATCHES",
+    )  # fmt: skip
+    epochs: int = _option(20, click.IntRange(1), "At most so many passes over train.", "N")
+    monitor: str = _option(
+        "loss", click.Choice(list(MONITORS)), "What names the best epoch on val: loss, or macro AUROC."
+    )
+    patience: int = _option(
+        1, click.IntRange(0), "Stop after so many epochs in a row that were not the best; 0: never.", "EPOCHS"
+    )
+    optimizer: str = _option(
+        "adam", click.Choice(list(OPTIMIZERS)), "sgd has Nesterov momentum 0.9; all run as one fused kernel."
+    )
+    lr: float = _option(1e-4, click.FloatRange(0, min_open=True), "Highest learning rate.", "RATE")
     weight_decay: float = _option(
-        1e-5, click.FloatRange(0), "L2 penalty in Adam's gradient; 0: off.", "FACTOR"
+        1e-5,
+        click.FloatRange(0),
+        "adam, sgd: L2 penalty in the gradient; adamw: decoupled; 0: off.",
+        "FACTOR",
+    )
+    sweep: str = _option(
+        "", str, 'Train a head for every combination on one cache, "lr=1e-4,1e-3 weight-decay=0,1e-4", and '
+        "go on with the values of the lowest val loss; needs --freeze and its cache.  [default: off]",
+        '"OPTION=VALUE,.. .."',
+    )  # fmt: skip
+    schedule: str = _option(
+        "constant", click.Choice(list(SCHEDULES)), "Of the learning rate over the steps of all epochs."
+    )
+    warmup: float = _option(
+        0.0, click.FloatRange(0), "Epochs (or parts of one) in which the rate rises; 0: none, for onecycle "
+        "30 % of the steps.", "EPOCHS",
+    )  # fmt: skip
+    clip: float = _option(
+        0.0, click.FloatRange(0), "Scale a longer gradient (L2 norm over all weights) down to this; 0: off.",
+        "NORM",
+    )  # fmt: skip
+    ema: float = _option(
+        0.0, click.FloatRange(0, 1, max_open=True), "Validate and keep a moving average of the weights, "
+        "which keeps this share of itself a step; 0: off.", "DECAY",
+    )  # fmt: skip
+    loss: str = _option(
+        "bce", click.Choice(list(LOSSES)), "focal and asymmetric let easy images count for less."
     )
     pos_weight: str = _option(
         "none",
-        click.Choice(POS_WEIGHTS),
-        "Weight of a finding's positives in the loss, from negatives/positives in train.",
+        click.Choice(list(POS_WEIGHTS)),
+        "Weight of a finding's positives in the loss, from their number in train.",
     )
+    label_smoothing: float = _option(
+        0.0, click.FloatRange(0, 1, max_open=True), "Train towards SHARE/2 and 1 - SHARE/2 instead of 0 and "
+        "1; 0: off.", "SHARE",
+    )  # fmt: skip
     precision: str = _option(
         "auto", click.Choice(["auto", "fp32", "bf16", "fp16"]),
         "auto: fp16 on a GPU; on a CPU bf16 where it has instructions for it, else fp32.",
     )  # fmt: skip
-    device: str = _option("auto", str, "auto: the first GPU if there is one.", DEVICE_CHOICES)
+    compile: str = _option(
+        "auto", click.Choice(COMPILE), "torch.compile; auto: on a GPU. Falls back aloud if compiling fails."
+    )
+    device: str = _option(
+        "auto", str, "auto: the first GPU if there is one; with torchrun each rank's own.", DEVICE_CHOICES
+    )
     seed: int = _option(0, click.IntRange(0), "Of weights, order, flips and dropout.", "N")
     threads: int = _option(0, click.IntRange(0), "Decoding threads; 0: one a core.", "N", identity=False)
     log_every: int = _option(
         50, click.IntRange(1), "Steps between two lines of metrics.jsonl.", "STEPS", identity=False
     )
+
+    checkpoint_every: float = _option(
+        10.0, click.FloatRange(0), "Save this often within an epoch, too; 0: at the end of epochs only.",
+        "MINUTES", identity=False,
+    )  # fmt: skip
+    checkpoint_steps: int = _option(
+        0, click.IntRange(0), "Save after every so many steps as well; 0: off.", "STEPS", identity=False
+    )
+    log_to: str = _option(
+        "none", str, f"Mirrors of metrics.jsonl, several with commas between: {', '.join(MIRRORS)}.",
+        "NAME,..", identity=False,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for values that do not go together."""
+        if self.flip == "both" and self.batch_size % 2:
+            raise click.UsageError(f"--flip both needs an even --batch-size, not {self.batch_size}")
+        if Path(self.run_name).name != self.run_name:
+            raise click.UsageError(f"--name {self.name!r} is no plain name; --runs says in which folder")
+        if self.warmup >= self.epochs:
+            raise click.UsageError(f"--warmup {self.warmup:g} leaves nothing of --epochs {self.epochs}")
+        if self.cache == "on" and self.freeze == "none":
+            raise click.UsageError(
+                "--cache on keeps what a frozen part makes; add --freeze partial or backbone"
+            )
+        if self.sweep:
+            self._check_sweep()
+        for name in self.mirrors:
+            if name not in MIRRORS:
+                raise click.UsageError(f"--log-to knows {', '.join(MIRRORS)} and none, not {name!r}")
+
+    def _check_sweep(self) -> None:
+        if self.freeze == "none" or self.cache == "off" or self.augment != "none":
+            raise click.UsageError(
+                "--sweep trains heads on the cache of a frozen part: it goes with --freeze partial or "
+                "backbone, without --augment and without --cache off"
+            )
+        kinds = {field.name: field.metadata["type"] for field in dataclasses.fields(self)}
+        for point in self.sweep_points:
+            for name, value in point.items():
+                try:
+                    kinds[name.replace("-", "_")](value)
+                except click.BadParameter as error:
+                    raise click.UsageError(f"--sweep: {name}: {error.message}") from error
+
+    @property
+    def sweep_points(self) -> list[dict[str, float]]:
+        """The combinations in `sweep`, named as on the command line; UsageError where it makes no sense."""
+        try:
+            return parse_sweep(self.sweep, SWEPT) if self.sweep else []
+        except ValueError as error:
+            raise click.UsageError(f"--sweep: {error}") from error
+
+    @property
+    def mirrors(self) -> list[str]:
+        """The names in `log_to`."""
+        return [name for name in self.log_to.replace(" ", "").split(",") if name not in ("", "none")]
 
     @property
     def run_name(self) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from trainer.distributed import Team
+
 
 class Interruption:
     """Holds the signal that asked to stop, if any."""
@@ -16,6 +18,16 @@ class Interruption:
     def exit_code(self) -> int:
         """130 for SIGINT, 143 for SIGTERM, as shells count them."""
         return 128 + (self.signal or 0)
+
+    def agreed(self, team: Team, *, save: bool = False) -> tuple[bool, bool]:
+        """Return whether any rank was asked to stop, and whether the writer wants to `save`.
+
+        All ranks must ask, and then go by the answer alone: a signal that has come since counts next time.
+        """
+        number, due = team.agree(self.signal or 0, save and team.writes)
+        if number:
+            self.signal = number
+        return bool(number), bool(due)
 
 
 @contextmanager

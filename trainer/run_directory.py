@@ -32,17 +32,27 @@ _VERSIONS_OF = (
 class RunDirectory:
     """The files of one run; every path of it is named here and nowhere else."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
+        self.writes = writes
+        """Whether this process is the one that writes here: for others say and record do nothing."""
         self.name = path.name
         self.config = path / "config.json"
         self.environment = path / "environment.json"
         self.metrics = path / "metrics.jsonl"
         self.log = path / "log.txt"
         self.last = path / "checkpoints" / "last.pt"
+        self.previous = path / "checkpoints" / "previous.pt"
         self.best = path / "checkpoints" / "best.pt"
         self.model = path / "model.safetensors"
+        self.curves = path / "curves.png"
+        self.sweep = path / "sweep.csv"
         self.evaluations = path / "eval"
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether an earlier start saved anything, be it whole or damaged."""
+        return self.last.is_file() or self.previous.is_file()
 
     def begin(
         self,
@@ -51,42 +61,60 @@ class RunDirectory:
         shards: ShardFolder,
         device: torch.device,
         precision: str,
+        world_size: int = 1,
     ) -> None:
         """Write config.json and environment.json, or check that those of an earlier start fit.
 
         A start that saved nothing does not count: its files are written anew. Raises CannotResume
         naming what differs from the earlier start's.
         """
-        if self.last.is_file() or self.model.is_file():
-            self._check_same(config, shards, device, precision)
+        now = {"device_type": device.type, "precision": precision, "world_size": world_size}
+        if self.has_checkpoint or self.model.is_file():
+            self._check_same(config, shards, now)
         else:
             record = {
                 key: {"value": value, "from": sources.get(key, "default")}
                 for key, value in config.to_json().items()
             }
-            publish_text(
-                self.environment, json.dumps(_environment(shards, device, precision), indent=1) + "\n"
-            )
+            environment = {**now, **_environment(shards, device)}
+            publish_text(self.environment, json.dumps(environment, indent=1) + "\n")
             publish_text(self.config, json.dumps(record, indent=1) + "\n")
+
+    def choose(self, values: dict[str, Any], source: str) -> None:
+        """Put on record in config.json what options came to after the start, and from what."""
+        record = _read_json(self.config)
+        record.update({key: {"value": value, "from": source} for key, value in values.items()})
+        publish_text(self.config, json.dumps(record, indent=1) + "\n")
 
     def say(self, line: str) -> None:
         """Print a line and keep it in log.txt."""
-        click.echo(line)
-        _append(self.log, line)
+        if self.writes:
+            click.echo(line)
+            _append(self.log, line)
 
     def record(self, **values: Any) -> None:
         """Append a line to metrics.jsonl."""
-        _append(self.metrics, json.dumps(values, allow_nan=False))
+        if self.writes:
+            _append(self.metrics, json.dumps(values, allow_nan=False))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl; one that a kill cut off is left out."""
+        if not self.metrics.is_file():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if line[-1:] == "}"]
 
     def forget_after(self, epoch: int, step: int) -> None:
-        """Drop the metrics that a killed process wrote after the checkpoint it is resumed from."""
-        if self.metrics.is_file():
-            lines = [
-                json.loads(line)
-                for line in self.metrics.read_text(encoding="utf-8").splitlines()
-                if line[-1:] == "}"
+        """Drop the metrics that a killed process wrote after the checkpoint it is resumed from.
+
+        That is of this step, in this epoch, which has not ended.
+        """
+        if self.writes and self.metrics.is_file():
+            kept = [
+                line
+                for line in self.read_metrics()
+                if line["step"] <= step and line["epoch"] < epoch + (line["kind"] != "epoch")
             ]
-            kept = [line for line in lines if line["epoch"] <= epoch and line["step"] <= step]
             publish_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
     def read_config(self) -> dict[str, Any]:
@@ -97,9 +125,7 @@ class RunDirectory:
         """Return environment.json; BadData where it is damaged."""
         return _read_json(self.environment)
 
-    def _check_same(
-        self, config: TrainConfig, shards: ShardFolder, device: torch.device, precision: str
-    ) -> None:
+    def _check_same(self, config: TrainConfig, shards: ShardFolder, now: dict[str, Any]) -> None:
         then = self.read_config()
         differing = [
             f"{key} was {then.get(key)}, is now {value}"
@@ -107,7 +133,7 @@ class RunDirectory:
             if then.get(key) != value
         ]
         environment = self.read_environment()
-        for key, value in (("device_type", device.type), ("precision", precision)):
+        for key, value in now.items():
             if environment.get(key) != value:
                 differing.append(f"{key} was {environment.get(key)}, is now {value}")
         if environment.get("manifest_sha256") != shards.digest:
@@ -154,15 +180,13 @@ def _append(path: Path, line: str) -> None:
         ) from error
 
 
-def _environment(shards: ShardFolder, device: torch.device, precision: str) -> dict[str, Any]:
+def _environment(shards: ShardFolder, device: torch.device) -> dict[str, Any]:
     installed = {dist.metadata["Name"] for dist in metadata.distributions()}
     return {
         "command": " ".join([Path(sys.executable).name, "-m", "trainer", *sys.argv[1:]]),
         "commit": _commit(),
         "manifest_sha256": shards.digest,
         "findings": list(FINDINGS),
-        "device_type": device.type,
-        "precision": precision,
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
         else platform.processor() or "cpu",

@@ -1,8 +1,11 @@
-"""How long the step waits for data: the figure that says whether the loader or the model is the limit."""
+"""How long steps take and wait for data: the figures that say which of loader and model is the limit."""
 
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
+
+import numpy as np
+import torch
 
 Item = TypeVar("Item")
 
@@ -37,3 +40,32 @@ class DataWait:
     def share(self) -> float:
         """Data wait: the share of the time so far that was spent waiting, 0..1."""
         return self.waited / max(self.seconds, 1e-9)
+
+
+class StepTimes:
+    """Times the distance between marks: by the clock on a CPU, by events on a GPU, which runs behind."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._clock: list[float] = []
+        self._events: list[torch.cuda.Event] = []
+        self.mark()
+
+    def mark(self) -> None:
+        """Note the end of a step; waits for nothing."""
+        if self._device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            event.record(torch.cuda.current_stream(self._device))
+            self._events.append(event)
+        else:
+            self._clock.append(time.perf_counter())
+
+    def percentile(self, *shares: float) -> list[float | None]:
+        """Return the percentiles, 0..100, in milliseconds; None where no step was marked. Waits for a GPU."""
+        if self._device.type == "cuda":
+            self._events[-1].synchronize()
+            pairs = zip(self._events, self._events[1:], strict=False)
+            taken = [start.elapsed_time(end) for start, end in pairs]
+        else:
+            taken = list(1e3 * np.diff(self._clock))
+        return [float(np.percentile(taken, share)) if taken else None for share in shares]

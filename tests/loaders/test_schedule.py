@@ -88,6 +88,7 @@ def test_flip_both_fills_half_of_each_batch_with_mirrors(phantom_shards: ShardFo
         ("batch_size", {"batch_size": 4}),
         ("seed", {"seed": 4}),
         ("flip", {"flip": "random"}),
+        ("augment", {"augment": "light"}),
         ("world_size", {"world_size": 2}),
         ("split", {"split": "val"}),
     ],
@@ -105,10 +106,12 @@ def test_a_state_of_another_spec_is_refused_by_name(
     [
         ({"split": "dev"}, "train, val, test"),
         ({"flip": "up"}, "none, random, both"),
+        ({"augment": "much"}, "none, light, strong"),
         ({"batch_size": 0}, "below 1"),
         ({"flip": "both", "batch_size": 3}, "even batch size"),
         ({"rank": 2, "world_size": 2}, "outside 0..1"),
         ({"flip": "random", "training": False}, "for training"),
+        ({"augment": "light", "training": False}, "for training"),
     ],
 )
 def test_a_spec_that_cannot_be_kept_is_refused(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shards.errors import CannotResume, ResourceMissing
-from trainer.checkpoints import load_checkpoint, save_checkpoint
+from trainer.checkpoints import load_checkpoint, load_newest, save_checkpoint
 
 
 def test_a_checkpoint_comes_back_with_the_same_bits(tmp_path: Path) -> None:
@@ -72,3 +72,31 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
     save_checkpoint(path, {"path": Path("anything but a tensor or a plain value")})
     with pytest.raises(CannotResume, match="cannot be read"):
         load_checkpoint(path)
+
+
+def test_the_one_before_is_kept_under_its_own_name(tmp_path: Path) -> None:
+    last, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
+    for epoch in (1, 2, 3):
+        save_checkpoint(last, {"epoch": epoch}, keep_as=previous)
+    assert (load_checkpoint(last)["epoch"], load_checkpoint(previous)["epoch"]) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("last", "previous", "expected"),
+    # What the disk holds after a kill in the third save: (last, previous) with the third's hash files.
+    [(2, 1, 2), (None, 2, 2), (3, 2, 3)],
+)
+def test_a_kill_anywhere_in_a_save_leaves_the_newest_whole_one_readable(
+    tmp_path: Path, last: int | None, previous: int, expected: int
+) -> None:
+    paths = [tmp_path / "last.pt", tmp_path / "previous.pt"]
+    contents = {}
+    for epoch in (1, 2, 3):
+        save_checkpoint(paths[0], {"epoch": epoch}, keep_as=paths[1])
+        contents[epoch] = paths[0].read_bytes()
+    for path, epoch in zip(paths, (last, previous), strict=True):
+        path.unlink() if epoch is None else path.write_bytes(contents[epoch])
+    said: list[str] = []
+    assert load_newest(paths, said.append)["epoch"] == expected
+    assert bool(said) == (last is None)
+    assert load_checkpoint(paths[1])["epoch"] == previous

@@ -41,4 +41,4 @@ def test_a_restored_state_counts_on() -> None:
     second.load_state_dict(first.state_dict())
     second.observe(3, 2.0)
     assert second.should_stop
-    assert (second.best_loss, second.best_epoch) == (1.0, 1)
+    assert (second.best, second.best_epoch) == (1.0, 1)

@@ -1,0 +1,168 @@
+"""How fast an epoch trains and what limits it: `python -m benchmarks.epoch`.
+
+Every arch trains with each loader and on `synthetic`, one fixed batch, in turns: the ceiling that no
+loader can pass. Utilisation is the ceiling's step time by the real one, as MLPerf Storage defines it.
+The ladder climbs from the student report's way to this project's, one change a rung. With --freeze,
+the frozen network run in every epoch stands against its output cached once.
+"""
+
+import statistics
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.content import OUT, SOURCE, default_shards, make_content
+from benchmarks.frozen import frozen_against_cached
+from benchmarks.harness import interleave, summary, write_result
+from benchmarks.ladder import RUNGS, Rung
+from benchmarks.trainee import Trainee
+from loaders import LOADER_CHOICES
+from models import known_archs
+from shards.folder import open_shards
+from trainer.devices import choose_device
+from trainer.precision import choose_precision
+
+# Images of an epoch: NIH's official train_val, and the report's 112,120 with their mirrors.
+EPOCHS = {"train_val of NIH": 86_524, "the report's doubled set": 224_240}
+
+SMALL = OUT.with_name(f"{OUT.name}-small")
+"""With --freeze the whole network runs over every image in every epoch, so few are enough."""
+
+
+@click.command(context_settings={"show_default": True, "max_content_width": 110})
+@click.option(
+    "--shards", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
+    help="Packed shards to train on.  [default: data/shards, or a set that is made]",
+)  # fmt: skip
+@click.option(
+    "--arch", "archs", multiple=True, type=click.Choice(known_archs()), default=("resnet50", "custom_cnn"),
+    help="Once for each.",
+)  # fmt: skip
+@click.option(
+    "--loader", "loaders", multiple=True, type=click.Choice(LOADER_CHOICES), default=("auto",),
+    help="Once for each; synthetic always takes part.",
+)  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(1), default=32, metavar="IMAGES", help="Images a step.")
+@click.option("--steps", type=click.IntRange(1), default=4, metavar="N", help="Steps a turn.")
+@click.option("--runs", type=click.IntRange(1), default=5, metavar="N", help="Counted rounds.")
+@click.option("--device", default="auto", metavar="auto|cpu|cuda|cuda:N")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the models.")
+@click.option("--ladder/--no-ladder", default=True, help="Climb from the report's way, with the first arch.")
+@click.option(
+    "--freeze", type=click.Choice(["none", "partial", "backbone"]), default="none",
+    help="Instead of all this: the frozen network streamed against cached, with the first arch.",
+)  # fmt: skip
+@click.option("--images", type=click.IntRange(32), default=256, metavar="N", help="Of train, with --freeze.")
+@click.option("--epochs", type=click.IntRange(1), default=5, metavar="N", help="With --freeze.")
+@click.option(
+    "--json", "out", type=click.Path(path_type=Path, dir_okay=False), default=None, metavar="FILE",
+    help="Where the figures go.  [default: in benchmarks/results]",
+)  # fmt: skip
+def main(
+    shards: Path | None, archs: tuple[str, ...], loaders: tuple[str, ...], batch_size: int, steps: int,
+    runs: int, device: str, precision: str, compiled: bool, ladder: bool, freeze: str, images: int,
+    epochs: int, out: Path | None,
+) -> None:  # fmt: skip
+    """Measure training end to end and write benchmarks/results/epoch_*.json."""
+    if freeze != "none" and shards is None:
+        folder = make_content(SMALL, images, SOURCE if SOURCE.is_file() else None)
+    else:
+        folder = open_shards(shards or default_shards())
+    where = choose_device(device)
+    number = choose_precision(precision, where)
+    record: dict[str, Any] = {
+        "size": folder.manifest.size, "batch_size": batch_size, "steps": steps, "device": str(where),
+        "precision": number.name, "compiled": compiled,
+    }  # fmt: skip
+    if freeze != "none":
+        record["frozen"] = frozen_against_cached(archs[0], freeze, folder, number, epochs, batch_size)
+        _show_frozen(record["frozen"])
+        click.echo(write_result("frozen", record, out))
+        return
+    rung = Rung("end to end", "auto", channels_last=True, autocast=True, compiled=compiled, fused=True)
+    record["archs"] = {}
+    for arch in archs:
+        trainees = {
+            loader: Trainee(arch, rung.with_loader(loader), folder, number, batch_size)
+            for loader in dict.fromkeys((*loaders, "synthetic"))
+        }
+        record["archs"][arch] = _end_to_end(trainees, steps, runs)
+        _show_arch(arch, record["archs"][arch])
+    if ladder:
+        trainees = {step.name: Trainee(archs[0], step, folder, number, batch_size) for step in RUNGS}
+        record["ladder"] = {"arch": archs[0], "rungs": _climb(trainees, steps, runs)}
+        _show_ladder(record["ladder"])
+    click.echo(write_result("epoch", record, out))
+
+
+def _end_to_end(trainees: dict[str, Trainee], steps: int, runs: int) -> dict[str, Any]:
+    rates = _rates(trainees, steps, runs)
+    ceiling = rates["synthetic"]
+    result = {}
+    for name, trainee in trainees.items():
+        # Round by round: what slows a moment of the machine down slows both.
+        shares = [real / free for real, free in zip(rates[name], ceiling, strict=True)]
+        result[name] = {
+            "images_per_second": summary(rates[name]),
+            "utilisation": statistics.median(shares),
+            "data_wait": trainee.data_wait,
+            **trainee.step_percentiles(),
+            "epoch_seconds": {what: n / statistics.median(rates[name]) for what, n in EPOCHS.items()},
+            "peak_memory_mib": trainee.peak_memory / 2**20,
+        }
+        trainee.close()
+    return result
+
+
+def _climb(trainees: dict[str, Trainee], steps: int, runs: int) -> dict[str, Any]:
+    rates = _rates(trainees, steps, runs)
+    for trainee in trainees.values():
+        trainee.close()
+    return {name: summary(figures) for name, figures in rates.items()}
+
+
+def _rates(trainees: dict[str, Trainee], steps: int, runs: int) -> dict[str, list[float]]:
+    turns: dict[str, Callable[[], float]] = {
+        name: partial(trainee.train, steps) for name, trainee in trainees.items()
+    }
+    return interleave(turns, runs)
+
+
+def _show_arch(arch: str, loaders: dict[str, Any]) -> None:
+    click.echo(
+        f"\n{arch:16} {'images/s':>9} {'utilisation':>12} {'data wait':>10} {'step p50':>9} {'p99, ms':>9} "
+        + " ".join(f"{what:>26}" for what in EPOCHS)
+    )
+    for name, one in loaders.items():
+        click.echo(
+            f"{name:16} {one['images_per_second']['median']:9.1f} {one['utilisation']:12.3f} "
+            f"{one['data_wait']:10.2%} {one['step_ms_p50']:9.1f} {one['step_ms_p99']:9.1f} "
+            + " ".join(f"{seconds / 60:22.1f} min" for seconds in one["epoch_seconds"].values())
+        )
+
+
+def _show_ladder(ladder: dict[str, Any]) -> None:
+    click.echo(f"\n{ladder['arch'] + ', each rung adds':28} {'images/s':>9} {'gain':>6} {'in all':>7}")
+    first = before = None
+    for name, figures in ladder["rungs"].items():
+        median = figures["median"]
+        first, before = first or median, before or median
+        click.echo(f"{name:28} {median:9.1f} {median / before:6.2f} {median / first:7.2f}")
+        before = median
+
+
+def _show_frozen(frozen: dict[str, Any]) -> None:
+    click.echo(
+        f"{frozen['arch']}, --freeze {frozen['freeze']}, {frozen['images']} images: an epoch takes "
+        f"{frozen['streamed_seconds']:.2f} s streaming the frozen network, {frozen['cached_seconds']:.4f} s on "
+        f"its cached output, {frozen['speedup']:.0f} times faster; caching took {frozen['caching_seconds']:.1f} s. "
+        f"Final val loss {frozen['streamed_val_loss']:.6f} and {frozen['cached_val_loss']:.6f}"
+    )
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m benchmarks.epoch")

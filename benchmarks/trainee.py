@@ -1,0 +1,134 @@
+"""A model in training, a few steps at a time, so that several can take turns."""
+
+import resource
+import tempfile
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.baselines import report_loader, unpack
+from benchmarks.ladder import Rung
+from loaders import LoaderSpec, make_loader
+from models import build
+from shards.cores import available_cores
+from shards.findings import FINDINGS
+from shards.folder import ShardFolder
+from trainer.losses import make_loss
+from trainer.optimizers import make_optimizer
+from trainer.precision import Precision
+from trainer.step import Counters, Step
+from trainer.timing import DataWait
+
+_LR = 1e-4
+
+
+class Trainee:
+    """An arch trained as one rung of the ladder says, on endless epochs of train."""
+
+    def __init__(
+        self, arch: str, rung: Rung, shards: ShardFolder, precision: Precision, batch_size: int
+    ) -> None:
+        torch.manual_seed(0)
+        self._rung = rung
+        self._device = precision.device
+        self._folder = tempfile.TemporaryDirectory()
+        self._open = (
+            self._report(shards, batch_size) if rung.loader == "report" else self._own(shards, batch_size)
+        )
+        self._batches = self._endless()
+        model = build(arch, size=shards.manifest.size).to(self._device).train()
+        if not rung.channels_last:
+            model = model.to(memory_format=torch.contiguous_format)
+        # The report's batches are normalised RGB already: they go past GrayInput.
+        forward: nn.Module = model.network if rung.loader == "report" else model
+        if rung.compiled:
+            forward = torch.compile(forward, dynamic=False)  # type: ignore[assignment]
+        how = precision if rung.autocast else Precision("fp32", self._device)
+        optimizer = (
+            make_optimizer("adam", model.parameters(), _LR, 0.0)
+            if rung.fused
+            else torch.optim.Adam(model.parameters(), lr=_LR, foreach=False, fused=False)
+        )
+        loss = make_loss("bce", "none", shards.manifest.splits["train"], self._device)
+        self._counters = Counters(self._device)
+        self._step = Step(forward, loss, optimizer, [_LR], self._counters, how.autocast, how.make_scaler())
+        self._steps = 0
+        self._step_seconds: list[float] = []
+        self._waited = self._trained = 0.0
+        self._warm = False
+
+    def train(self, steps: int) -> float:
+        """Take some steps and return images/s from the first wait for a batch to the last weight changed."""
+        images, wait = 0, DataWait()
+        taking = iter(wait.over(self._batches))
+        start = time.perf_counter()
+        for _ in range(steps):
+            begun = time.perf_counter()
+            pixels, labels = next(taking)
+            self._steps += 1
+            self._step.add(pixels, labels, 1.0)
+            self._step.apply(self._steps)
+            if self._rung.waits:
+                float(self._counters.loss_sum)
+            images += len(pixels)
+            self._step_seconds.append(time.perf_counter() - begun)
+        self._synchronize()
+        seconds = time.perf_counter() - start
+        if self._warm:
+            self._waited, self._trained = self._waited + wait.waited, self._trained + seconds
+        else:  # the first turn starts what starts once
+            self._step_seconds.clear()
+        self._warm = True
+        return images / seconds
+
+    @property
+    def data_wait(self) -> float:
+        """The share of the time since the first turn that was spent waiting for batches."""
+        return self._waited / self._trained
+
+    def step_percentiles(self) -> dict[str, float]:
+        """Return how long steps took, in ms; on a GPU, how long it took to queue them."""
+        median, slowest = np.percentile(self._step_seconds, [50, 99])
+        return {"step_ms_p50": 1000 * float(median), "step_ms_p99": 1000 * float(slowest)}
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes, of all that this process has measured so far: of the GPU, else of the host."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def close(self) -> None:
+        """End the loader and its processes."""
+        self._batches.close()
+        if hasattr(self._open, "close"):
+            self._open.close()
+        self._folder.cleanup()
+
+    def _own(self, shards: ShardFolder, batch_size: int) -> Any:
+        spec = LoaderSpec(shards, "train", batch_size, self._device, training=True, flip="random")
+        return make_loader(self._rung.loader, spec)
+
+    def _report(self, shards: ShardFolder, batch_size: int) -> Any:
+        files = Path(self._folder.name) / "png"
+        unpack(shards, "train", files)
+        labels = shards.entries.loc[shards.rows("train"), list(FINDINGS)].to_numpy(dtype=np.uint8)
+        return report_loader(files, labels, batch_size, available_cores())
+
+    def _endless(self) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+        layout = torch.channels_last if self._rung.channels_last else torch.contiguous_format
+        while True:
+            for batch in self._open:
+                if self._rung.loader == "report":
+                    yield batch[0].to(self._device, memory_format=layout), batch[1].to(self._device)
+                else:
+                    yield batch.images, batch.labels
+
+    def _synchronize(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)

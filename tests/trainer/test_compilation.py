@@ -1,0 +1,72 @@
+"""torch.compile, and what happens where it fails."""
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models import build
+from shards.folder import ShardFolder
+from tests.trainer.running import ROOT, command, losses, train
+from trainer.batch_size import largest_power_of_two
+from trainer.compilation import Forward
+
+
+def run(shards: ShardFolder, runs: Path, name: str, env: dict[str, str], **changes: Any) -> str:
+    arguments = command(shards, runs, name, epochs=1, precision="fp32", compile="on", **changes)
+    done = subprocess.run(
+        arguments, cwd=ROOT, env=os.environ | env, capture_output=True, text=True, timeout=500, check=True
+    )
+    return done.stdout
+
+
+def test_a_compiler_that_fails_is_announced_and_done_without(
+    phantom_shards: ShardFolder, tmp_path: Path
+) -> None:
+    env = {"CXX": "/bin/false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    said = run(phantom_shards, tmp_path, "failed", env)
+    assert "torch.compile failed, going on without it: " in said
+    assert train(phantom_shards, tmp_path, "plain", epochs=1, precision="fp32").exit_code == 0
+    assert losses(tmp_path / "failed") == losses(tmp_path / "plain")
+
+
+@pytest.mark.full
+def test_a_compiled_model_gives_the_same_logits_and_a_compiled_run_ends(
+    phantom_shards: ShardFolder, tmp_path: Path
+) -> None:
+    model = build("custom_cnn", size=64).eval()
+    images = torch.randint(0, 256, (8, 1, 64, 64), dtype=torch.uint8)
+    forward = Forward(model, 8, compiled=True, say=pytest.fail)
+    assert torch.allclose(forward(images), model(images), rtol=1e-4, atol=1e-5)
+    assert torch.equal(forward(images[:3]), model(images[:3]))  # a short batch goes the plain way
+    # Its dropout draws other numbers, so that the losses cannot be compared.
+    assert "failed" not in run(phantom_shards, tmp_path, "compiled", {}, ema=0.9)
+    assert len(losses(tmp_path / "compiled")) == 1
+
+
+def test_the_batch_size_doubles_until_it_does_not_fit() -> None:
+    tried: list[int] = []
+
+    def fits(images: int) -> bool:
+        tried.append(images)
+        return images <= 40
+
+    assert largest_power_of_two(fits, 4096) == 32
+    assert tried == [1, 2, 4, 8, 16, 32, 64]
+    assert largest_power_of_two(fits, 20) == 16
+    assert largest_power_of_two(lambda _: False, 20) == 0
+
+
+def test_auto_is_64_on_a_cpu_and_said_and_stays_that_when_resumed(
+    phantom_shards: ShardFolder, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        done = train(phantom_shards, tmp_path, "auto", epochs=1, batch_size="auto", device="cpu")
+        assert done.exit_code == 0, done.stderr
+    said = (tmp_path / "auto" / "log.txt").read_text()
+    assert said.count("--batch-size auto is 64") == 1
+    assert train(phantom_shards, tmp_path, "auto", epochs=1, batch_size=64, device="cpu").exit_code == 0
+    assert train(phantom_shards, tmp_path, "auto", epochs=1, batch_size=8, device="cpu").exit_code == 5

@@ -1,0 +1,105 @@
+"""Options from files and recipes, and which source counts."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.trainer.running import ROOT
+from trainer.__main__ import main
+from trainer.config_file import read_options, recipes
+
+
+def dry_run(*arguments: str, env: dict[str, str] | None = None) -> Result:
+    return CliRunner().invoke(main, ["--dry-run", *arguments], env=env)
+
+
+def line(result: Result, option: str) -> list[str]:
+    assert result.exit_code == 0, result.stderr
+    return next(line.split() for line in result.stdout.splitlines() if line.split()[0] == option)
+
+
+def test_command_line_counts_before_environment_before_file_before_default(tmp_path: Path) -> None:
+    file = tmp_path / "my.toml"
+    file.write_text('lr = 1e-2\nbatch-size = 16\nepochs = 7\nlog_to = ["tensorboard", "wandb"]\n')
+    found = dry_run("--config", str(file), "--lr", "0.5", env={"CXRAPID_LR": "0.4", "CXRAPID_EPOCHS": "9"})
+    assert line(found, "lr") == ["lr", "0.5", "commandline"]
+    assert line(found, "epochs") == ["epochs", "9", "environment"]
+    assert line(found, "batch_size") == ["batch_size", "16", "--config", str(file)]
+    assert line(found, "log_to") == ["log_to", '"tensorboard,wandb"', "--config", str(file)]
+    assert line(found, "patience") == ["patience", "1", "default"]
+
+
+def test_the_config_of_a_run_is_a_config_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(
+        json.dumps({"lr": {"value": 0.25, "from": "default"}, "flip": {"value": "both", "from": ""}})
+    )
+    found = dry_run("--config", str(file))
+    assert line(found, "lr")[1] == "0.25"
+    assert line(found, "flip")[1] == '"both"'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batch-sise = 8", "sets 'batch_sise', which is no option; the nearest is 'batch_size'"),
+        ("dry_run = true", "sets 'dry_run', which is no option"),
+        ("lr = -1", "lr: -1.0 is not in the range"),
+        ("epochs = 1.5", "epochs: '1.5' is not a valid integer"),
+        ('loss = "mse"', "loss: 'mse' is not one of"),
+        ("lr == 1", "cannot be read"),
+    ],
+)
+def test_a_file_that_says_something_else_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "my.toml"
+    file.write_text(text)
+    found = dry_run("--config", str(file))
+    assert found.exit_code == 2
+    assert message in found.stderr.replace("\n", " ")
+    assert str(file) in found.stderr.replace("\n", " ")
+
+
+def test_a_missing_file_is_refused_naming_the_recipes() -> None:
+    found = dry_run("--config", "reprot")
+    assert found.exit_code == 2
+    assert "reference, report" in found.stderr
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_a_recipe_sets_valid_options_and_says_what_it_is(recipe: str) -> None:
+    found = dry_run("--config", recipe)
+    for option in read_options(recipe):
+        assert line(found, option)[-2:] == ["--config", recipe]
+    text = (ROOT / "trainer" / "recipes" / f"{recipe}.toml").read_text()
+    for part in ("Source ", "Command ", "Time ", "Expect ", f"--config {recipe}"):
+        assert part in text.split("\n\narch")[0]
+
+
+def test_the_report_recipe_is_the_reports() -> None:
+    options = read_options("report")
+    assert options["optimizer"], options["lr"] == ("adam", "0.0001")
+    assert (options["batch_size"], options["patience"], options["flip"]) == ("64", "1", "both")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--warmup", "20"], "leaves nothing of --epochs 20"),
+        (["--log-to", "tensorbored"], "tensorboard, wandb, mlflow"),
+        (["--batch-size", "many"], "batch-size"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(arguments: list[str], message: str) -> None:
+    found = dry_run(*arguments)
+    assert found.exit_code == 2
+    assert message in found.stderr
+
+
+def test_a_dry_run_says_what_auto_comes_to() -> None:
+    found = dry_run("--device", "cpu", "--batch-size", "auto", "--freeze", "backbone")
+    assert line(found, "batch_size")[:4] == ["batch_size", '"auto"', "->", "64"]
+    assert line(found, "compile")[:4] == ["compile", '"auto"', "->", "off"]
+    assert line(found, "name")[:4] == ["name", '""', "->", "resnet50-backbone"]
+    assert line(found, "weights")[:4] == ["weights", '"auto"', "->", "imagenet"]

@@ -1,0 +1,203 @@
+"""Two ranks on CPUs, started by torchrun: they train what one process trains, stop together, and resume."""
+
+import itertools
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from shards.folder import ShardFolder, open_shards
+from shards.packing import pack
+from shards.packing.planning import SplitRecipe, make_plan
+from shards.pixels import PixelRecipe
+from tests.trainer.running import ROOT, TIMEOUT, command, losses, metrics, train
+from trainer.checkpoints import load_checkpoint
+from trainer.distributed import Team
+
+# No batch norm that is trained, and no dropout: there ranks and one process are the same function.
+EXACT = {
+    "monitor": "auroc",
+    "optimizer": "sgd",
+    "lr": 0.01,
+    "epochs": 1,
+    "precision": "fp32",
+    "weights": "none",
+    "loader": "resident",
+}
+LONG = {"batch_size": 10, "epochs": 2, "threads": 1, "loader": "resident"}
+
+
+def start(arguments: list[str], ranks: int = 2) -> "subprocess.Popen[str]":
+    # Without the -- torchrun takes --monitor for one of its own.
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "--"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [arguments[0], *torchrun, *arguments[2:]],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def together(folder: ShardFolder, runs: Path, run: str, **changes: Any) -> tuple[int, str, str]:
+    """Run the command on two ranks; return the exit code and what was said."""
+    process = start(command(folder, runs, run, **changes))
+    said, errors = process.communicate(timeout=TIMEOUT)
+    return process.returncode, said, errors
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def uneven_shards(phantom_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardFolder:
+    """An odd number of images in train."""
+    plans = (make_plan(phantom_tree, SplitRecipe(val_fraction=0.2, seed=seed)) for seed in itertools.count())
+    uneven = next(plan for plan in plans if (plan.table["split"] == "train").sum() % 2)
+    out = tmp_path_factory.mktemp("uneven")
+    pack(uneven, out, PixelRecipe(size=64), shard_size=20)
+    return open_shards(out)
+
+
+def largest_difference(run: Path, other: Path) -> float:
+    """Of the weights of two runs, relative to the largest weight of the same tensor."""
+    first, second = (load_file(path / "model.safetensors") for path in (run, other))
+    assert first.keys() == second.keys()
+    return max(
+        float((first[name] - second[name]).abs().max() / first[name].abs().max().clamp(min=1e-3))
+        for name in first
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"arch": "resnet50", "freeze": "backbone", "flip": "both", "accumulate": 2, "ema": 0.5},
+        pytest.param({"arch": "vit_b_16", "freeze": "partial", "cache": "off"}, marks=pytest.mark.full),
+        pytest.param({"arch": "vit_b_16"}, marks=pytest.mark.full),
+    ],
+)
+def test_two_ranks_train_what_one_process_trains_on_the_same_batches(
+    uneven_shards: ShardFolder, runs: Path, changes: dict[str, Any]
+) -> None:
+    # In the last batch the second rank has no image at all.
+    images = uneven_shards.manifest.splits["train"].images
+    fitting = next(size for size in range(8, images, 2) if images % size == 1)
+    options = {**EXACT, **changes, "batch_size": fitting * (2 if changes.get("flip") == "both" else 1)}
+    name = f"{changes['arch']}-{changes.get('freeze')}"
+    code, said, errors = together(uneven_shards, runs, f"{name}-2", **options)
+    assert code == 0, errors
+    assert "on cpu on each of 2 ranks" in said
+    alone = train(uneven_shards, runs, f"{name}-1", **options)
+    assert alone.exit_code == 0, alone.stderr
+    assert largest_difference(runs / f"{name}-1", runs / f"{name}-2") <= 1e-5
+    first, second = (metrics(runs / f"{name}-{ranks}", "epoch") for ranks in (1, 2))
+    assert [line["step"] for line in second] == [line["step"] for line in first]
+    for key in ("train_loss", "val_loss", "val_auroc", "grad_norm"):
+        assert second[0][key] == pytest.approx(first[0][key], rel=1e-4), key
+
+
+@pytest.fixture(scope="module")
+def undisturbed(phantom_shards: ShardFolder, runs: Path) -> Path:
+    code, said, errors = together(phantom_shards, runs, "undisturbed", **LONG)
+    assert code == 0, errors
+    assert said.count("epoch 1: train loss") == 1
+    return runs / "undisturbed"
+
+
+def stop_in(
+    epoch: int, folder: ShardFolder, run: Path, act: Callable[["subprocess.Popen[str]"], None]
+) -> tuple[int, float]:
+    """Act once a step of the epoch is on record; return torchrun's exit code, and the seconds until then."""
+    process = start(command(folder, run.parent, run.name, **LONG))
+    record = run / "metrics.jsonl"
+    deadline = time.monotonic() + TIMEOUT
+    while not (record.is_file() and f'"step", "epoch": {epoch}' in record.read_text()):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+    begun = time.monotonic()
+    act(process)
+    process.communicate(timeout=TIMEOUT)
+    return process.returncode, time.monotonic() - begun
+
+
+def ranks_of(process: "subprocess.Popen[str]") -> list[int]:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return [int(pid) for pid in children.split()]
+
+
+def assert_same_end(run: Path, other: Path) -> None:
+    assert losses(run) == losses(other)
+    assert [line["step"] for line in metrics(run, "step")] == [
+        line["step"] for line in metrics(other, "step")
+    ]
+    assert (run / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the ranks in /proc")
+def test_ranks_that_were_stopped_and_of_which_one_died_go_on_to_the_undisturbed_weights(
+    undisturbed: Path, phantom_shards: ShardFolder, runs: Path
+) -> None:
+    run = runs / "disturbed"
+    code, _ = stop_in(1, phantom_shards, run, lambda process: process.send_signal(signal.SIGTERM))
+    assert code != 0
+    assert "stopped in epoch 1, saved" in (run / "log.txt").read_text()
+    saved = load_checkpoint(run / "checkpoints" / "last.pt")
+    assert len(saved["ranks"]) == 2
+    assert not torch.equal(saved["ranks"][0]["rng"], saved["ranks"][1]["rng"])
+
+    # The other rank is ended by torchrun, or sees that its connection is gone.
+    code, seconds = stop_in(
+        2, phantom_shards, run, lambda process: os.kill(ranks_of(process)[-1], signal.SIGKILL)
+    )
+    assert code != 0
+    assert seconds < 60
+
+    alone = train(phantom_shards, runs, run.name, **LONG)
+    assert alone.exit_code == 5
+    assert "world_size was 2, is now 1" in alone.stderr
+
+    code, said, errors = together(phantom_shards, runs, run.name, **LONG)
+    assert code == 0, errors
+    assert "from its last checkpoint" in said
+    assert_same_end(run, undisturbed)
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the ranks in /proc")
+def test_ranks_that_are_all_killed_go_on_to_the_undisturbed_weights(
+    undisturbed: Path, phantom_shards: ShardFolder, runs: Path
+) -> None:
+    def kill(process: "subprocess.Popen[str]") -> None:
+        ranks = ranks_of(process)
+        process.kill()
+        for pid in ranks:
+            os.kill(pid, signal.SIGKILL)
+
+    assert stop_in(2, phantom_shards, runs / "killed", kill)[0] == -signal.SIGKILL
+    code, _, errors = together(phantom_shards, runs, "killed", **LONG)
+    assert code == 0, errors
+    assert_same_end(runs / "killed", undisturbed)
+
+
+@pytest.mark.parametrize(("mirrored", "sizes"), [(False, "take 8 or 10"), (True, "even parts; take 8 or 12")])
+def test_a_batch_that_the_ranks_cannot_share_is_refused_with_the_nearest_that_they_can(
+    mirrored: bool, sizes: str
+) -> None:
+    assert Team(size=2).batch_size_of_rank(12, mirrored=mirrored) == 6
+    with pytest.raises(click.UsageError, match="--batch-size 9 is for all 2 ranks together") as refused:
+        Team(size=2).batch_size_of_rank(9, mirrored=mirrored)
+    assert sizes in refused.value.message

@@ -1,0 +1,201 @@
+"""A run that is killed, stopped, damaged or given a full disk, and what it ends with."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shards.folder import ShardFolder
+from tests.trainer.running import command, kill, losses, metrics, stop_at, terminate, train
+from trainer.checkpoints import load_checkpoint
+from trainer.loop import validate
+from trainer.run_directory import RunDirectory
+
+# Everything that has a state, at once.
+RICH = {
+    "augment": "light", "accumulate": 2, "schedule": "onecycle", "ema": 0.9, "clip": 1.0,
+    "optimizer": "adamw", "monitor": "auroc", "loss": "asymmetric", "label_smoothing": 0.1,
+    "pos_weight": "effective", "batch_size": 4,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(phantom_shards: ShardFolder, runs: Path) -> Path:
+    assert train(phantom_shards, runs, "undisturbed").exit_code == 0
+    return runs / "undisturbed"
+
+
+def assert_same_end(run: Path, other: Path) -> None:
+    assert losses(run) == losses(other)
+    assert (run / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.full)])
+def test_kills_at_random_moments_leave_the_weights_of_an_undisturbed_run(
+    phantom_shards: ShardFolder, runs: Path, kills: int
+) -> None:
+    options = {**RICH, "epochs": max(3, kills), "log_every": 1}
+    calm, run = f"calm-{kills}", runs / f"killed-{kills}"
+    assert train(phantom_shards, runs, calm, **options).exit_code == 0
+    steps = metrics(runs / calm, "epoch")[-1]["step"]
+    draw = random.Random(kills)
+    for number in range(kills):
+        aim = 1 + number * (steps - 1) // kills
+
+        def trained(aim: int = aim) -> bool:
+            record = run / "metrics.jsonl"
+            return record.is_file() and f'"step": {aim},' in record.read_text()
+
+        arguments = command(phantom_shards, runs, run.name, checkpoint_steps=2, **options)
+        kill(arguments, trained, draw.uniform(0, 0.3))
+    assert train(phantom_shards, runs, run.name, **options).exit_code == 0
+    assert_same_end(run, runs / calm)
+
+
+def written(path: Path) -> int | None:
+    """Return when a file was written last, if it is there."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
+def test_kills_inside_saving_all_resume(
+    undisturbed: Path, phantom_shards: ShardFolder, runs: Path, kills: int
+) -> None:
+    run = runs / f"saving-{kills}"
+    saved = [run / "checkpoints" / name for name in ("last.pt", "previous.pt")]
+    partial = run / "checkpoints" / ".last.pt.partial"
+    draw = random.Random(kills)
+    inside = 0
+    while inside < kills:
+        stale = written(partial)
+
+        def saves(stale: int | None = stale) -> bool:
+            return any(path.is_file() for path in saved) and written(partial) not in (None, stale)
+
+        kill(command(phantom_shards, runs, run.name, checkpoint_steps=1), saves, draw.uniform(0, 0.1))
+        inside += written(partial) is not None  # a save that ends takes this file away
+    done = train(phantom_shards, runs, run.name)
+    assert done.exit_code == 0, done.stderr
+    assert "from its last checkpoint" in done.stdout
+    assert_same_end(run, undisturbed)
+
+
+@pytest.mark.parametrize("step", [3, 8, 9])
+def test_a_run_with_everything_on_goes_on_from_within_an_epoch(
+    phantom_shards: ShardFolder, runs: Path, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not (runs / "rich").is_dir():
+        assert train(phantom_shards, runs, "rich", **RICH, epochs=2).exit_code == 0
+    name = f"rich-{step}"
+    with monkeypatch.context() as patch:
+        stop_at(patch, step)
+        assert train(phantom_shards, runs, name, **RICH, epochs=2).exit_code == 143
+    assert train(phantom_shards, runs, name, **RICH, epochs=2).exit_code == 0
+    assert_same_end(runs / name, runs / "rich")
+
+
+def test_a_run_stopped_in_val_goes_on_with_val(
+    undisturbed: Path, phantom_shards: ShardFolder, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        terminate()
+        return validate(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.loop.validate", interrupted)
+        stopped = train(phantom_shards, runs, "in-val")
+    assert stopped.exit_code == 143
+    assert "stopped in epoch 1" in stopped.stdout
+    assert train(phantom_shards, runs, "in-val").exit_code == 0
+    assert_same_end(runs / "in-val", undisturbed)
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_falls_back_aloud_and_two_end_the_run(
+    undisturbed: Path, phantom_shards: ShardFolder, runs: Path
+) -> None:
+    run = runs / "damaged"
+    assert train(phantom_shards, runs, run.name).exit_code == 0
+    (run / "model.safetensors").unlink()
+    damage(run / "checkpoints" / "last.pt")
+    again = train(phantom_shards, runs, run.name)
+    assert again.exit_code == 0
+    assert "last.pt is damaged" in again.stdout
+    assert "previous.pt" in again.stdout
+    assert_same_end(run, undisturbed)
+    (run / "model.safetensors").unlink()
+    for name in ("last.pt", "previous.pt"):
+        damage(run / "checkpoints" / name)
+    refused = train(phantom_shards, runs, run.name)
+    assert refused.exit_code == 5
+    assert "last.pt is damaged" in refused.stderr
+    assert "previous.pt is damaged" in refused.stderr
+    assert not (run / "model.safetensors").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_disk_that_is_full_when_saving_is_exit_4_and_loses_nothing(
+    undisturbed: Path, phantom_shards: ShardFolder, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5)
+        assert train(phantom_shards, runs, "full-disk").exit_code == 143
+    checkpoints = runs / "full-disk" / "checkpoints"
+    (checkpoints / ".last.pt.partial").symlink_to("/dev/full")
+    full = train(phantom_shards, runs, "full-disk")
+    assert full.exit_code == 4
+    assert "last.pt: No space left on device" in full.stderr
+    assert load_checkpoint(checkpoints / "last.pt")["progress"]["step"] == 5
+    assert train(phantom_shards, runs, "full-disk").exit_code == 0
+    assert_same_end(runs / "full-disk", undisturbed)
+
+
+@pytest.mark.parametrize("looks", [{"log_every": 1}, {"log_every": 1000}, {"checkpoint_steps": 1}])
+def test_a_diverging_run_names_its_first_bad_step_and_saves_no_bad_number(
+    phantom_shards: ShardFolder, tmp_path: Path, looks: dict[str, int]
+) -> None:
+    done = train(phantom_shards, tmp_path, "diverged", lr=1e20, **looks)
+    assert done.exit_code == 1
+    assert "at step 2 (epoch 1)" in done.stderr
+    for path in tmp_path.glob("diverged/checkpoints/*.pt"):
+        state = load_checkpoint(path)
+        assert all(value.isfinite().all() for value in state["model"].values())
+        assert all(
+            value.isfinite().all()
+            for parameter in state["optimizer"]["state"].values()
+            for value in parameter.values()
+        )
+        assert torch.equal(state["ranks"][0]["counters"]["first_bad"], torch.tensor(0))
+
+
+def test_checkpoints_can_be_had_by_the_minute(phantom_shards: ShardFolder, tmp_path: Path) -> None:
+    done = train(phantom_shards, tmp_path, "often", epochs=1, checkpoint_every=1e-9)
+    assert done.exit_code == 0
+    # The last is of the end of the epoch, the one before of its last step.
+    before = load_checkpoint(tmp_path / "often" / "checkpoints" / "previous.pt")["progress"]
+    last = load_checkpoint(tmp_path / "often" / "checkpoints" / "last.pt")["progress"]
+    assert (before["epoch"], last["epoch"]) == (1, 2)
+    assert before["step"] == last["step"]
+
+
+def test_an_epoch_on_record_whose_end_no_checkpoint_holds_is_forgotten(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    for kind, epoch, step in (("epoch", 1, 4), ("step", 2, 8), ("epoch", 2, 8), ("step", 3, 10)):
+        run.record(kind=kind, epoch=epoch, step=step)
+    run.forget_after(2, 8)  # saved after the last step of epoch 2, before its val
+    assert [(line["kind"], line["epoch"]) for line in run.read_metrics()] == [("epoch", 1), ("step", 2)]

@@ -1,0 +1,117 @@
+"""One optimizer step: batches in, the weights changed once, and nothing waited for."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.averaging import Average
+
+
+class Counters:
+    """What steps leave behind, as scalars on the device, so that counting does not wait for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        """Of this epoch, over images."""
+        self.applied = torch.zeros((), dtype=torch.int64, device=device)
+        """Steps that changed the weights, over all epochs."""
+        self.skipped = torch.zeros((), dtype=torch.int64, device=device)
+        """Steps that did not, since the gradient overflowed in fp16; over all epochs."""
+        self.first_bad = torch.zeros((), dtype=torch.int64, device=device)
+        """The first step, from 1, whose loss was no finite number, or whose gradient was none although
+        the loss was not scaled; 0: none was."""
+        self.grad_norm = torch.zeros((), device=device)
+        """L2 norm of the last step's gradient over all weights, unscaled, before clipping."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the scalars."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore saved scalars on the device."""
+        for name, value in vars(self).items():
+            value.copy_(state[name])
+
+
+class Step:
+    """Changes the weights once for a group of batches.
+
+    The loss of a group is the mean over its images, whatever the sizes of its batches. The rate is the
+    schedule's for the number of steps applied so far: a step that fp16 skips does not advance it.
+    Nothing here waits for the device.
+
+    `hold_back` gives the context in which ranks do not exchange their gradients.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[Tensor], Tensor],
+        loss: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        rates: list[float],
+        counters: Counters,
+        autocast: Callable[[], AbstractContextManager[None]],
+        scaler: torch.amp.GradScaler,
+        clip: float = 0.0,
+        average: Average | None = None,
+        hold_back: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self._forward = forward
+        self._loss = loss
+        self._optimizer = optimizer
+        self._rates = torch.tensor(rates, device=counters.applied.device)
+        self._counters = counters
+        self._autocast = autocast
+        self._scaler = scaler
+        self._clip = clip
+        self._average = average
+        self._hold_back = hold_back
+        self._trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._finite = torch.ones((), dtype=torch.bool, device=counters.applied.device)
+
+    def add(self, images: Tensor, labels: Tensor, share: float, *, more: bool = False) -> None:
+        """Add the gradients of one batch, which holds this share of the group's images, 0..1.
+
+        With several ranks the share is multiplied by their number, since the mean of their gradients is
+        taken; `more` says that batches of the group follow, until when the ranks need not meet. A batch
+        of no images adds nothing, but lets this rank take part.
+        """
+        with self._hold_back() if more else nullcontext():
+            with self._autocast():
+                logits = self._forward(images).float()
+            # The mean over no images is no number.
+            loss = self._loss(logits, labels.float()) if len(images) else logits.sum()
+            self._scaler.scale(loss * share).backward()
+        loss = loss.detach()
+        self._finite = self._finite & loss.isfinite()
+        self._counters.loss_sum += loss * len(images)
+
+    @torch.no_grad()
+    def apply(self, number: int) -> None:
+        """Change the weights by the gradients added since the last call; this is step `number`, from 1."""
+        counters, scaled = self._counters, self._scaler.is_enabled()
+        self._scaler.unscale_(self._optimizer)
+        gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self._clip:
+            nn.utils.clip_grads_with_norm_(self._trained, self._clip, norm)
+        finite = norm.isfinite()
+        rate = torch.take(self._rates, counters.applied.clamp(max=len(self._rates) - 1))
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        # Under fp16 an infinite gradient is nothing bad: the scaler skips the step and scales less.
+        good = self._finite if scaled else self._finite & finite
+        counters.first_bad = torch.where((counters.first_bad == 0) & ~good, number, counters.first_bad)
+        counters.applied += finite if scaled else 1
+        if scaled:
+            counters.skipped += ~finite
+        counters.grad_norm = norm.float()
+        self._finite = torch.ones_like(self._finite)
+        if self._average is not None:
+            self._average.update(number)
