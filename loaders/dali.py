@@ -21,7 +21,8 @@ from loaders.batch import Batch
 from loaders.buffers import HostBuffers
 from loaders.decoding import PREFETCH, choose_decoder, decoding_pipeline
 from loaders.finishing import finish
-from loaders.schedule import Schedule, Slot
+from loaders.schedule import Slot
+from loaders.scheduled import ScheduledLoader
 from loaders.spec import LoaderSpec
 from shards.errors import BadData
 from shards.folder import Samples, SplitReader
@@ -37,7 +38,7 @@ class _UnderWay(NamedTuple):
     samples: Samples
 
 
-class DaliLoader:
+class DaliLoader(ScheduledLoader):
     """Keeps the contract of `Loader`; see there.
 
     Memory: the shards are mapped, not loaded; a few decoded batches are held. At the end of an epoch
@@ -45,20 +46,16 @@ class DaliLoader:
     """
 
     def __init__(self, spec: LoaderSpec) -> None:
-        self._spec = spec
         self._reader = SplitReader(spec.shards, spec.split)
-        self._schedule = Schedule(spec, len(self._reader))
+        super().__init__(spec, len(self._reader))
         self._buffers = HostBuffers()
         self._size = spec.shards.manifest.size
-        self.samples = self._schedule.samples
-        self.batches = self._schedule.batches
         self._upcoming: Iterator[tuple[int, int, Slot]] = iter(())
         self._under_way: collections.deque[_UnderWay] = collections.deque()
         self._pipeline: Pipeline | None = None
 
-    def __iter__(self) -> Iterator[Batch]:
+    def _epoch(self) -> Iterator[Batch]:
         schedule = self._schedule
-        schedule.start()
         while schedule.batch < self.batches:
             # Looked at anew each time: somebody else may have iterated, or loaded another state.
             self._run_to(schedule.epoch, schedule.batch)
@@ -69,23 +66,7 @@ class DaliLoader:
                 batch = finish(images[..., 0], labels, rows, given.slot, self._spec, self._buffers)
             self._running.release_outputs()
             self._running.schedule_run()
-            schedule.hand_out()
             yield batch
-        schedule.finish()
-
-    def __enter__(self) -> "DaliLoader":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def state_dict(self) -> dict[str, Any]:
-        """See Loader."""
-        return self._schedule.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See Loader."""
-        self._schedule.load_state_dict(state)
 
     def close(self) -> None:
         """See Loader; a closed loader starts again when it is iterated."""

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from loaders.batch import Batch
 from loaders.finishing import finish
 from loaders.processes import Workers, ignore_interrupts
-from loaders.schedule import Schedule, Slot
+from loaders.schedule import Slot
+from loaders.scheduled import ScheduledLoader
 from loaders.spec import LoaderSpec
 from shards.cores import available_cores
 from shards.errors import BadData
@@ -76,7 +77,7 @@ class DecodedImages(Dataset[Decoded | BadData]):
         return Decoded(default_collate(images), samples.labels, samples.rows)  # in shared memory
 
 
-class TunedDataLoader:
+class TunedDataLoader(ScheduledLoader):
     """Keeps the contract of `Loader`; see there.
 
     The workers start with the first iteration, which takes seconds, and stay until close(); one that is
@@ -84,37 +85,16 @@ class TunedDataLoader:
     """
 
     def __init__(self, spec: LoaderSpec) -> None:
-        self._spec = spec
-        self._schedule = Schedule(spec, len(spec.shards.rows(spec.split)))
-        self.samples = self._schedule.samples
-        self.batches = self._schedule.batches
+        super().__init__(spec, len(spec.shards.rows(spec.split)))
         self._ahead = _Positions()
         self._workers = Workers(self._make_loader, "dataloader")
 
-    def __iter__(self) -> Iterator[Batch]:
-        self._schedule.start()
+    def _epoch(self) -> Iterator[Batch]:
         # The same slots twice: the workers are told of them a few batches before they are handed out.
         self._ahead.slots, slots = itertools.tee(self._schedule.remaining())
         for slot, decoded in zip(slots, self._decoded(), strict=True):
             labels, rows = torch.from_numpy(decoded.labels), torch.from_numpy(decoded.rows)
-            batch = finish(decoded.images, labels, rows, slot, self._spec)
-            self._schedule.hand_out()
-            yield batch
-        self._schedule.finish()
-
-    def __enter__(self) -> "TunedDataLoader":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def state_dict(self) -> dict[str, Any]:
-        """See Loader."""
-        return self._schedule.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See Loader."""
-        self._schedule.load_state_dict(state)
+            yield finish(decoded.images, labels, rows, slot, self._spec)
 
     def close(self) -> None:
         """See Loader; no worker is left. A closed loader starts again when it is iterated."""

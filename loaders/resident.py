@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from loaders.buffers import HostBuffers
 from loaders.finishing import finish
 from loaders.memory import free_memory
 from loaders.registry import Loader
-from loaders.schedule import Schedule
+from loaders.scheduled import ScheduledLoader
 from loaders.spec import LoaderSpec
 from shards.errors import ResourceMissing
 from shards.folder import SplitReader
@@ -48,7 +47,7 @@ def place_for(spec: LoaderSpec) -> tuple[torch.device | None, str]:
     return None, figures
 
 
-class ResidentLoader:
+class ResidentLoader(ScheduledLoader):
     """Keeps the contract of `Loader`; see there.
 
     `decoding` makes the loader that decodes the split, once, when the first epoch begins. The images
@@ -60,20 +59,16 @@ class ResidentLoader:
         place, figures = place_for(spec)
         if place is None:
             raise ResourceMissing(f"the loader resident has no room: {figures}; take --loader dali")
-        self._spec = spec
+        self._reader = SplitReader(spec.shards, spec.split)
+        super().__init__(spec, len(self._reader))
         self._decoding = decoding
         self._place = place
-        self._reader = SplitReader(spec.shards, spec.split)
-        self._schedule = Schedule(spec, len(self._reader))
         self._buffers = HostBuffers()
-        self.samples = self._schedule.samples
-        self.batches = self._schedule.batches
         self._images: torch.Tensor | None = None
         self._labels = torch.empty(0)
         self._shared: Path | None = None
 
-    def __iter__(self) -> Iterator[Batch]:
-        self._schedule.start()
+    def _epoch(self) -> Iterator[Batch]:
         images = self._resident_images()
         rows = torch.from_numpy(self._reader.rows).to(self._place)
         for slot in self._schedule.remaining():
@@ -81,31 +76,8 @@ class ResidentLoader:
             chosen = images.index_select(0, positions)
             if self._place != self._spec.device:
                 chosen = chosen.pin_memory()
-            batch = finish(
-                chosen,
-                self._labels.index_select(0, positions),
-                rows.index_select(0, positions),
-                slot,
-                self._spec,
-                self._buffers,
-            )
-            self._schedule.hand_out()
-            yield batch
-        self._schedule.finish()
-
-    def __enter__(self) -> "ResidentLoader":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def state_dict(self) -> dict[str, Any]:
-        """See Loader."""
-        return self._schedule.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See Loader."""
-        self._schedule.load_state_dict(state)
+            labels, its_rows = self._labels.index_select(0, positions), rows.index_select(0, positions)
+            yield finish(chosen, labels, its_rows, slot, self._spec, self._buffers)
 
     def close(self) -> None:
         """See Loader; a closed loader decodes anew when it is iterated."""

@@ -4,17 +4,16 @@ Its images are noise, so a model trained on it has learnt nothing; it exists to 
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
 from loaders.batch import Batch
-from loaders.schedule import Schedule
+from loaders.scheduled import ScheduledLoader
 from loaders.spec import LoaderSpec
 from shards.folder import SplitReader
 
 
-class SyntheticLoader:
+class SyntheticLoader(ScheduledLoader):
     """Keeps the shapes, the number of batches and the state of a real loader, not its data.
 
     Labels and rows are those of the split's first samples, repeated to fill the batch.
@@ -22,10 +21,7 @@ class SyntheticLoader:
 
     def __init__(self, spec: LoaderSpec) -> None:
         reader = SplitReader(spec.shards, spec.split)
-        self._schedule = Schedule(spec, len(reader))
-        self._doubled = spec.flip == "both"
-        self.samples = self._schedule.samples
-        self.batches = self._schedule.batches
+        super().__init__(spec, len(reader))
         size = spec.shards.manifest.size
         generator = torch.Generator().manual_seed(spec.seed)
         images = torch.randint(
@@ -38,27 +34,7 @@ class SyntheticLoader:
             torch.from_numpy(first.rows).to(spec.device),
         )
 
-    def __iter__(self) -> Iterator[Batch]:
-        self._schedule.start()
+    def _epoch(self) -> Iterator[Batch]:
         for slot in self._schedule.remaining():
-            count = len(slot.positions) * (2 if self._doubled else 1)
-            self._schedule.hand_out()
+            count = len(slot.positions) * (2 if self._spec.flip == "both" else 1)
             yield Batch(*(tensor[:count] for tensor in self._batch))
-        self._schedule.finish()
-
-    def __enter__(self) -> "SyntheticLoader":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def state_dict(self) -> dict[str, Any]:
-        """See Loader."""
-        return self._schedule.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See Loader."""
-        self._schedule.load_state_dict(state)
-
-    def close(self) -> None:
-        """See Loader; there is nothing to free."""

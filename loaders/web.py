@@ -31,7 +31,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from loaders.batch import Batch
 from loaders.finishing import finish
 from loaders.processes import Workers, ignore_interrupts
-from loaders.schedule import Schedule
+from loaders.scheduled import ScheduledLoader
 from loaders.spec import LoaderSpec
 from shards.cores import available_cores
 from shards.errors import BadData, CannotResume
@@ -64,7 +64,7 @@ class Chunk(NamedTuple):
         return Chunk(self.images[places], self.labels[places], self.rows[places])
 
 
-class WebLoader:
+class WebLoader(ScheduledLoader):
     """Keeps the contract of `Loader`; see there, and above for the order in training.
 
     The processes start with the first epoch (2 s) and stay until close(). How many they are decides
@@ -72,19 +72,15 @@ class WebLoader:
     """
 
     def __init__(self, spec: LoaderSpec) -> None:
-        self._spec = spec
         self._stream = _Stream(spec)
-        self._schedule = Schedule(spec, self._stream.samples)
-        self.samples = self._schedule.samples
-        self.batches = self._schedule.batches
+        super().__init__(spec, self._stream.samples)
         self._places = len(range(spec.rank, self._stream.samples, spec.world_size))
         self._workers = max(
             1, min(spec.threads or available_cores(), -(-self._stream.samples // (spec.world_size * PIECE)))
         )
         self._processes = Workers(self._make_loader, "webdataset")
 
-    def __iter__(self) -> Iterator[Batch]:
-        self._schedule.start()
+    def _epoch(self) -> Iterator[Batch]:
         slots = list(self._schedule.remaining())
         pin = self._spec.device.type == "cuda"
         taking = self._resumed(sum(len(slot.positions) for slot in slots))
@@ -93,20 +89,11 @@ class WebLoader:
             images = torch.cat([chunk.images for chunk in chunks])
             labels = torch.from_numpy(np.concatenate([chunk.labels for chunk in chunks]))
             rows = torch.from_numpy(np.concatenate([chunk.rows for chunk in chunks]))
-            batch = finish(images.pin_memory() if pin else images, labels, rows, slot, self._spec)
-            self._schedule.hand_out()
-            yield batch
-        self._schedule.finish()
-
-    def __enter__(self) -> "WebLoader":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+            yield finish(images.pin_memory() if pin else images, labels, rows, slot, self._spec)
 
     def state_dict(self) -> dict[str, Any]:
         """See Loader."""
-        return {**self._schedule.state_dict(), "workers": self._workers}
+        return {**super().state_dict(), "workers": self._workers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See Loader; also raises CannotResume for another number of processes."""
@@ -116,7 +103,7 @@ class WebLoader:
             raise CannotResume(
                 f"the loader's state does not fit: workers was {workers}, is now {self._workers}{way_out}"
             )
-        self._schedule.load_state_dict(state)
+        super().load_state_dict(state)
 
     def close(self) -> None:
         """See Loader; waits until the processes have ended. A closed loader starts them again."""

@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,8 @@ from torch import Tensor, nn
 from loaders import Loader, LoaderSpec, streaming_loader
 from loaders.batch import Batch
 from loaders.memory import free_memory
-from loaders.schedule import Schedule, Slot
+from loaders.schedule import Slot
+from loaders.scheduled import ScheduledLoader
 from models import Classifier, frozen_part, trainable_part
 from shards.progress import progress_bar
 from trainer.precision import Precision
@@ -70,7 +70,7 @@ def _chosen(stored: Tensor, places: Tensor, device: torch.device) -> Tensor:
     return chosen if chosen.device == device else chosen.pin_memory().to(device, non_blocking=True)
 
 
-class FeatureLoader:
+class FeatureLoader(ScheduledLoader):
     """Keeps the contract of `Loader`, but `Batch.images` holds what the frozen part makes of the images.
 
     Order, flips, batches and state are those of any loader of the same spec, which also resumes from
@@ -79,41 +79,17 @@ class FeatureLoader:
     """
 
     def __init__(self, features: Features, spec: LoaderSpec) -> None:
+        super().__init__(spec, len(features.rows))
         self.features = features
-        self._spec = spec
-        self._schedule = Schedule(spec, len(features.rows))
-        self.samples = self._schedule.samples
-        self.batches = self._schedule.batches
 
     @property
     def device(self) -> torch.device:
         """Where the batches go."""
         return self._spec.device
 
-    def __iter__(self) -> Iterator[Batch]:
-        self._schedule.start()
+    def _epoch(self) -> Iterator[Batch]:
         for slot in self._schedule.remaining():
-            batch = self.features.batch(slot, self._spec.flip == "both", self._spec.device)
-            self._schedule.hand_out()
-            yield batch
-        self._schedule.finish()
-
-    def __enter__(self) -> "FeatureLoader":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def state_dict(self) -> dict[str, Any]:
-        """See Loader."""
-        return self._schedule.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See Loader."""
-        self._schedule.load_state_dict(state)
-
-    def close(self) -> None:
-        """See Loader; the features go with the loader itself."""
+            yield self.features.batch(slot, self._spec.flip == "both", self._spec.device)
 
 
 @dataclass(frozen=True)
