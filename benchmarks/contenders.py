@@ -6,10 +6,12 @@ answers with a line of JSON.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,11 +27,10 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.baselines import Item, raw_loader, report_loader, tuned_loader, unpack, unpack_jpegs
+from benchmarks.baselines import Item, raw_loader, report_loader, tuned_loader
 from benchmarks.usage import usage_of
 from loaders import Augment, Batch, LoaderSpec, make_loader
 from loaders.dataloader import decode_gray
-from shards.findings import FINDINGS
 from shards.folder import ShardFolder, SplitReader, open_shards
 
 _SECONDS = 2.0  # at least so long is one measurement, in whole epochs
@@ -52,7 +53,7 @@ class Task:
 
 
 class Contender:
-    """A contender's process, seen from the benchmark."""
+    """A contender's process, seen from the benchmark. It and its children stand still between turns."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -62,13 +63,16 @@ class Contender:
     def wait_ready(self) -> None:
         """Wait until everything is imported and opened, so that it disturbs nobody's turn."""
         self._answer()
+        self._signal(signal.SIGSTOP)
 
     def measure(self) -> dict[str, float]:
         """Let it load once; return images, seconds, cpu_seconds, memory, first_batch and displacement."""
         assert self._process.stdin is not None
+        self._signal(signal.SIGCONT)
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
         figures: dict[str, float] = self._answer()
+        self._signal(signal.SIGSTOP)
         return figures
 
     def _answer(self) -> Any:
@@ -82,7 +86,15 @@ class Contender:
         """End the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
+        if self._process.poll() is None:
+            self._signal(signal.SIGCONT)
         self._process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        # Its group, which it made before it said that it is ready: workers and decoders with it. The
+        # kernel continues and ends a stopped group whose parent is gone.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
 
 
 @contextmanager
@@ -101,6 +113,7 @@ def contend(tasks: list[Task]) -> Iterator[dict[str, Contender]]:
 
 def serve(task: Task) -> None:
     """Be a contender until standard input ends."""
+    os.setpgrp()
     answers, sys.stdout = sys.stdout, sys.stderr
     with ExitStack() as stack:
         epoch = _epoch(task, stack)
@@ -184,12 +197,8 @@ def _plain_loader(task: Task, shards: ShardFolder, stack: ExitStack) -> "DataLoa
         # Small batches: all of them are in hand at once, of files that take long to decode.
         return raw_loader(Path(task.raw), min(task.batch_size, 32), task.threads)
     files = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "files"
-    labels = shards.entries.loc[shards.rows("train"), list(FINDINGS)].to_numpy(dtype=np.uint8)
-    if task.name == "tuned":
-        unpack_jpegs(shards, "train", files)
-        return tuned_loader(files, labels, task.batch_size, task.threads)
-    unpack(shards, "train", files)
-    return report_loader(files, labels, task.batch_size, task.threads)
+    open_files = tuned_loader if task.name == "tuned" else report_loader
+    return open_files(shards, files, task.batch_size, task.threads)
 
 
 _encoded: list[npt.NDArray[np.uint8]] = []

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.baselines import report_loader, unpack
+from benchmarks.baselines import report_loader
 from benchmarks.ladder import Rung
 from loaders import LoaderSpec, make_loader
 from models import build
 from shards.cores import available_cores
-from shards.findings import FINDINGS
 from shards.folder import ShardFolder
 from trainer.losses import make_loss
 from trainer.optimizers import make_optimizer
@@ -115,10 +114,7 @@ class Trainee:
         return make_loader(self._rung.loader, spec)
 
     def _report(self, shards: ShardFolder, batch_size: int) -> Any:
-        files = Path(self._folder.name) / "png"
-        unpack(shards, "train", files)
-        labels = shards.entries.loc[shards.rows("train"), list(FINDINGS)].to_numpy(dtype=np.uint8)
-        return report_loader(files, labels, batch_size, available_cores())
+        return report_loader(shards, Path(self._folder.name) / "png", batch_size, available_cores())
 
     def _endless(self) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
         layout = torch.channels_last if self._rung.channels_last else torch.contiguous_format

@@ -63,7 +63,8 @@ class DaliLoader(ScheduledLoader):
             given = self._under_way.popleft()
             labels, rows = torch.from_numpy(given.samples.labels), torch.from_numpy(given.samples.rows)
             with _one_torch_thread() if self._spec.augment == "none" else contextlib.nullcontext():
-                batch = finish(images[..., 0], labels, rows, given.slot, self._spec, self._buffers)
+                images = images[..., 0]
+                batch = finish(images, labels, rows, given.slot, self._spec, self._buffers.like(images))
             self._running.release_outputs()
             self._running.schedule_run()
             yield batch
@@ -131,10 +132,8 @@ class DaliLoader(ScheduledLoader):
         for given in self._under_way:
             for position, image in zip(given.slot.positions.tolist(), given.samples.images, strict=True):
                 try:
-                    whole = decode_sample(image.tobytes()).shape == (self._size, self._size)
+                    decode_sample(image.tobytes(), self._size)
                 except ValueError:
-                    whole = False
-                if not whole:
                     return self._reader.name(position)
         return None
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from loaders.ahead import one_ahead
 from loaders.batch import Batch
 from loaders.finishing import finish
 from loaders.processes import Workers, ignore_interrupts
@@ -90,6 +91,9 @@ class TunedDataLoader(ScheduledLoader):
         self._workers = Workers(self._make_loader, "dataloader")
 
     def _epoch(self) -> Iterator[Batch]:
+        return one_ahead(self._batches(), self._spec.device)
+
+    def _batches(self) -> Iterator[Batch]:
         # The same slots twice: the workers are told of them a few batches before they are handed out.
         self._ahead.slots, slots = itertools.tee(self._schedule.remaining())
         for slot, decoded in zip(slots, self._decoded(), strict=True):
@@ -133,10 +137,9 @@ class _Positions:
 
 def decode_gray(encoded: npt.NDArray[np.uint8], size: int) -> torch.Tensor:
     """Decode one encoded image to uint8 [size, size]; RuntimeError or ValueError where it is none."""
-    if decode_image:
-        image: torch.Tensor = decode_image(torch.from_numpy(encoded.copy()), ImageReadMode.GRAY)[0]
-    else:
-        image = torch.from_numpy(decode_sample(encoded.tobytes()).copy())
+    if not decode_image:
+        return torch.from_numpy(decode_sample(encoded.tobytes(), size).copy())
+    image: torch.Tensor = decode_image(torch.from_numpy(encoded.copy()), ImageReadMode.GRAY)[0]
     if image.shape != (size, size):
         raise ValueError(f"{tuple(image.shape)} pixels instead of {size}")
     return image

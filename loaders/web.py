@@ -28,6 +28,7 @@ import webdataset
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from loaders.ahead import one_ahead
 from loaders.batch import Batch
 from loaders.finishing import finish
 from loaders.processes import Workers, ignore_interrupts
@@ -81,6 +82,9 @@ class WebLoader(ScheduledLoader):
         self._processes = Workers(self._make_loader, "webdataset")
 
     def _epoch(self) -> Iterator[Batch]:
+        return one_ahead(self._batches(), self._spec.device)
+
+    def _batches(self) -> Iterator[Batch]:
         slots = list(self._schedule.remaining())
         pin = self._spec.device.type == "cuda"
         taking = self._resumed(sum(len(slot.positions) for slot in slots))
@@ -237,13 +241,10 @@ class _Stream(IterableDataset[Chunk | BadData]):
         images = np.empty((len(samples), self._size, self._size), dtype=np.uint8)
         for image, sample in zip(images, samples, strict=True):
             try:
-                pixels = decode_sample(sample[self._members[0]])
-                if pixels.shape != image.shape:
-                    raise ValueError(f"pixels are {pixels.shape}, not {image.shape}")
+                image[:] = decode_sample(sample[self._members[0]], self._size)
             except ValueError as error:
                 name = f"{sample['__url__']}, sample {sample['__key__']}"
                 raise BadData(f"{name} does not decode; pack again") from error
-            image[:] = pixels
         labels = np.array([list(sample["labels"]) for sample in samples], dtype=np.uint8)
         rows = np.array([int(sample["__key__"]) for sample in samples], dtype=np.int32)
         return Chunk(torch.from_numpy(images), labels, rows)

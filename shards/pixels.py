@@ -91,11 +91,14 @@ def encode(gray: Gray, encoding: Encoding, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def decode_sample(data: bytes) -> Gray:
-    """Decode the image of a sample to uint8 [S, S]; raise ValueError where it does not decode."""
+def decode_sample(data: bytes, size: int) -> Gray:
+    """Decode the image of a sample to uint8 [size, size]; raise ValueError where it is none."""
     try:
         with Image.open(io.BytesIO(data), formats=["JPEG", "PNG"]) as image:
-            return np.asarray(image)
+            gray = np.asarray(image)
+        if gray.shape != (size, size):
+            raise ValueError(f"{gray.shape} pixels instead of {size} x {size}")
+        return gray
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"image does not decode: {error}") from error
 
@@ -105,7 +108,7 @@ def psnr(gray: Gray, encoded: bytes) -> float:
 
     An image without error counts as if one pixel were off by one level, so the figure is finite.
     """
-    error = decode_sample(encoded).astype(np.int64) - gray
+    error = decode_sample(encoded, len(gray)).astype(np.int64) - gray
     return 10 * math.log10(255**2 * gray.size / max(int((error * error).sum()), 1))
 
 

@@ -11,6 +11,7 @@ import torch
 
 import loaders.registry
 import loaders.resident
+import loaders.shared_file
 from loaders import Batch, LoaderSpec, choose_loader, make_loader
 from loaders.resident import SHARE, ResidentLoader, place_for
 from shards.errors import ResourceMissing
@@ -33,7 +34,7 @@ def test_two_epochs_are_those_of_dali_to_the_bit(phantom_shards: ShardFolder, au
 def test_the_ranks_of_a_machine_decode_once_and_leave_nothing_behind(
     phantom_shards: ShardFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loaders.resident, "_shared_memory", lambda: tmp_path)
+    monkeypatch.setattr(loaders.shared_file, "_folder", lambda: tmp_path)
     decoded = []
 
     def decoding(spec: LoaderSpec) -> loaders.registry.Loader:
@@ -50,7 +51,7 @@ def test_the_ranks_of_a_machine_decode_once_and_leave_nothing_behind(
     rows = torch.cat([batch.rows for batch in batches])
     assert sorted(rows.tolist()) == phantom_shards.rows("train").tolist()
     (kept,) = tmp_path.iterdir()
-    assert kept.stat().st_size == len(rows) * 64 * 64
+    assert kept.stat().st_size == len(rows) * 64 * 64 + 1
     for rank in ranks:
         rank.close()
     assert not list(tmp_path.iterdir())

@@ -95,7 +95,7 @@ def test_evaluation_yields_the_packed_pixels_and_labels_in_row_order(
     stored = reader.read(range(len(reader)))
     batch = epoch(evaluating)
     assert batch.rows.tolist() == stored.rows.tolist()
-    decoded = np.stack([decode_sample(image.tobytes()) for image in stored.images])
+    decoded = np.stack([decode_sample(image.tobytes(), 64) for image in stored.images])
     assert np.array_equal(batch.images[:, 0].numpy(), decoded)
     assert np.array_equal(batch.labels.numpy(), stored.labels)
 

@@ -307,7 +307,7 @@ def test_every_common_size_is_packed(make_tree: MakeTree, tmp_path: Path, size: 
     manifest = packed_into(tmp_path, make_tree(), PixelRecipe(size, quality=80))
     assert manifest.size == size
     (data,) = SplitReader(open_shards(tmp_path), "val").read([0]).images
-    assert decode_sample(data.tobytes()).shape == (size, size)
+    assert decode_sample(data.tobytes(), size).shape == (size, size)
 
 
 def test_entries_and_rejects_tell_the_sha256_of_every_source_file(

@@ -1,0 +1,87 @@
+"""Memory that processes share under a name, whoever of them ends how."""
+
+import multiprocessing
+import os
+import signal
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import loaders.shared_file
+from loaders.shared_file import SharedFile, shared_bytes
+from shards.errors import ResourceMissing
+
+SIZE = 1000
+GATE = Path(__file__)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(loaders.shared_file, "_folder", lambda: tmp_path)
+    return tmp_path
+
+
+def sevens(memory: npt.NDArray[np.uint8]) -> None:
+    memory[:] = 7
+
+
+def untouched(memory: npt.NDArray[np.uint8]) -> None:
+    raise AssertionError("filled already")
+
+
+def test_the_first_fills_the_second_finds_and_the_last_removes(folder: Path) -> None:
+    first = SharedFile("images", SIZE, GATE, sevens)
+    second = SharedFile("images", SIZE, GATE, untouched)
+    assert shared_bytes("images") == SIZE + 1
+    first.memory[3] = 9
+    assert second.memory[3] == 9 and second.memory[4] == 7
+    first.close()
+    assert list(folder.iterdir())
+    second.close()
+    assert not list(folder.iterdir()) and shared_bytes("images") == 0
+
+
+def test_what_was_not_filled_to_its_end_is_filled_by_the_next(folder: Path) -> None:
+    def fails(memory: npt.NDArray[np.uint8]) -> None:
+        memory[:500] = 1
+        raise ValueError("one image does not decode")
+
+    with pytest.raises(ValueError, match="does not decode"):
+        SharedFile("images", SIZE, GATE, fails)
+    shared = SharedFile("images", SIZE, GATE, sevens)
+    assert (shared.memory == 7).all()
+    shared.close()
+
+
+def hold(folder: Path, pipe: Connection) -> None:
+    loaders.shared_file._folder = lambda: folder
+    SharedFile("images", SIZE, GATE, sevens)
+    pipe.send("held")
+    pipe.recv()
+
+
+@pytest.mark.parametrize("taken_up", [True, False])
+def test_what_a_killed_process_left_is_taken_up_or_removed(folder: Path, taken_up: bool) -> None:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=hold, args=(folder, there))
+    process.start()
+    assert here.recv() == "held"
+    assert shared_bytes("others") == 0 and shared_bytes("images") == SIZE + 1, "still held"
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    if taken_up:
+        shared = SharedFile("images", SIZE, GATE, untouched)
+        assert (shared.memory == 7).all()
+        shared.close()
+    assert shared_bytes("others") == 0
+    assert not list(folder.iterdir())
+
+
+def test_memory_that_is_not_there_is_said() -> None:
+    with pytest.raises(ResourceMissing, match=r"no room for 4,611,686,018,427,387,904 bytes .*--loader dali"):
+        SharedFile("images", 1 << 62, GATE, sevens)
