@@ -2,8 +2,7 @@
 
 The order comes from `Schedule` and the bytes from the memory-mapped shards; DALI gets them
 through `external_source` and decodes ahead in its own threads. Its webdataset reader was the
-other choice. Both decode at the same rate (two cores, 224 px gray JPEG: 5.7 to 8.2 thousand
-images/s with the reader, 6.3 to 8.1 with external_source), but the reader's permutation is
+other choice. Both decoded at the same rate when they were compared, but the reader's permutation is
 uniform only with a buffer as large as the split, depends on its history, and needs DALI's own
 checkpoints to resume; here the order is a function of (seed, epoch) and the state two numbers.
 """

@@ -12,7 +12,8 @@ class Loader(Protocol):
     """An iterable of batches, one epoch at a time, for use in a `with`.
 
     Training: every sample of the split exactly once an epoch, in a uniform permutation of the
-    whole split drawn from (seed, epoch). Evaluation: row order, every sample exactly once.
+    whole split drawn from (seed, epoch); webdataset permutes less finely, see loaders.web, and
+    synthetic repeats one batch. Evaluation: row order, every sample exactly once.
     The last batch is short where the numbers do not divide. Iterating again after leaving a
     training epoch early goes on where it was left; evaluation starts anew.
 

@@ -114,9 +114,10 @@ class ResidentLoader(ScheduledLoader):
             augment="none", rank=0, world_size=1,
         )  # fmt: skip
         start = 0
+        others_show = self._place != _CPU and self._spec.rank > 0  # every rank fills its own GPU
         with (
             self._decoding(told) as loader,
-            progress_bar(len(images), f"decoding {self._spec.split}", "img") as bar,
+            progress_bar(len(images), f"decoding {self._spec.split}", "img", disable=others_show) as bar,
         ):
             for batch in loader:
                 end = start + len(batch.images)

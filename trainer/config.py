@@ -136,7 +136,9 @@ class TrainConfig:
         "auto", str, "auto: the first GPU if there is one; with torchrun each rank's own.", DEVICE_CHOICES
     )
     seed: int = _option(0, click.IntRange(0), "Of weights, order, flips and dropout.", "N")
-    threads: int = _option(0, click.IntRange(0), "Decoding threads; 0: one a core.", "N", identity=False)
+    threads: int = _option(
+        0, click.IntRange(0), "Decoding threads; 0: the loader's own choice.", "N", identity=False
+    )
     log_every: int = _option(
         50, click.IntRange(1), "Steps between two lines of metrics.jsonl.", "STEPS", identity=False
     )

@@ -184,7 +184,7 @@ def test_png_shards_yield_the_very_pixels_that_were_packed(
     pack(make_plan(phantom_tree, SplitRecipe()), tmp_path / "png", PixelRecipe(48, "png"), shard_size=20)
     shards = open_shards(tmp_path / "png")
     reader = SplitReader(shards, "val")
-    expected = [decode_sample(image.tobytes(), 64) for image in reader.read(range(len(reader))).images]
+    expected = [decode_sample(image.tobytes(), 48) for image in reader.read(range(len(reader))).images]
     with open_loader(shards, name, split="val", training=False) as loader:
         assert np.array_equal(epoch(loader).images[:, 0].numpy(), np.stack(expected))
 
