@@ -15,15 +15,17 @@ from typing import Any
 import click
 
 from benchmarks.content import OUT, SOURCE, default_shards, make_content
+from benchmarks.footprint import peak_memory
 from benchmarks.frozen import frozen_against_cached
 from benchmarks.harness import interleave, summary, write_result
 from benchmarks.ladder import RUNGS, Rung
+from benchmarks.plot import plot_epoch
 from benchmarks.trainee import Trainee
 from loaders import LOADER_CHOICES
 from models import known_archs
 from shards.folder import open_shards
 from trainer.devices import choose_device
-from trainer.precision import choose_precision
+from trainer.optimization.precision import choose_precision
 
 # Images of an epoch: NIH's official train_val, and the report's 112,120 with their mirrors.
 EPOCHS = {"train_val of NIH": 86_524, "the report's doubled set": 224_240}
@@ -38,11 +40,11 @@ SMALL = OUT.with_name(f"{OUT.name}-small")
     help="Packed shards to train on.  [default: data/shards, or a set that is made]",
 )  # fmt: skip
 @click.option(
-    "--arch", "archs", multiple=True, type=click.Choice(known_archs()), default=("resnet50", "custom_cnn"),
+    "--arch", "archs", multiple=True, type=click.Choice(known_archs()), default=("resnet50", "vit_b_16", "custom_cnn"),
     help="Once for each.",
 )  # fmt: skip
 @click.option(
-    "--loader", "loaders", multiple=True, type=click.Choice(LOADER_CHOICES), default=("auto",),
+    "--loader", "loaders", multiple=True, type=click.Choice(LOADER_CHOICES), default=("dali", "resident"),
     help="Once for each; synthetic always takes part.",
 )  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(1), default=32, metavar="IMAGES", help="Images a step.")
@@ -60,14 +62,14 @@ SMALL = OUT.with_name(f"{OUT.name}-small")
 @click.option("--epochs", type=click.IntRange(1), default=5, metavar="N", help="With --freeze.")
 @click.option(
     "--json", "out", type=click.Path(path_type=Path, dir_okay=False), default=None, metavar="FILE",
-    help="Where the figures go.  [default: in benchmarks/results]",
+    help="Where the figures go, and beside them the plot.  [default: in benchmarks/results]",
 )  # fmt: skip
 def main(
     shards: Path | None, archs: tuple[str, ...], loaders: tuple[str, ...], batch_size: int, steps: int,
     runs: int, device: str, precision: str, compiled: bool, ladder: bool, freeze: str, images: int,
     epochs: int, out: Path | None,
 ) -> None:  # fmt: skip
-    """Measure training end to end and write benchmarks/results/epoch_*.json."""
+    """Measure training end to end and write benchmarks/results/epoch_*.json and .png."""
     if freeze != "none" and shards is None:
         folder = make_content(SMALL, images, SOURCE if SOURCE.is_file() else None)
     else:
@@ -86,17 +88,19 @@ def main(
     rung = Rung("end to end", "auto", channels_last=True, autocast=True, compiled=compiled, fused=True)
     record["archs"] = {}
     for arch in archs:
-        trainees = {
-            loader: Trainee(arch, rung.with_loader(loader), folder, number, batch_size)
-            for loader in dict.fromkeys((*loaders, "synthetic"))
-        }
+        ways = {loader: rung.with_loader(loader) for loader in dict.fromkeys((*loaders, "synthetic"))}
+        trainees = {loader: Trainee(arch, way, folder, number, batch_size) for loader, way in ways.items()}
         record["archs"][arch] = _end_to_end(trainees, steps, runs)
+        for loader, way in ways.items():
+            peak = peak_memory(arch, way, folder.path, number, batch_size)
+            record["archs"][arch][loader]["memory_mib"] = peak / 2**20
         _show_arch(arch, record["archs"][arch])
     if ladder:
         trainees = {step.name: Trainee(archs[0], step, folder, number, batch_size) for step in RUNGS}
         record["ladder"] = {"arch": archs[0], "rungs": _climb(trainees, steps, runs)}
         _show_ladder(record["ladder"])
-    click.echo(write_result("epoch", record, out))
+    written = write_result("epoch", record, out)
+    click.echo(f"{written}\n{plot_epoch(record, written.with_suffix('.png'))}")
 
 
 def _end_to_end(trainees: dict[str, Trainee], steps: int, runs: int) -> dict[str, Any]:
@@ -112,7 +116,6 @@ def _end_to_end(trainees: dict[str, Trainee], steps: int, runs: int) -> dict[str
             "data_wait": trainee.data_wait,
             **trainee.step_percentiles(),
             "epoch_seconds": {what: n / statistics.median(rates[name]) for what, n in EPOCHS.items()},
-            "peak_memory_mib": trainee.peak_memory / 2**20,
         }
         trainee.close()
     return result
@@ -134,13 +137,13 @@ def _rates(trainees: dict[str, Trainee], steps: int, runs: int) -> dict[str, lis
 
 def _show_arch(arch: str, loaders: dict[str, Any]) -> None:
     click.echo(
-        f"\n{arch:16} {'images/s':>9} {'utilisation':>12} {'data wait':>10} {'step p50':>9} {'p99, ms':>9} "
+        f"\n{arch:16} {'images/s':>9} {'utilisation':>12} {'data wait':>10} {'step p50':>9} {'p99, ms':>9} {'MiB':>7} "
         + " ".join(f"{what:>26}" for what in EPOCHS)
     )
     for name, one in loaders.items():
         click.echo(
             f"{name:16} {one['images_per_second']['median']:9.1f} {one['utilisation']:12.3f} "
-            f"{one['data_wait']:10.2%} {one['step_ms_p50']:9.1f} {one['step_ms_p99']:9.1f} "
+            f"{one['data_wait']:10.2%} {one['step_ms_p50']:9.1f} {one['step_ms_p99']:9.1f} {one['memory_mib']:7,.0f} "
             + " ".join(f"{seconds / 60:22.1f} min" for seconds in one["epoch_seconds"].values())
         )
 

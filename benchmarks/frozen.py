@@ -11,10 +11,10 @@ from torch import nn
 from loaders import Batch, LoaderSpec, make_loader
 from models import Classifier, build, freeze
 from shards.folder import ShardFolder
-from trainer.features import cache_frozen
-from trainer.losses import make_loss
-from trainer.optimizers import make_optimizer
-from trainer.precision import Precision
+from trainer.frozen.features import cache_frozen
+from trainer.optimization.losses import make_loss
+from trainer.optimization.optimizers import make_optimizer
+from trainer.optimization.precision import Precision
 from trainer.step import Counters, Step
 from trainer.validation import validate
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from benchmarks.epoch import EPOCHS
 from benchmarks.harness import RESULTS
 from shards.publishing import publish_text
 
@@ -25,7 +26,10 @@ def with_tables(text: str) -> str:
 def _section(name: str) -> str:
     path = sorted(RESULTS.glob(f"{name}_*.json"), key=lambda each: each.stem.rpartition("_")[2])[-1]
     record = json.loads(path.read_text(encoding="utf-8"))
-    return f"<!-- {name} -->\n{_TABLES[name](record)}\n\n`{record['command']}`, {path.name}\n<!-- end -->"
+    parts = [_TABLES[name](record), f"`{record['command']}`, {path.name}"]
+    if (plot := path.with_suffix(".png")).is_file():
+        parts.append(f"![{_PLOTS[name]}]({plot.relative_to(README.parent)})")
+    return "\n".join([f"<!-- {name} -->", "\n\n".join(parts), "<!-- end -->"])
 
 
 def _loader(record: dict[str, Any]) -> str:
@@ -66,19 +70,22 @@ def _packing(record: dict[str, Any]) -> str:
 
 
 def _epoch(record: dict[str, Any]) -> str:
-    rows = []
-    for arch, loaders in record["archs"].items():
-        for name, one in loaders.items():
-            minutes = [f"{seconds / 60:,.1f}" for seconds in one["epoch_seconds"].values()]
-            rows.append(
-                [
-                    arch, name, f"{one['images_per_second']['median']:,.1f}", f"{one['utilisation']:.3f}",
-                    f"{one['data_wait']:.2%}", f"{one['step_ms_p50']:,.0f}", f"{one['step_ms_p99']:,.0f}", *minutes,
-                ]
-            )  # fmt: skip
-    epochs = next(iter(next(iter(record["archs"].values())).values()))["epoch_seconds"]
-    head = ["arch", "loader", "images/s", "utilisation", "data wait", "step p50, ms", "p99, ms"]
-    lines = [_table(head + [f"minutes, {name}" for name in epochs], rows)]
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "images/s": lambda one: f"{one['images_per_second']['median']:,.1f}",
+        "utilisation": lambda one: f"{one['utilisation']:.3f}",
+        "data wait": lambda one: f"{one['data_wait']:.2%}",
+        "step p50, ms": lambda one: f"{one['step_ms_p50']:,.0f}",
+        "p99, ms": lambda one: f"{one['step_ms_p99']:,.0f}",
+    }
+    every = [(arch, name, one) for arch, loaders in record["archs"].items() for name, one in loaders.items()]
+    if all("memory_mib" in one for *_, one in every):  # results until 2026-11-23 have no figure of each
+        columns["peak memory, MiB"] = lambda one: f"{one['memory_mib']:,.0f}"
+    for what, images in EPOCHS.items():
+        columns[f"minutes, {what} ({images:,} images)"] = lambda one, what=what: (  # type: ignore[misc]
+            f"{one['epoch_seconds'][what] / 60:,.1f}"
+        )
+    rows = [[arch, name, *(show(one) for show in columns.values())] for arch, name, one in every]
+    lines = [_table(["arch", "loader", *columns], rows)]
     if "ladder" in record:
         medians = {name: one["median"] for name, one in record["ladder"]["rungs"].items()}
         first = next(iter(medians.values()))
@@ -111,6 +118,7 @@ def _frozen(record: dict[str, Any]) -> str:
     return f"{title}\n\n{_table(head, rows)}"
 
 
+_PLOTS = {"loader": "images/s of every loader", "epoch": "images/s of every arch, loader and rung"}
 _TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "loader": _loader,
     "packing": _packing,

@@ -1,6 +1,5 @@
 """A model in training, a few steps at a time, so that several can take turns."""
 
-import resource
 import tempfile
 import time
 from collections.abc import Generator
@@ -17,11 +16,11 @@ from loaders import LoaderSpec, make_loader
 from models import build
 from shards.cores import available_cores
 from shards.folder import ShardFolder
-from trainer.losses import make_loss
-from trainer.optimizers import make_optimizer
-from trainer.precision import Precision
+from trainer.optimization.losses import make_loss
+from trainer.optimization.optimizers import make_optimizer
+from trainer.optimization.precision import Precision
+from trainer.records.timing import DataWait, StepTimes
 from trainer.step import Counters, Step
-from trainer.timing import DataWait
 
 _LR = 1e-4
 
@@ -57,7 +56,7 @@ class Trainee:
         self._counters = Counters(self._device)
         self._step = Step(forward, loss, optimizer, [_LR], self._counters, how.autocast, how.make_scaler())
         self._steps = 0
-        self._step_seconds: list[float] = []
+        self._step_ms: list[float] = []
         self._waited = self._trained = 0.0
         self._warm = False
 
@@ -65,9 +64,8 @@ class Trainee:
         """Take some steps and return images/s from the first wait for a batch to the last weight changed."""
         images, wait = 0, DataWait()
         taking = iter(wait.over(self._batches))
-        start = time.perf_counter()
+        start, times = time.perf_counter(), StepTimes(self._device)
         for _ in range(steps):
-            begun = time.perf_counter()
             pixels, labels = next(taking)
             self._steps += 1
             self._step.add(pixels, labels, 1.0)
@@ -75,14 +73,13 @@ class Trainee:
             if self._rung.waits:
                 float(self._counters.loss_sum)
             images += len(pixels)
-            self._step_seconds.append(time.perf_counter() - begun)
+            times.mark()
         self._synchronize()
         seconds = time.perf_counter() - start
         if self._warm:
             self._waited, self._trained = self._waited + wait.waited, self._trained + seconds
-        else:  # the first turn starts what starts once
-            self._step_seconds.clear()
-        self._warm = True
+            self._step_ms += times.milliseconds()
+        self._warm = True  # the first turn starts what starts once
         return images / seconds
 
     @property
@@ -91,16 +88,9 @@ class Trainee:
         return self._waited / self._trained
 
     def step_percentiles(self) -> dict[str, float]:
-        """Return how long steps took, in ms; on a GPU, how long it took to queue them."""
-        median, slowest = np.percentile(self._step_seconds, [50, 99])
-        return {"step_ms_p50": 1000 * float(median), "step_ms_p99": 1000 * float(slowest)}
-
-    @property
-    def peak_memory(self) -> int:
-        """Bytes, of all that this process has measured so far: of the GPU, else of the host."""
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        """Return how long steps took, from one's end to the next one's, in ms."""
+        median, slowest = np.percentile(self._step_ms, [50, 99])
+        return {"step_ms_p50": float(median), "step_ms_p99": float(slowest)}
 
     def close(self) -> None:
         """End the loader and its processes."""

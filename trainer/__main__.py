@@ -1,9 +1,11 @@
 """The trainer's command line: `python -m trainer --arch resnet50`."""
 
+import atexit
 import contextlib
 import dataclasses
+import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -14,15 +16,15 @@ from shards.errors import ResourceMissing
 from shards.folder import ShardFolder, open_shards
 from shards.locking import only_one
 from trainer.config import TrainConfig
-from trainer.config_file import recipes, use_file
-from trainer.description import describe
-from trainer.distributed import Team, join, raise_where_lost
-from trainer.interruption import Interruption, listen
+from trainer.config.description import describe
+from trainer.config.files import recipes, use_file
+from trainer.config.settling import settle
+from trainer.distributed import Team, join, only_the_writer_complains, raise_where_lost, told_team
+from trainer.interruption import Interruption, Stopped, listen
 from trainer.loop import train
-from trainer.precision import Precision, choose_precision
+from trainer.optimization.precision import Precision, choose_precision
 from trainer.run_directory import RunDirectory
 from trainer.session import Diverged
-from trainer.settling import settle
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
@@ -56,12 +58,14 @@ def main(context: click.Context, /, config: str | None, dry_run: bool, **options
     An option counts from the command line, else from the environment (as CXRAPID_BATCH_SIZE=128), else
     from --config, else it has its default.
     """
-    settings = TrainConfig(**options)
-    sources = {name: _source(context, name, config) for name in options}
-    if dry_run:
-        for line in describe(settings, sources):
-            click.echo(line)
-        return
+    told = told_team()
+    with only_the_writer_complains(told):
+        settings = TrainConfig(**options)
+        sources = {name: _source(context, name, config) for name in options}
+        if dry_run:
+            for line in describe(settings, sources, told) if told.writes else ():
+                click.echo(line)
+            return
     with join(settings.device) as (team, device), listen() as asked:
         try:
             finished = _train(settings, sources, team, device, asked)
@@ -87,14 +91,18 @@ def _train(
             run.begin(config, told, shards, device, precision.name, team.size)
             return config, shards, precision.name, run.model.is_file()
 
-        config, shards, precision, is_done = team.from_writer(begin)
-        if is_done:
-            run.say(f"{run.name} has finished already; score it with: python -m eval {run.path}")
-            return True
         try:
-            return train(config, run, shards, Precision(precision, device), asked, team)
-        except torch.OutOfMemoryError as error:
-            raise ResourceMissing(_advice(config)) from error
+            with asked.at_once(team.size == 1):
+                config, shards, precision, is_done = team.from_writer(begin)
+            if is_done:
+                run.say(f"{run.name} has finished already; score it with: python -m eval {run.path}")
+                return True
+            with _advising(config):
+                return train(config, run, shards, Precision(precision, device), asked, team)
+        except Stopped:
+            if run.config.is_file():
+                run.say("stopped before a step, so there is nothing to save; the same command starts again")
+            sys.exit(asked.exit_code)
         except Diverged as error:
             # All ranks know, and one says it.
             if team.writes:
@@ -109,15 +117,33 @@ def _source(context: click.Context, name: str, config: str | None) -> str:
     return "default" if source is None else source.name.lower().replace("_", " ")
 
 
+@contextlib.contextmanager
+def _advising(config: TrainConfig) -> Iterator[None]:
+    """Turn running out of memory, of a GPU or of the host, into ResourceMissing with a way out."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # Torch has a type of its own for a GPU's memory only.
+        kinds = (MemoryError, torch.OutOfMemoryError)
+        if not isinstance(error, kinds) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise ResourceMissing(_advice(config)) from error
+
+
 def _advice(config: TrainConfig) -> str:
     half, twice = config.batch_size // 2, 2 * config.accumulate
     if not half:
-        return "the device is out of memory with one image a batch; try --precision fp16 or a smaller --arch"
+        return (
+            "the device is out of memory with one image a batch; try --precision fp16 (bf16 on a CPU) or a "
+            "smaller --arch"
+        )
     return (
         f"the device is out of memory; try --batch-size {half} --accumulate {twice}, which has as many images "
-        f"a step, or --batch-size auto"
+        "a step, or --batch-size auto"
     )
 
 
 if __name__ == "__main__":
+    # Otherwise Python, before it ends, looks for cycles in all that torch has: 1.4 s of a stopped run's ten.
+    atexit.register(gc.freeze)
     main(prog_name="python -m trainer")

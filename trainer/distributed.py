@@ -32,7 +32,8 @@ class Team:
         self.rank = rank
         """0..size - 1."""
         self.size = size
-        self._local_rank = local_rank
+        self.local_rank = local_rank
+        """Among the ranks of this machine."""
         self._control = control
 
     @property
@@ -56,6 +57,13 @@ class Team:
         dist.all_gather_object(values, value, group=self._control)
         return values
 
+    def share(self, part: Tensor, rank: int) -> None:
+        """Give all ranks what this tensor, of the same shape and type on all, holds on one of them."""
+        if self.size > 1:
+            group = None if part.is_cuda else self._control
+            # As bytes, since gloo does not send every type of number.
+            dist.broadcast(part.view(torch.uint8), src=rank, group=group)
+
     def from_writer(self, make: Callable[[], T]) -> T:
         """Return what `make` returns on the writer; the others do not call it.
 
@@ -68,7 +76,7 @@ class Team:
         if self.writes:
             try:
                 answer[0] = make()
-            except Exception as error:
+            except BaseException as error:
                 dist.broadcast_object_list([None, error], src=0, group=self._control)
                 raise
         dist.broadcast_object_list(answer, src=0, group=self._control)
@@ -83,10 +91,10 @@ class Team:
     @contextmanager
     def first_of_host(self) -> Iterator[None]:
         """Let one rank of each machine go first: what it downloads, the others find there."""
-        if self._local_rank:
+        if self.local_rank:
             self.agree(0)
         yield
-        if not self._local_rank:
+        if not self.local_rank:
             self.agree(0)
 
     def train_together(self, part: nn.Module, device: torch.device) -> nn.Module:
@@ -126,6 +134,29 @@ class Team:
 ALONE = Team()
 
 
+def told_team() -> Team:
+    """Return which rank of how many torchrun made this process, alone without it; nothing can be sent yet."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if not all(name in os.environ for name in names):
+        return ALONE
+    rank, size, local_rank = (int(os.environ[name]) for name in names)
+    return ALONE if size == 1 else Team(rank, size, local_rank)
+
+
+@contextmanager
+def only_the_writer_complains(team: Team) -> Iterator[None]:
+    """Let the other ranks leave quietly where all of them find the same fault, before they have joined.
+
+    They do so with exit code 0: at another one torchrun would end the writer, maybe before it has spoken.
+    """
+    try:
+        yield
+    except click.ClickException as error:
+        if team.writes:
+            raise
+        raise SystemExit(0) from error
+
+
 @contextmanager
 def join(device: str) -> Iterator[tuple[Team, torch.device]]:
     """Join the ranks that torchrun started, if it did, and yield the team and this rank's device.
@@ -134,30 +165,27 @@ def join(device: str) -> Iterator[tuple[Team, torch.device]]:
         UsageError: several ranks are told to use one GPU.
         ResourceMissing: there is no GPU for this rank.
     """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if not all(name in os.environ for name in names):
+    told = told_team()
+    if told.size == 1:
         yield ALONE, choose_device(device)
         return
-    rank, size, local_rank = (int(os.environ[name]) for name in names)
-    if size == 1:
-        yield ALONE, choose_device(device)
-        return
-    if device.startswith("cuda:"):
-        raise click.UsageError(f"torchrun gives each rank its own GPU; take --device cuda, not {device}")
+    with only_the_writer_complains(told):
+        if device.startswith("cuda:"):
+            raise click.UsageError(f"torchrun gives each rank its own GPU; take --device cuda, not {device}")
     place = choose_device(device)
     if place.type == "cuda":
-        if local_rank >= (found := torch.cuda.device_count()):
+        if told.local_rank >= (found := torch.cuda.device_count()):
             raise ResourceMissing(
-                f"rank {rank} has no GPU: this machine has {found}; take --nproc-per-node {found}"
+                f"rank {told.rank} has no GPU: this machine has {found}; take --nproc-per-node {found}"
             )
-        place = torch.device("cuda", local_rank)
+        place = torch.device("cuda", told.local_rank)
         torch.cuda.set_device(place)
         dist.init_process_group("nccl", timeout=_TIMEOUT, device_id=place)
     else:
         dist.init_process_group("gloo", timeout=_TIMEOUT)
     control = dist.new_group(backend="gloo", timeout=_TIMEOUT)
     assert isinstance(control, dist.ProcessGroup)  # every rank is in it
-    yield Team(rank, size, local_rank, control), place
+    yield Team(told.rank, told.size, told.local_rank, control), place
     # After an error the others are not there to take part in this.
     dist.destroy_process_group()
 

@@ -6,18 +6,17 @@ from typing import Any
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
 from shards.progress import progress_bar
-from trainer.checkpoints import load_checkpoint
 from trainer.config import TrainConfig
-from trainer.curves import draw_curves
 from trainer.distributed import ALONE, Team
-from trainer.features import Stopped
-from trainer.interruption import Interruption
+from trainer.interruption import Interruption, Stopped
 from trainer.model_file import save_model
-from trainer.precision import Precision
+from trainer.optimization.precision import Precision
 from trainer.preparation import prepare
+from trainer.records.checkpoints import load_checkpoint
+from trainer.records.curves import draw_curves
+from trainer.records.timing import DataWait, StepTimes
 from trainer.run_directory import RunDirectory
 from trainer.session import Session
-from trainer.timing import DataWait, StepTimes
 from trainer.validation import Score, validate
 
 
@@ -37,13 +36,12 @@ def train(
     with Diverged, and is never saved.
 
     With a team all its ranks call this; the run is theirs together, and only one writes it.
+
+    Raises Stopped where there is nothing to save yet.
     """
-    try:
+    # Alone this is given up wherever it is; with several ranks they agree on it now and then.
+    with asked.at_once(team.size == 1):
         session = prepare(config, run, shards, precision, asked, team)
-    except Stopped:
-        asked.agreed(team)  # on the signal's number
-        run.say("stopped before the first step, so there is nothing to save; the same command starts again")
-        return False
     try:
         with session.train.loader, session.val.loader:
             finished = _train_epochs(session, asked)
@@ -74,28 +72,59 @@ def _train_epochs(session: Session, asked: Interruption) -> bool:
 
 def _train_epoch(session: Session, asked: Interruption) -> dict[str, float | None]:
     """Train until the end of the epoch or until asked to stop; return its rates."""
-    config, progress = session.config, session.progress
-    team, samples, group = session.team, session.train.samples, config.accumulate * config.batch_size
-    first_image, group_images, pending = progress.images, 0, 0
-    shown_loss = ""
+    progress, first_image = session.progress, session.progress.images
     wait, times = DataWait(), StepTimes(session.precision.device)
     session.model.train()
     # A run stopped in val has nothing of train left, and its loader stands at the next epoch.
-    batches = () if progress.trained else session.train.after(first_image)
+    if not progress.trained:
+        session.step_start.note(first_image)
+        try:
+            progress.trained = _take_steps(session, asked, wait, times)
+        except Stopped:
+            if session.team.size > 1:
+                raise  # before the first batch: see _take_steps
+            progress.images = session.step_start.go_back()
+    typical, slow = times.percentile(50, 99)
+    seconds = wait.seconds
+    return {
+        "images_per_second": (progress.images - first_image) / seconds,
+        "data_wait": wait.share,
+        "seconds": seconds,
+        "step_ms_p50": typical,
+        "step_ms_p99": slow,
+    }
+
+
+def _take_steps(session: Session, asked: Interruption, wait: DataWait, times: StepTimes) -> bool:
+    """Take the epoch's steps; return False where asked to stop, between two of them.
+
+    Raises Stopped within a step, or before the first batch: that is only where no other rank waits for this
+    one. Several ranks agree after each batch instead, and give up an unfinished step together.
+    """
+    config, progress, team = session.config, session.progress, session.team
+    samples, group, alone = session.train.samples, config.accumulate * config.batch_size, team.size == 1
+    first_image, group_images, pending = progress.images, 0, 0
+    shown_loss = ""
+    batches = asked.fetching(session.train.after(first_image), lambda: alone or not session.begun)
     with progress_bar(
         samples, f"epoch {progress.epoch}", "img", initial=first_image, disable=not team.writes
     ) as bar:
         # Images are those of all ranks; a batch holds this rank's.
         for images, batch in wait.over(batches):
+            session.begun = True
             if not pending:
                 group_images = min(group, samples - progress.images)
             progress.images += images
             pending += images
             share = team.size * len(batch.images) / group_images
-            session.step.add(batch.images, batch.labels, share, more=pending < group_images)
+            with asked.at_once(alone):
+                session.step.add(batch.images, batch.labels, share, more=pending < group_images)
             bar.set_postfix_str(f"data wait {wait.share:.1%}{shown_loss}", refresh=False)
             bar.update(images)
             if pending < group_images:
+                if asked.agreed(team)[0]:
+                    progress.images = session.step_start.go_back()
+                    return False
                 continue
             pending = 0
             progress.step += 1
@@ -111,20 +140,11 @@ def _train_epoch(session: Session, asked: Interruption) -> dict[str, float | Non
                 )  # fmt: skip
             stopped, save_due = asked.agreed(team, save=session.clock.is_due(progress.step))
             if stopped:
-                break
+                return False
             if save_due:
                 session.save()
-        else:
-            progress.trained = True
-    typical, slow = times.percentile(50, 99)
-    seconds = wait.seconds
-    return {
-        "images_per_second": (progress.images - first_image) / seconds,
-        "data_wait": wait.share,
-        "seconds": seconds,
-        "step_ms_p50": typical,
-        "step_ms_p99": slow,
-    }
+            session.step_start.note(progress.images)
+    return True
 
 
 def _figures(session: Session) -> dict[str, float | None]:
@@ -141,15 +161,19 @@ def _figures(session: Session) -> dict[str, float | None]:
 def _validate(session: Session, asked: Interruption) -> Score | None:
     session.kept_model.eval()
     session.team.share_statistics(session.kept_model)
-    return validate(
-        (batch for _, batch in session.val.after(0)),
-        session.val_forward,
-        session.val_loss,
-        session.precision.autocast,
-        auroc=session.config.monitor == "auroc",
-        stop=lambda: asked.agreed(session.team)[0],
-        team=session.team,
-    )
+    try:
+        with asked.at_once(session.team.size == 1):
+            return validate(
+                (batch for _, batch in session.val.after(0)),
+                session.val_forward,
+                session.val_loss,
+                session.precision.autocast,
+                auroc=session.config.monitor == "auroc",
+                stop=lambda: asked.agreed(session.team)[0],
+                team=session.team,
+            )
+    except Stopped:
+        return None
 
 
 def _finish_epoch(session: Session, score: Score, rates: dict[str, float | None]) -> None:

@@ -10,24 +10,25 @@ from models import Classifier, WeightsUnavailable, freeze, load_weights, paramet
 from shards.errors import BadData, ResourceMissing
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
-from trainer.averaging import Average
-from trainer.checkpoints import SaveClock, load_newest
-from trainer.compilation import Forward, compiles
 from trainer.config import TrainConfig
+from trainer.config.settling import build_frozen, loader_spec
 from trainer.distributed import ALONE, Team, share_batch_norms
-from trainer.features import Cached, cache_frozen
-from trainer.interruption import Interruption
-from trainer.loggers import open_mirrors
-from trainer.losses import make_loss
+from trainer.frozen.features import Cached, cache_frozen
+from trainer.frozen.sweeping import choose_by_sweep
+from trainer.interruption import Interruption, Stopped, let_signals_in
+from trainer.optimization.averaging import Average
+from trainer.optimization.compilation import Forward, compiles
+from trainer.optimization.losses import make_loss
+from trainer.optimization.precision import Precision
+from trainer.optimization.stepping import make_step
 from trainer.portions import Portion
-from trainer.precision import Precision
+from trainer.records.checkpoints import SaveClock, load_newest
+from trainer.records.loggers import open_mirrors
+from trainer.rewinding import StepStart
 from trainer.run_directory import RunDirectory
 from trainer.session import Progress, Session, restoring
-from trainer.settling import build_frozen, loader_spec
 from trainer.step import Counters
-from trainer.stepping import make_step
 from trainer.stopping import MONITORS, EarlyStopping
-from trainer.sweeping import choose_by_sweep
 from trainer.validation import single_class_findings
 
 
@@ -60,11 +61,15 @@ def prepare(
     model, started_from = _start(config, run, shards, device, saved, team)
     cached = _cache(config, run, shards, precision, model, lambda: asked.agreed(team)[0], team)
     if saved is None and cached is not None and config.sweep:
-        config = team.from_writer(
-            lambda: choose_by_sweep(
-                config, run, shards, precision, model, cached, lambda: asked.signal is not None
+        try:
+            config = team.from_writer(
+                lambda: choose_by_sweep(
+                    config, run, shards, precision, model, cached, lambda: asked.signal is not None
+                )
             )
-        )
+        except Stopped:
+            asked.agreed(team)  # on the signal, which the writer got
+            raise
     part = model if cached is None else cached.trainable
     average = Average(model, config.ema) if config.ema else None
     kept = part
@@ -73,9 +78,12 @@ def prepare(
     counters = Counters(device)
     made = make_step(config, shards, precision, model, part, counters, average, team, run.say)
     train, val = _portions(config, shards, device, cached, team)
+    if team.size == 1:
+        let_signals_in(model)
     session = Session(
         config=config, run=run, team=team, precision=precision, model=model, optimizer=made.optimizer,
         scaler=made.scaler, average=average, counters=counters, step=made.step,
+        step_start=StepStart(model, counters, train.loader, device),
         val_forward=Forward(
             kept, config.batch_size // team.size, compiled=compiles(config.compile, device), say=run.say
         ),
@@ -159,7 +167,9 @@ def _cache(
         return streaming_loader(spec) if config.loader == "auto" else make_loader(config.loader, spec)
 
     train, val = (loader_spec(config, shards, precision.device, split, team) for split in ("train", "val"))
-    cached = cache_frozen(model, config.freeze, train, val, precision, say, decoding=decoding, stop=stop)
+    cached = cache_frozen(
+        model, config.freeze, train, val, precision, say, decoding=decoding, stop=stop, team=team
+    )
     if cached is None:
         raise ResourceMissing(
             f"{run.name} trains on a cache, which does not fit: {said[-1]}. Free the memory, or give another "

@@ -12,15 +12,16 @@ import torch
 
 from models import Classifier
 from shards.errors import CannotResume
-from trainer.averaging import Average, trained_names
-from trainer.checkpoints import SaveClock, save_checkpoint
-from trainer.compilation import Forward
 from trainer.config import TrainConfig
 from trainer.distributed import Team, host_copy
-from trainer.loggers import Mirror, show
-from trainer.losses import FindingLoss
+from trainer.optimization.averaging import Average, trained_names
+from trainer.optimization.compilation import Forward
+from trainer.optimization.losses import FindingLoss
+from trainer.optimization.precision import Precision
 from trainer.portions import Portion
-from trainer.precision import Precision
+from trainer.records.checkpoints import SaveClock, save_checkpoint
+from trainer.records.loggers import Mirror, show
+from trainer.rewinding import StepStart
 from trainer.run_directory import RunDirectory
 from trainer.step import Counters, Step
 from trainer.stopping import EarlyStopping
@@ -67,6 +68,7 @@ class Session:
     average: Average | None
     counters: Counters
     step: Step
+    step_start: StepStart
     val_forward: Forward
     val_loss: FindingLoss
     stopping: EarlyStopping
@@ -81,6 +83,8 @@ class Session:
     """The best weights so far and what they scored, until the next checkpoint writes them."""
     unsaved: bool = False
     """Whether an epoch has ended since the last checkpoint."""
+    begun: bool = False
+    """Whether this process has had a batch of train: until then nothing has changed."""
 
     @property
     def kept_model(self) -> Classifier:
@@ -214,11 +218,12 @@ def restoring(run: RunDirectory) -> Iterator[None]:
 
 def _all_finite(states: Iterable[dict[str, Any]]) -> bool:
     """Tell whether every number in the tensors of these is finite; waits for the device once."""
-    checks = [
-        value.isfinite().all()
+    # In float64 finite numbers of float32 have a finite sum, and it is one pass over each.
+    sums = [
+        value.sum(dtype=torch.float64)
         for state in states
         for value in state.values()
         if torch.is_tensor(value) and value.is_floating_point()
     ]
     # Adam keeps its step counters on the CPU in some versions of torch.
-    return bool(torch.stack([check.to(checks[0].device) for check in checks]).all())
+    return bool(torch.stack([total.to(sums[0].device) for total in sums]).isfinite().all())

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.averaging import Average
+from trainer.optimization.averaging import Average
 
 
 class Counters:

@@ -4,6 +4,7 @@ import itertools
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,8 @@ from shards.packing import pack
 from shards.packing.planning import SplitRecipe, make_plan
 from shards.pixels import PixelRecipe
 from tests.trainer.running import ROOT, TIMEOUT, command, losses, metrics, train
-from trainer.checkpoints import load_checkpoint
 from trainer.distributed import Team
+from trainer.records.checkpoints import load_checkpoint
 
 # No batch norm that is trained, and no dropout: there ranks and one process are the same function.
 EXACT = {
@@ -32,12 +33,13 @@ EXACT = {
     "weights": "none",
     "loader": "resident",
 }
-LONG = {"batch_size": 10, "epochs": 2, "threads": 1, "loader": "resident"}
+LONG = {"batch_size": 10, "accumulate": 2, "epochs": 2, "threads": 1, "loader": "resident"}
 
 
-def start(arguments: list[str], ranks: int = 2) -> "subprocess.Popen[str]":
+def start(arguments: list[str], ranks: int = 2, *, module: bool = True) -> "subprocess.Popen[str]":
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     # Without the -- torchrun takes --monitor for one of its own.
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "--"]
+    torchrun += ["-m", "--"] if module else []
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [arguments[0], *torchrun, *arguments[2:]],
@@ -201,3 +203,66 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused_with_the_nearest_that_th
     with pytest.raises(click.UsageError, match="--batch-size 9 is for all 2 ranks together") as refused:
         Team(size=2).batch_size_of_rank(9, mirrored=mirrored)
     assert sizes in refused.value.message
+
+
+@pytest.mark.parametrize("changes", [{}, {"batch_size": 9}, {"log_to": "paper"}])
+def test_a_dry_run_of_several_ranks_says_everything_once(
+    phantom_shards: ShardFolder, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    process = start([*command(phantom_shards, tmp_path, "dry", **changes), "--dry-run"])
+    said, errors = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode == 0) is not bool(changes)
+    assert [said.count(text) for text in ("arch ", "trainable parameters", "ranks 2")] == (
+        [0] * 3 if changes else [1] * 3
+    )
+    assert errors.count("\nError: ") == bool(changes)
+    assert not list(tmp_path.iterdir())
+
+
+SHARES = """
+import sys, torch, models
+from pathlib import Path
+from loaders import LoaderSpec
+from shards.folder import open_shards
+from trainer.distributed import join
+from trainer.frozen import features
+from trainer.optimization.precision import Precision
+
+features._SENT_AT_ONCE = 5
+with join("cpu") as (team, device):
+    torch.manual_seed(0)
+    model = models.build("custom_cnn", size=64)
+    models.freeze(model, "backbone")
+    frozen, ran = models.frozen_part(model.eval(), "backbone"), []
+    def counted(images):
+        ran.append(len(images))
+        return frozen(images)
+    shards = open_shards(Path(sys.argv[1]))
+    # The first rank has a batch more than the second.
+    batch_size = shards.manifest.splits["train"].images // 2
+    spec = LoaderSpec(
+        shards, "train", batch_size, device, training=True, flip="random",
+        rank=team.rank, world_size=team.size,
+    )
+    precision = Precision("fp32", device)
+    asked = lambda: bool(team.agree(0)[0])
+    mine = features.compute_features(counted, spec, precision, device, stop=asked, team=team)
+    whole = features.compute_features(frozen, spec, precision, device)
+    torch.testing.assert_close(mine.values, whole.values, rtol=1e-5, atol=1e-5)
+    assert torch.equal(mine.labels, whole.labels) and torch.equal(mine.rows, whole.rows)
+    print(f"rank {team.rank} ran {sum(ran)}", flush=True)
+"""
+
+
+def test_each_rank_runs_its_share_of_a_frozen_network_and_has_all_of_its_output(
+    uneven_shards: ShardFolder, tmp_path: Path
+) -> None:
+    program = tmp_path / "shares.py"
+    program.write_text(SHARES)
+    process = start([sys.executable, "-m", str(program), str(uneven_shards.path)], module=False)
+    said, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, errors
+    images = uneven_shards.manifest.splits["train"].images
+    # One image more to find the shape; each as it is and mirrored.
+    assert f"rank 0 ran {1 + 2 * -(-images // 2)}" in said
+    assert f"rank 1 ran {1 + 2 * (images // 2)}" in said

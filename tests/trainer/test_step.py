@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.losses import FindingLoss
-from trainer.optimizers import OPTIMIZERS, make_optimizer
+from trainer.optimization.losses import FindingLoss
+from trainer.optimization.optimizers import OPTIMIZERS, make_optimizer
 from trainer.step import Counters, Step
 
 RATES = [0.5, 0.25, 0.125, 0.0625]

@@ -1,6 +1,8 @@
 """A run that is killed, stopped, damaged or given a full disk, and what it ends with."""
 
+import contextlib
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,15 @@ import torch
 
 from shards.folder import ShardFolder
 from tests.trainer.running import command, kill, losses, metrics, stop_at, terminate, train
-from trainer.checkpoints import load_checkpoint
+from trainer import loop
+from trainer.config import TrainConfig
+from trainer.interruption import Interruption
 from trainer.loop import validate
+from trainer.optimization.precision import Precision
+from trainer.optimization.schedules import learning_rates
+from trainer.records.checkpoints import load_checkpoint
 from trainer.run_directory import RunDirectory
+from trainer.step import Step
 
 # Everything that has a state, at once.
 RICH = {
@@ -181,6 +189,61 @@ def test_a_diverging_run_names_its_first_bad_step_and_saves_no_bad_number(
             for value in parameter.values()
         )
         assert torch.equal(state["ranks"][0]["counters"]["first_bad"], torch.tensor(0))
+
+
+def test_steps_that_overflow_fp16_are_on_record_and_the_scale_found_is_resumed(
+    phantom_shards: ShardFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A CPU takes seconds an image in fp16, so the passes run in float32, and the first three overflow that.
+    monkeypatch.setattr(Precision, "autocast", lambda _: contextlib.nullcontext())
+    add = Step.add
+
+    def large(self: Step, images: torch.Tensor, labels: torch.Tensor, share: float, **options: bool) -> None:
+        add(self, images, labels, share * (2.0**20 if self._counters.skipped < 3 else 1), **options)
+
+    monkeypatch.setattr(Step, "add", large)
+    monkeypatch.setattr(
+        Precision,
+        "make_scaler",
+        lambda _: torch.amp.GradScaler("cpu", 2.0**127, growth_interval=5),
+    )
+    config = TrainConfig(
+        arch="custom_cnn", runs=tmp_path, batch_size=8, epochs=2, patience=0, schedule="onecycle",
+        log_every=1, checkpoint_steps=1, loader="resident", cache="off",
+    )  # fmt: skip
+
+    def go_on(run: RunDirectory) -> list[dict[str, Any]]:
+        run.path.mkdir(exist_ok=True)
+        assert loop.train(config, run, phantom_shards, Precision("fp16", torch.device("cpu")), Interruption())
+        return metrics(run.path, "step")
+
+    calm = go_on(RunDirectory(tmp_path / "calm"))
+    skipped = [line["skipped_steps"] for line in calm]
+    assert skipped == [*range(1, 4), *[3] * (len(calm) - 3)]
+    rates = learning_rates("onecycle", config.lr, len(calm), 0)
+    for line, sofar in zip(calm, skipped, strict=True):
+        assert line["lr"] == rates[max(line["step"] - sofar - 1, 0)]
+    scales = [line["grad_scale"] for line in calm]
+    assert scales[:4] == [2.0**126, 2.0**125, 2.0**124, 2.0**124]
+
+    run = RunDirectory(tmp_path / "stopped")
+    step = 4  # the first that was applied
+    with monkeypatch.context() as patch:
+        apply, asked = Step.apply, Interruption()
+
+        def interrupted(self: Step, number: int) -> None:
+            apply(self, number)
+            if number == step:
+                asked.note(signal.SIGTERM)
+
+        patch.setattr(Step, "apply", interrupted)
+        run.path.mkdir()
+        precision = Precision("fp16", torch.device("cpu"))
+        assert not loop.train(config, run, phantom_shards, precision, asked)
+    assert load_checkpoint(run.last)["scaler"]["scale"] == scales[step - 1]
+    resumed = go_on(run)
+    for key in ("lr", "grad_scale", "skipped_steps", "train_loss"):
+        assert [line[key] for line in resumed] == [line[key] for line in calm], key
 
 
 def test_checkpoints_can_be_had_by_the_minute(phantom_shards: ShardFolder, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from shards.packing import SplitRecipe, make_plan, pack
 from shards.pixels import PixelRecipe
 from tests.trainer.running import ROOT, TIMEOUT, command, losses, metrics, train
 from trainer.__main__ import main
-from trainer.checkpoints import load_checkpoint
+from trainer.records.checkpoints import load_checkpoint
+from trainer.step import Step
 
 
 def stop_in_epoch_2(shards: ShardFolder, runs: Path, name: str, with_signal: int) -> int:
@@ -266,3 +267,21 @@ def test_a_dry_run_prints_the_trainable_parameters(
     assert done.exit_code == 0, done.stderr
     assert f"trainable parameters {trainable} of" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_counts_for_the_shards_that_are_there(phantom_shards: ShardFolder, tmp_path: Path) -> None:
+    arguments = ["--arch", "vit_b_16", "--dry-run", "--runs", str(tmp_path)]
+    done = CliRunner().invoke(main, [*arguments, "--shards", str(phantom_shards.path)])
+    assert done.exit_code == 0, done.stderr
+    # Of its 14 x 14 + 1 position embeddings of 768 numbers, 64 px need 4 x 4 + 1.
+    assert f"of {85_809_422 - 180 * 768:,}" in done.stdout
+
+
+def test_running_out_of_the_hosts_memory_is_exit_4_with_a_way_out(
+    phantom_shards: ShardFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Step, "add", lambda *_, **__: torch.empty(2**60, dtype=torch.uint8))
+    done = train(phantom_shards, tmp_path, "large", accumulate=3)
+    assert done.exit_code == 4
+    assert "--batch-size 4 --accumulate 6" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -14,13 +14,13 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+_RECIPES = resources.files("trainer.config") / "recipes"
+
 
 def recipes() -> list[str]:
     """Return the names of the recipes."""
     return sorted(
-        file.name.removesuffix(".toml")
-        for file in (resources.files("trainer") / "recipes").iterdir()
-        if file.name.endswith(".toml")
+        file.name.removesuffix(".toml") for file in _RECIPES.iterdir() if file.name.endswith(".toml")
     )
 
 
@@ -33,7 +33,7 @@ def read_options(source: str) -> dict[str, str]:
     path = Path(source)
     try:
         if source in recipes():
-            text = (resources.files("trainer") / "recipes" / f"{source}.toml").read_text(encoding="utf-8")
+            text = (_RECIPES / f"{source}.toml").read_text(encoding="utf-8")
         else:
             text = path.read_text(encoding="utf-8")
         found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shards.errors import CannotResume, ResourceMissing
-from trainer.checkpoints import load_checkpoint, load_newest, save_checkpoint
+from trainer.records.checkpoints import load_checkpoint, load_newest, save_checkpoint
 
 
 def test_a_checkpoint_comes_back_with_the_same_bits(tmp_path: Path) -> None:

@@ -9,14 +9,14 @@ from torch import nn
 
 from models import Classifier
 from shards.folder import ShardFolder
-from trainer.averaging import Average
-from trainer.compilation import Forward, compiles
 from trainer.config import TrainConfig
 from trainer.distributed import ALONE, Team
-from trainer.losses import make_loss
-from trainer.optimizers import make_optimizer
-from trainer.precision import Precision
-from trainer.schedules import learning_rates
+from trainer.optimization.averaging import Average
+from trainer.optimization.compilation import Forward, compiles
+from trainer.optimization.losses import make_loss
+from trainer.optimization.optimizers import make_optimizer
+from trainer.optimization.precision import Precision
+from trainer.optimization.schedules import learning_rates
 from trainer.step import Counters, Step
 
 

@@ -60,12 +60,15 @@ class StepTimes:
         else:
             self._clock.append(time.perf_counter())
 
-    def percentile(self, *shares: float) -> list[float | None]:
-        """Return the percentiles, 0..100, in milliseconds; None where no step was marked. Waits for a GPU."""
+    def milliseconds(self) -> list[float]:
+        """Return how long each step took. Waits for a GPU."""
         if self._device.type == "cuda":
             self._events[-1].synchronize()
             pairs = zip(self._events, self._events[1:], strict=False)
-            taken = [start.elapsed_time(end) for start, end in pairs]
-        else:
-            taken = list(1e3 * np.diff(self._clock))
+            return [start.elapsed_time(end) for start, end in pairs]
+        return [float(span) for span in 1e3 * np.diff(self._clock)]
+
+    def percentile(self, *shares: float) -> list[float | None]:
+        """Return the percentiles, 0..100, in milliseconds; None where no step was marked. Waits for a GPU."""
+        taken = self.milliseconds()
         return [float(np.percentile(taken, share)) if taken else None for share in shares]

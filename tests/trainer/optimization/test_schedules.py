@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.schedules import SCHEDULES, learning_rates
+from trainer.optimization.schedules import SCHEDULES, learning_rates
 
 
 def of_torch(make: "type[torch.optim.lr_scheduler.LRScheduler]", steps: int, **options: float) -> list[float]:

@@ -11,8 +11,8 @@ import torch
 from models import build
 from shards.folder import ShardFolder
 from tests.trainer.running import ROOT, command, losses, train
-from trainer.batch_size import largest_power_of_two
-from trainer.compilation import Forward
+from trainer.optimization.batch_size import largest_power_of_two
+from trainer.optimization.compilation import Forward
 
 
 def run(shards: ShardFolder, runs: Path, name: str, env: dict[str, str], **changes: Any) -> str:

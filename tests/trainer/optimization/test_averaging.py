@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models import build, freeze
-from trainer.averaging import Average
+from trainer.optimization.averaging import Average
 
 
 def test_the_average_follows_its_formula_and_starts_fast() -> None:

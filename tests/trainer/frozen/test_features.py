@@ -12,8 +12,9 @@ from loaders import Flip, Loader, LoaderSpec, make_loader
 from loaders.memory import free_memory
 from models import Classifier
 from shards.folder import ShardFolder
-from trainer.features import Cached, FeatureLoader, Stopped, cache_frozen, compute_features, place_for
-from trainer.precision import Precision
+from trainer.frozen.features import Cached, FeatureLoader, cache_frozen, compute_features, place_for
+from trainer.interruption import Stopped
+from trainer.optimization.precision import Precision
 
 CPU = torch.device("cpu")
 FP32, BF16 = Precision("fp32", CPU), Precision("bf16", CPU)

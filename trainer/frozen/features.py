@@ -1,5 +1,6 @@
 """The cache of a frozen network: its output, computed once, is what the trained part then trains on."""
 
+import itertools
 import math
 import os
 import time
@@ -16,21 +17,21 @@ from loaders.memory import free_memory
 from loaders.schedule import Slot
 from loaders.scheduled import ScheduledLoader
 from models import Classifier, frozen_part, trainable_part
+from shards.findings import FINDINGS
 from shards.progress import progress_bar
-from trainer.precision import Precision
+from trainer.distributed import ALONE, Team
+from trainer.interruption import Stopped
+from trainer.optimization.precision import Precision
 
 # Of the free memory, what the features of train and val together may take; the rest is left to the
 # activations and gradients of the trained part. So the largest case, ResNet-50 frozen up to its last
 # stage on all of NIH with mirrors (72 GB in 16 bits), is cached on a GPU with 141 GB.
 SHARE = 0.6
 _CPU = torch.device("cpu")
+_SENT_AT_ONCE = 1024  # images: their largest maps take 0.8 GB
 _NO_SLOT = Slot(np.empty(0, dtype=np.int64), 0, None)
 
 Say = Callable[[str], None]
-
-
-class Stopped(Exception):  # noqa: N818  the name says it
-    """Building a cache or training on one was asked to stop; there is nothing to save."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class FeatureLoader(ScheduledLoader):
 
     Order, flips, batches and state are those of any loader of the same spec, which also resumes from
     this one's state. With several ranks each holds the features of the whole split, since the order
-    hands every rank other samples in every epoch.
+    hands every rank other samples in every epoch; each has computed its share of them.
     """
 
     def __init__(self, features: Features, spec: LoaderSpec) -> None:
@@ -116,6 +117,7 @@ def cache_frozen(
     *,
     decoding: Callable[[LoaderSpec], Loader] = streaming_loader,
     stop: Callable[[], bool] = lambda: False,
+    team: Team = ALONE,
 ) -> Cached | None:
     """Run the frozen part once over train and val where its output fits in memory; say what was chosen.
 
@@ -124,9 +126,10 @@ def cache_frozen(
     rounding that convolutions have in batches of another composition. Building draws no random numbers,
     and on a CPU builds the same bits again after a resume.
 
-    The cost is one pass forward over each image, and each mirror where train has flips. The features are
-    kept on the specs' device where they take at most SHARE of its free memory, else on the host under
-    the same rule (there the ranks of one machine share what is free).
+    The cost is one pass forward over each image, and each mirror where train has flips; with a team each
+    rank runs its share, and gets the others' from them. The features are kept on the specs' device where
+    they take at most SHARE of its free memory, else on the host under the same rule. Every rank keeps all
+    of them: the ranks of one machine divide what is free on the host.
 
     Args:
         model: on the specs' device, with the weights to train from, frozen by `freeze(model, how)`. Its
@@ -137,7 +140,8 @@ def cache_frozen(
         precision: as it will be in training.
         say: is given lines for the user.
         decoding: makes the loader for the one pass over the images.
-        stop: is asked between batches.
+        stop: is asked between batches, equally often on all ranks.
+        team: the ranks that call this with the same of everything but the rank in the specs.
 
     Returns:
         The trained part and its two loaders. None where the frozen network has to be run in every epoch:
@@ -149,7 +153,7 @@ def cache_frozen(
     """
     name = "backbone" if how == "backbone" else "frozen part"
     frozen = frozen_part(model, how)
-    place, figures = place_of_cache(model, how, train, val, precision)
+    place, figures = place_of_cache(model, how, train, val, precision, team)
     if place is None:
         say(f"the {name} runs in every epoch: {figures}")
         return None
@@ -157,29 +161,37 @@ def cache_frozen(
     loaders = []
     for spec in (train, val):
         start = time.perf_counter()
-        features = compute_features(frozen, spec, precision, place, decoding=decoding, stop=stop)
+        features = compute_features(frozen, spec, precision, place, decoding=decoding, stop=stop, team=team)
         seconds = time.perf_counter() - start
+        ranks = f" on {team.size} ranks" if team.size > 1 else ""
         views, images = features.values.shape[:2]
         say(
             f"cached {spec.split}: {images:,} images{' and their mirrors' if views == 2 else ''}, each "
             f"{list(features.values.shape[2:])} of {str(features.values.dtype).removeprefix('torch.')}, in "
-            f"{seconds:.1f} s ({views * images / seconds:,.0f} images/s)"
+            f"{seconds:.1f} s{ranks} ({views * images / seconds:,.0f} images/s)"
         )
         loaders.append(FeatureLoader(features, spec))
     return Cached(trainable_part(model, how), *loaders)
 
 
 def place_of_cache(
-    model: Classifier, how: str, train: LoaderSpec, val: LoaderSpec, precision: Precision
+    model: Classifier, how: str, train: LoaderSpec, val: LoaderSpec, precision: Precision, team: Team = ALONE
 ) -> tuple[torch.device | None, str]:
     """Return where a cache of these would be kept, None for nowhere, and why; runs one image.
 
+    With a team that is where it fits on all ranks: on the host where it does not fit one of their devices.
     Puts the model in evaluation mode. See cache_frozen.
     """
     if train.augment != "none":
         return None, f"--augment {train.augment} makes other images in each"
     frozen = frozen_part(model.eval(), how)
-    return place_for(sum(_bytes(model, frozen, spec, precision) for spec in (train, val)), train.device)
+    needed = sum(_bytes(frozen, spec, precision) for spec in (train, val))
+    place, figures = place_for(needed, train.device)
+    places = (train.device, _CPU, None)
+    (farthest,) = team.agree(places.index(place))
+    if places[farthest] != place:
+        figures += f"; another rank has it {'nowhere' if places[farthest] is None else 'on the host'}"
+    return places[farthest], figures
 
 
 def place_for(needed: int, device: torch.device) -> tuple[torch.device | None, str]:
@@ -203,35 +215,57 @@ def compute_features(
     *,
     decoding: Callable[[LoaderSpec], Loader] = streaming_loader,
     stop: Callable[[], bool] = lambda: False,
+    team: Team = ALONE,
 ) -> Features:
     """Run the frozen part over every image of a split in row order, and over its mirror if spec flips.
+
+    Of n ranks, rank r runs every n-th image from the r-th on; then each is given what the others have.
 
     Raises:
         Stopped: `stop` said so.
     """
-    views = _views(spec)
-    once = replace(spec, training=False, flip="none", rank=0, world_size=1)
-    values, labels, rows = torch.empty(0), [], []
-    done = 0
+    views, images = _views(spec), spec.shards.manifest.splits[spec.split].images
+    once = replace(spec, training=False, flip="none", rank=team.rank, world_size=team.size)
+    shape, dtype = _shape(frozen, spec, precision)
+    values = torch.empty((views, images, *shape), dtype=dtype, device=place)
+    labels = torch.empty((images, len(FINDINGS)), dtype=torch.uint8, device=place)
+    rows = torch.empty(images, dtype=torch.int32, device=place)
+    # Another rank may have one batch more, before which all are asked.
+    batches = -(-images // (team.size * spec.batch_size))
+    done = team.rank
     with (
         decoding(once) as loader,
-        progress_bar(views * loader.samples, f"caching {spec.split}", "img", disable=spec.rank > 0) as bar,
+        progress_bar(views * images, f"caching {spec.split}", "img", disable=not team.writes) as bar,
     ):
-        for batch in loader:
+        for batch in itertools.chain(loader, [None] * (batches - loader.batches)):
             if stop():
                 raise Stopped
+            if batch is None:
+                continue
+            places = slice(done, done + team.size * len(batch.rows), team.size)
             for view in range(views):
                 with precision.autocast():
-                    part = _as_stored(frozen(batch.images.flip(-1) if view else batch.images))
-                if not done and not view:
-                    shape = (views, loader.samples, *part.shape[1:])
-                    values = torch.empty(shape, dtype=part.dtype, device=place)
-                values[view, done : done + len(part)] = part
-            labels.append(batch.labels.to(place))
-            rows.append(batch.rows.to(place))
-            done += len(batch.rows)
-            bar.update(views * len(batch.rows))
-    return Features(values, torch.cat(labels), torch.cat(rows))
+                    part = frozen(batch.images.flip(-1) if view else batch.images)
+                values[view, places] = _as_stored(part)
+            labels[places], rows[places] = batch.labels, batch.rows
+            done = places.stop
+            bar.update(min(team.size * views * len(batch.rows), views * images - bar.n))
+    for whole in (values.swapaxes(0, 1), labels, rows):
+        _complete(whole, team)
+    return Features(values, labels, rows)
+
+
+def _complete(whole: Tensor, team: Team) -> None:
+    """Fill in what the other ranks have: rank r every n-th image, the first dimension, from the r-th on."""
+    if team.size == 1:
+        return
+    together = team.size * _SENT_AT_ONCE
+    for start in range(0, len(whole), together):
+        for rank in range(min(team.size, len(whole) - start)):
+            places = slice(start + rank, start + together, team.size)
+            part = whole[places].contiguous()
+            team.share(part, rank)
+            whole[places] = part
 
 
 def _views(spec: LoaderSpec) -> int:
@@ -242,15 +276,22 @@ def _as_stored(features: Tensor) -> Tensor:
     return features.permute(0, 2, 3, 1) if features.dim() == 4 else features
 
 
-def _bytes(
-    model: Classifier, frozen: Callable[[Tensor], Tensor], spec: LoaderSpec, precision: Precision
-) -> int:
-    """Return what the features of a split take, found by running one black image."""
-    black = torch.zeros(1, 1, model.size, model.size, dtype=torch.uint8, device=spec.device)
-    with precision.autocast():
-        features = frozen(black)
+def _bytes(frozen: Callable[[Tensor], Tensor], spec: LoaderSpec, precision: Precision) -> int:
+    """Return what the features of a split take."""
+    shape, dtype = _shape(frozen, spec, precision)
     images = spec.shards.manifest.splits[spec.split].images
-    return _views(spec) * images * math.prod(features.shape) * features.element_size()
+    return _views(spec) * images * math.prod(shape) * dtype.itemsize
+
+
+def _shape(
+    frozen: Callable[[Tensor], Tensor], spec: LoaderSpec, precision: Precision
+) -> tuple[torch.Size, torch.dtype]:
+    """Return how the features of one image are stored, found by running a black one."""
+    size = spec.shards.manifest.size
+    black = torch.zeros(1, 1, size, size, dtype=torch.uint8, device=spec.device)
+    with precision.autocast():
+        features = _as_stored(frozen(black))
+    return features.shape[1:], features.dtype
 
 
 def _gib(size: float) -> str:

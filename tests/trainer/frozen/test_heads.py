@@ -10,9 +10,8 @@ import models
 from loaders import LoaderSpec
 from models import Classifier
 from shards.folder import ShardFolder
-from trainer.averaging import Average
-from trainer.features import Cached, Stopped, cache_frozen
-from trainer.heads import (
+from trainer.frozen.features import Cached, cache_frozen
+from trainer.frozen.heads import (
     Head,
     HeadResult,
     HeadTraining,
@@ -22,10 +21,12 @@ from trainer.heads import (
     sweep_table,
     train_heads,
 )
-from trainer.losses import make_loss
-from trainer.optimizers import make_optimizer
-from trainer.precision import Precision
-from trainer.schedules import learning_rates
+from trainer.interruption import Stopped
+from trainer.optimization.averaging import Average
+from trainer.optimization.losses import make_loss
+from trainer.optimization.optimizers import make_optimizer
+from trainer.optimization.precision import Precision
+from trainer.optimization.schedules import learning_rates
 from trainer.step import Counters, Step
 from trainer.validation import validate
 

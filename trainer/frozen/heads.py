@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from loaders import Loader
 from shards.progress import progress_bar
-from trainer.features import Stopped
-from trainer.precision import Precision
+from trainer.interruption import Stopped
+from trainer.optimization.precision import Precision
 from trainer.step import Counters, Step
 from trainer.stopping import EarlyStopping
 from trainer.validation import validate
@@ -87,7 +87,7 @@ class HeadTraining:
     make: Callable[[Options, Counters], Head]
     """A new head on the part as it is, as these options and the run's own have it."""
     train: Loader
-    """Batches of features: a `trainer.features.FeatureLoader`."""
+    """Batches of features: a `trainer.frozen.features.FeatureLoader`."""
     val: Loader
     """The same, of the split that stopping and choice go by."""
     val_loss: nn.Module
@@ -102,7 +102,7 @@ class HeadTraining:
     accumulate: int = 1
     """Batches a step."""
     stop: Callable[[], bool] = lambda: False
-    """Asked between steps."""
+    """Asked between batches."""
 
     def run(self, options: Options) -> HeadResult:
         """Train the part from the weights it has; it is left at those of the last epoch.
@@ -137,10 +137,10 @@ class HeadTraining:
         """Return the epoch's images, and the number of steps with those of this epoch."""
         images, batches = 0, iter(self.train)
         while group := list(itertools.islice(batches, self.accumulate)):
-            if self.stop():
-                raise Stopped
             size = sum(len(batch.rows) for batch in group)
             for batch in group:
+                if self.stop():
+                    raise Stopped
                 step.add(batch.images, batch.labels, len(batch.rows) / size)
             steps += 1
             step.apply(steps)

@@ -8,10 +8,10 @@ from typing import Any
 from models import Classifier, trainable_part
 from shards.folder import ShardFolder
 from shards.publishing import publish_text
-from trainer.averaging import Average
 from trainer.config import TrainConfig
-from trainer.features import Cached, FeatureLoader
-from trainer.heads import (
+from trainer.config.settling import loader_spec
+from trainer.frozen.features import Cached, FeatureLoader
+from trainer.frozen.heads import (
     Head,
     HeadResult,
     HeadTraining,
@@ -20,13 +20,13 @@ from trainer.heads import (
     sweep_table,
     train_heads,
 )
-from trainer.losses import make_loss
-from trainer.precision import Precision
+from trainer.optimization.averaging import Average
+from trainer.optimization.losses import make_loss
+from trainer.optimization.precision import Precision
+from trainer.optimization.stepping import make_step
 from trainer.run_directory import RunDirectory
 from trainer.session import Diverged
-from trainer.settling import loader_spec
 from trainer.step import Counters
-from trainer.stepping import make_step
 
 
 def choose_by_sweep(

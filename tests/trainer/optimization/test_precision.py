@@ -4,7 +4,7 @@ import click
 import pytest
 import torch
 
-from trainer.precision import choose_precision, cpu_has_bf16
+from trainer.optimization.precision import choose_precision, cpu_has_bf16
 
 CPU = torch.device("cpu")
 

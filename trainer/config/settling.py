@@ -11,14 +11,14 @@ from models import Classifier, build, freeze, frozen_part, trainable_part
 from shards.errors import BadData, ResourceMissing
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
-from trainer.averaging import Average
-from trainer.batch_size import AUTO, LARGEST, ON_CPU, fits_gpu, largest_power_of_two
 from trainer.config import TrainConfig
 from trainer.distributed import ALONE, Team
-from trainer.features import SHARE, place_of_cache
-from trainer.losses import make_loss
-from trainer.optimizers import make_optimizer
-from trainer.precision import Precision
+from trainer.frozen.features import SHARE, place_of_cache
+from trainer.optimization.averaging import Average
+from trainer.optimization.batch_size import AUTO, LARGEST, ON_CPU, fits_gpu, largest_power_of_two
+from trainer.optimization.losses import make_loss
+from trainer.optimization.optimizers import make_optimizer
+from trainer.optimization.precision import Precision
 from trainer.run_directory import RunDirectory
 from trainer.step import Counters, Step
 
@@ -94,7 +94,7 @@ def loader_spec(
     return LoaderSpec(
         shards,
         split,
-        (config.batch_size or _images_on_cpu(team)) // team.size,
+        (config.batch_size or images_on_cpu(team)) // team.size,
         device,
         training=training,
         flip=config.flip if training else "none",
@@ -116,7 +116,8 @@ def build_frozen(config: TrainConfig, shards: ShardFolder, device: torch.device)
     return model.to(device)
 
 
-def _images_on_cpu(team: Team) -> int:
+def images_on_cpu(team: Team) -> int:
+    """Return what `--batch-size auto` is on a CPU, for all ranks together."""
     # Even on every rank, so that mirrors fit.
     return team.size * 2 * max(ON_CPU // (2 * team.size), 1)
 
@@ -126,7 +127,7 @@ def _choose_batch_size(
 ) -> tuple[int, str]:
     device = precision.device
     if device.type == "cpu":
-        return _images_on_cpu(team), "on a CPU larger ones are not faster"
+        return images_on_cpu(team), "on a CPU larger ones are not faster"
     model, size, cached = build_frozen(config, shards, device), shards.manifest.size, config.cache == "on"
     image = torch.zeros(1, 1, size, size, dtype=torch.uint8, device=device)
     if cached:

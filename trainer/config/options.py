@@ -9,14 +9,14 @@ import click
 
 from loaders import LOADER_CHOICES, Augment, Flip
 from models import FREEZES, has_imagenet_weights, known_archs
-from trainer.batch_size import parse_batch_size
-from trainer.compilation import COMPILE
 from trainer.devices import DEVICE_CHOICES
-from trainer.heads import SWEPT, parse_sweep
-from trainer.loggers import MIRRORS
-from trainer.losses import LOSSES, POS_WEIGHTS
-from trainer.optimizers import OPTIMIZERS
-from trainer.schedules import SCHEDULES
+from trainer.frozen.heads import SWEPT, parse_sweep
+from trainer.optimization.batch_size import parse_batch_size
+from trainer.optimization.compilation import COMPILE
+from trainer.optimization.losses import LOSSES, POS_WEIGHTS
+from trainer.optimization.optimizers import OPTIMIZERS
+from trainer.optimization.schedules import SCHEDULES
+from trainer.records.loggers import MIRRORS
 from trainer.stopping import MONITORS
 
 CACHES = ("auto", "on", "off")

@@ -1,0 +1,40 @@
+"""The most memory that training takes, each way measured in a process of its own."""
+
+import multiprocessing
+import os
+import re
+from pathlib import Path
+
+import torch
+
+from benchmarks.ladder import Rung
+from benchmarks.trainee import Trainee
+from benchmarks.usage import usage_of
+from shards.folder import open_shards
+from trainer.optimization.precision import Precision
+
+_STEPS = 2  # an optimizer has its state from the first on
+
+
+def peak_memory(arch: str, rung: Rung, shards: Path, precision: Precision, batch_size: int) -> int:
+    """Return bytes: of the GPU what torch had allocated at most, and on a CPU what the process held at most.
+
+    That includes the interpreter, the libraries and a resident split; worker processes count with what
+    they hold at the end.
+    """
+    # A new process: nothing that was measured before is in its memory.
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measure, (arch, rung, shards, precision, batch_size))
+
+
+def _measure(arch: str, rung: Rung, shards: Path, precision: Precision, batch_size: int) -> int:
+    trainee = Trainee(arch, rung, open_shards(shards), precision, batch_size)
+    trainee.train(_STEPS)
+    if precision.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(precision.device)
+    else:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        held = {name: 1024 * int(size) for name, size in re.findall(r"(VmHWM|VmRSS):\s+(\d+) kB", status)}
+        peak = held["VmHWM"] + max(usage_of(os.getpid()).memory - held["VmRSS"], 0)
+    trainee.close()
+    return peak

@@ -1,0 +1,1 @@
+"""A frozen network run once: its features, and the heads trained on them."""

@@ -1,0 +1,1 @@
+"""What a run leaves and shows of itself: checkpoints, curves, mirrors, times."""
