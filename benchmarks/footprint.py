@@ -2,14 +2,15 @@
 
 import multiprocessing
 import os
-import re
+import resource
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 
 from benchmarks.ladder import Rung
 from benchmarks.trainee import Trainee
-from benchmarks.usage import usage_of
+from benchmarks.usage import memory_of, usage_of
 from shards.folder import open_shards
 from trainer.optimization.precision import Precision
 
@@ -22,9 +23,11 @@ def peak_memory(arch: str, rung: Rung, shards: Path, precision: Precision, batch
     That includes the interpreter, the libraries and a resident split; worker processes count with what
     they hold at the end.
     """
-    # A new process: nothing that was measured before is in its memory.
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_measure, (arch, rung, shards, precision, batch_size))
+    # A new process: nothing that was measured before is in its memory. Not a daemon, so that it may have
+    # workers of its own.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_measure, arch, rung, shards, precision, batch_size).result()
 
 
 def _measure(arch: str, rung: Rung, shards: Path, precision: Precision, batch_size: int) -> int:
@@ -33,8 +36,7 @@ def _measure(arch: str, rung: Rung, shards: Path, precision: Precision, batch_si
     if precision.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(precision.device)
     else:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        held = {name: 1024 * int(size) for name, size in re.findall(r"(VmHWM|VmRSS):\s+(\d+) kB", status)}
-        peak = held["VmHWM"] + max(usage_of(os.getpid()).memory - held["VmRSS"], 0)
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = own + usage_of(os.getpid()).memory - memory_of(os.getpid())
     trainee.close()
     return peak

@@ -24,7 +24,9 @@ def with_tables(text: str) -> str:
 
 
 def _section(name: str) -> str:
-    path = sorted(RESULTS.glob(f"{name}_*.json"), key=lambda each: each.stem.rpartition("_")[2])[-1]
+    path = sorted(RESULTS.glob(f"{name}_*.json"), key=lambda each: (each.stem.rpartition("_")[2], each.stem))[
+        -1
+    ]
     record = json.loads(path.read_text(encoding="utf-8"))
     parts = [_TABLES[name](record), f"`{record['command']}`, {path.name}"]
     if (plot := path.with_suffix(".png")).is_file():

@@ -97,6 +97,7 @@ class Trainee:
         self._batches.close()
         if hasattr(self._open, "close"):
             self._open.close()
+        del self._batches, self._open  # a DataLoader ends its workers when nobody has it any more
         self._folder.cleanup()
 
     def _own(self, shards: ShardFolder, batch_size: int) -> Any:

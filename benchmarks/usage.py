@@ -26,7 +26,7 @@ def usage_of(pid: int) -> Usage:
         family |= children
     # utime, stime, cutime, cstime: fields 14 to 17 of /proc/PID/stat, which begins here with field 3.
     ticks = sum(int(number) for member in family if (stat := fields.get(member)) for number in stat[11:15])
-    return Usage(ticks / _TICKS, sum(_proportional_size(member) for member in family))
+    return Usage(ticks / _TICKS, sum(memory_of(member) for member in family))
 
 
 def _stat(process: Path) -> list[str]:
@@ -37,7 +37,8 @@ def _stat(process: Path) -> list[str]:
         return []
 
 
-def _proportional_size(pid: int) -> int:
+def memory_of(pid: int) -> int:
+    """Return the memory of one process, counted as in Usage; 0 where it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
     except OSError:

@@ -110,8 +110,11 @@ class DaliLoader(ScheduledLoader):
             decoded = torch.utils.dlpack.from_dlpack(images.as_tensor())
             if list(decoded.shape[1:]) != [self._size, self._size, 1]:
                 raise ValueError(f"images decode to {list(decoded.shape[1:])}")
-            # What was decoded on the host is copied at once: DALI writes the next batch to its memory.
-            return decoded.to(self._spec.device)
+            # What was decoded on the host is copied at once, for DALI writes the next batch to its memory;
+            # into pinned memory, so that the host waits neither for the copy from there nor for the step.
+            if gpu and decoded.device.type == "cpu":
+                decoded = decoded.pin_memory()
+            return decoded.to(self._spec.device, non_blocking=True)
         except (RuntimeError, ValueError) as error:
             # One bad image ends a DALI pipeline; say which it was, and build anew if asked again.
             culprit = self._undecodable()

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from loaders.ahead import one_ahead
 from loaders.batch import Batch
 from loaders.finishing import finish
+from loaders.own_stream import beside_the_step
 from loaders.processes import Workers, ignore_interrupts
 from loaders.schedule import Slot
 from loaders.scheduled import ScheduledLoader
@@ -91,7 +91,7 @@ class TunedDataLoader(ScheduledLoader):
         self._workers = Workers(self._make_loader, "dataloader")
 
     def _epoch(self) -> Iterator[Batch]:
-        return one_ahead(self._batches(), self._spec.device)
+        return beside_the_step(self._batches(), self._spec.device)
 
     def _batches(self) -> Iterator[Batch]:
         # The same slots twice: the workers are told of them a few batches before they are handed out.

@@ -1,10 +1,10 @@
 """How DALI decodes: on the CPU or the GPU, in how many threads, chosen by a short measurement.
 
 On a CPU one thread more than there are cores is best: while one thread of Python hands over bytes and
-mirrors a batch, the decoders keep the cores busy (python -m benchmarks.loader: 1.06 times two threads
-on two cores). On a GPU nothing but a measurement says what is best: its hardware decoder, its cores and
-the CPU's share the work, and the shares depend on all three. It is made once and remembered for this
-machine, this shard folder and this batch size.
+mirrors a batch, the decoders keep the cores busy (python -m benchmarks.loader: 1.00 to 1.08 times two
+threads on two cores, run by run). On a GPU nothing but a measurement says what is best: its hardware
+decoder, its cores and the CPU's share the work, and the shares depend on all three. It is made once and
+remembered for this machine, this shard folder and this batch size.
 """
 
 import contextlib

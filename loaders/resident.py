@@ -12,29 +12,30 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from loaders.ahead import one_ahead
 from loaders.batch import Batch
 from loaders.buffers import HostBuffers
 from loaders.finishing import finish
 from loaders.memory import free_memory
+from loaders.own_stream import beside_the_step
 from loaders.registry import Loader
 from loaders.scheduled import ScheduledLoader
-from loaders.shared_file import SharedFile, shared_bytes
+from loaders.shared_file import SharedFile, remove_unheld, shared_bytes
 from loaders.spec import LoaderSpec
 from shards.errors import ResourceMissing
 from shards.folder import SplitReader
-from shards.manifest import NAME as MANIFEST
 from shards.progress import progress_bar
 
 # Of the free memory, the share that one split may take: train and val together leave a fifth.
 SHARE = 0.4
 _CPU = torch.device("cpu")
 _DECODED_AT_ONCE = 256
+_DIGITS = 32  # of the manifest's digest, in the names of shared files
 
 
 def place_for(spec: LoaderSpec) -> tuple[torch.device | None, str]:
     """Return where a split's images fit: the spec's device, else the host, else None; and the figures."""
     needed = spec.shards.manifest.splits[spec.split].images * spec.shards.manifest.size**2
+    remove_unheld(spec.shards.digest[:_DIGITS])  # what a killed run left would count as used
     figures = f"the decoded {spec.split} split takes {_gib(needed)}"
     for device in dict.fromkeys((spec.device, _CPU)):
         free = free_memory(device)
@@ -69,7 +70,7 @@ class ResidentLoader(ScheduledLoader):
         self._shared: SharedFile | None = None
 
     def _epoch(self) -> Iterator[Batch]:
-        return one_ahead(self._batches(), self._spec.device)
+        return beside_the_step(self._batches(), self._spec.device)
 
     def _batches(self) -> Iterator[Batch]:
         images = self._resident_images()
@@ -105,6 +106,7 @@ class ResidentLoader(ScheduledLoader):
                 self._images = torch.empty(self._shape, dtype=torch.uint8, device=self._place)
                 self._decode_into(self._images)
             labels = self._reader.read(range(len(self._reader))).labels
+            # This waits until what was decoded is there, for whatever stream the next epoch gathers on.
             self._labels = torch.from_numpy(labels).to(self._place)
         return self._images
 
@@ -130,13 +132,12 @@ class ResidentLoader(ScheduledLoader):
         def fill(memory: npt.NDArray[np.uint8]) -> None:
             self._decode_into(torch.from_numpy(memory).view(self._shape))
 
-        gate = self._spec.shards.path / MANIFEST
-        self._shared = SharedFile(_shared_name(self._spec), math.prod(self._shape), gate, fill)
+        self._shared = SharedFile(_shared_name(self._spec), math.prod(self._shape), fill)
         return torch.from_numpy(self._shared.memory).view(self._shape)
 
 
 def _shared_name(spec: LoaderSpec) -> str:
-    return f"{spec.shards.digest[:32]}-{spec.split}"
+    return f"{spec.shards.digest[:_DIGITS]}-{spec.split}"
 
 
 def _in_words(images: torch.Tensor) -> torch.Tensor:

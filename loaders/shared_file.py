@@ -15,22 +15,21 @@ import numpy.typing as npt
 
 from shards.errors import ResourceMissing
 
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _WHOLE = b"\1"  # the last byte of a file that was filled to its end
 
 
 class SharedFile:
     """uint8 `memory` [size] of this name, the same for all processes of this user on this machine.
 
-    `fill` is called with it in one process, while the others wait at `gate`, any file that all of them
-    can open; where it raises, the next one tries.
+    `fill` is called with it in one process, while the others wait; where it raises, the next one tries.
     Raises ResourceMissing for memory that cannot be had, of which a process else dies page by page.
     """
 
-    def __init__(
-        self, name: str, size: int, gate: Path, fill: Callable[[npt.NDArray[np.uint8]], None]
-    ) -> None:
+    def __init__(self, name: str, size: int, fill: Callable[[npt.NDArray[np.uint8]], None]) -> None:
         self._path = _path(name)
-        with gate.open("rb") as file:
+        gate = os.open(_folder() / f"cxrapid-gate-{os.getuid()}-{name}", _FLAGS, 0o600)
+        with open(gate, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             self._held = _opened(self._path)
             try:
@@ -54,7 +53,10 @@ class SharedFile:
 
     def _take(self, size: int) -> None:
         try:
-            os.posix_fallocate(self._held, 0, size)
+            if hasattr(os, "posix_fallocate"):  # not on macOS
+                os.posix_fallocate(self._held, 0, size + len(_WHOLE))
+            else:
+                os.ftruncate(self._held, size + len(_WHOLE))
         except OSError as error:
             raise ResourceMissing(
                 f"{self._path.parent} has no room for {size:,} bytes that ranks share ({error.strerror}); "
@@ -66,23 +68,27 @@ class SharedFile:
             return np.memmap(file, np.uint8, "r+", shape=(size,))
 
 
-def shared_bytes(name: str) -> int:
-    """Return how much memory the file of this name takes; removes all others that nobody holds."""
-    path = _path(name)
-    for other in set(_folder().glob(_path("*").name)) - {path}:
+def remove_unheld(prefix: str) -> None:
+    """Remove the files that nobody holds, but for those whose name begins with this."""
+    for other in set(_folder().glob(_path("*").name)) - set(_folder().glob(_path(f"{prefix}*").name)):
         try:
             held = os.open(other, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
             continue  # gone meanwhile, or not ours
         _remove_if_unheld(other, held)
         os.close(held)
+
+
+def shared_bytes(name: str) -> int:
+    """Return how much memory the file of this name takes."""
+    path = _path(name)
     return path.stat().st_size if path.is_file() else 0
 
 
 def _opened(path: Path) -> int:
     # The file, with a shared lock.
     while True:
-        held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        held = os.open(path, _FLAGS, 0o600)
         fcntl.flock(held, fcntl.LOCK_SH)
         if os.fstat(held).st_nlink:
             return held

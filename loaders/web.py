@@ -11,7 +11,7 @@ epoch (from one to the next it moves by a third of it in the mean, as in a permu
 a piece stay together: at NIH's 86,524 and 8 processes two of them are 8 % of the epoch apart in the
 mean, not 33 %. They have no more in common than any two, as entries are shuffled before packing.
 
-Evaluation is in row order; of several ranks each has a stretch of it.
+Evaluation is in row order; of n ranks each has every n-th sample of it, as with any loader.
 """
 
 import functools
@@ -28,9 +28,9 @@ import webdataset
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from loaders.ahead import one_ahead
 from loaders.batch import Batch
 from loaders.finishing import finish
+from loaders.own_stream import beside_the_step
 from loaders.processes import Workers, ignore_interrupts
 from loaders.scheduled import ScheduledLoader
 from loaders.spec import LoaderSpec
@@ -82,7 +82,7 @@ class WebLoader(ScheduledLoader):
         self._processes = Workers(self._make_loader, "webdataset")
 
     def _epoch(self) -> Iterator[Batch]:
-        return one_ahead(self._batches(), self._spec.device)
+        return beside_the_step(self._batches(), self._spec.device)
 
     def _batches(self) -> Iterator[Batch]:
         slots = list(self._schedule.remaining())
@@ -161,26 +161,22 @@ class _Stream(IterableDataset[Chunk | BadData]):
         self._training, self._seed = spec.training, spec.seed
         self._rank, self._world_size = spec.rank, spec.world_size
         self._tars = [str(spec.shards.path.absolute() / shard.name) for shard in shards]
-        self._rows = spec.shards.rows(spec.split)
+        self._rows = _shared(spec.shards.rows(spec.split))
         self.samples = len(self._rows)
         counts = [shard.samples for shard in shards]
         if sum(counts) != self.samples:
             raise BadData(
                 f"{spec.shards.path}: {self.samples} entries of {spec.split}, {sum(counts)} samples"
             )
-        self._shard = np.repeat(np.arange(len(shards)), counts)
+        self._shard = _shared(np.repeat(np.arange(len(shards)), counts))
         ends = np.cumsum(counts).tolist()
-        self._pieces = [
-            range(start, min(start + PIECE, end))
-            for end, count in zip(ends, counts, strict=True)
-            for start in range(end - count, end, PIECE)
-        ]
+        self._shards = [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
         indexes = [read_index((spec.shards.path / s.name).with_suffix(".idx"), self._members) for s in shards]
         places = np.concatenate(indexes) if indexes else np.empty((0, 3, 2), dtype=np.int64)
         # A sample reaches from the header of its image to the end of the one block of its row.
-        self._extents = np.stack([places[:, 0, 0] - _TAR_BLOCK, places[:, 2, 0] + _TAR_BLOCK], 1)
+        self._extents = _shared(np.stack([places[:, 0, 0] - _TAR_BLOCK, places[:, 2, 0] + _TAR_BLOCK], 1))
         self._buffer = max(PIECE, BUFFER_BYTES * self.samples // max(1, sum(s.bytes for s in shards)))
-        self.turn = torch.zeros(2, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self.turn = _shared(np.zeros(2, dtype=np.int64))
         """Epoch, and chunks of each process to skip: shared, it tells running processes of a new epoch."""
 
     def __iter__(self) -> Iterator[Chunk | BadData]:
@@ -204,18 +200,25 @@ class _Stream(IterableDataset[Chunk | BadData]):
 
     def shares(self, epoch: int, workers: int) -> list[list[range]]:
         """Return for every process the positions of the split that it reads in an epoch."""
-        pieces = self._pieces
-        if self._training:
+        step = PIECE if self._training else PIECE * self._world_size
+        pieces = [shard[n : n + step] for shard in self._shards for n in range(0, len(shard), step)]
+        if not self._training:
+            mine = [part for piece in pieces if (part := self._every_nth(piece))]
+        else:
             order = np.random.default_rng([self._seed, epoch, _PIECES]).permutation(len(pieces))
             pieces = [pieces[piece] for piece in order]
-        stretches = [len(range(rank, self.samples, self._world_size)) for rank in range(self._rank + 1)]
-        mine = list(_cut(pieces, sum(stretches[:-1]), sum(stretches)))
+            stretches = [len(range(rank, self.samples, self._world_size)) for rank in range(self._rank + 1)]
+            mine = list(_cut(pieces, sum(stretches[:-1]), sum(stretches)))
         return [mine[worker::workers] for worker in range(workers)]
+
+    def _every_nth(self, piece: range) -> range:
+        first = piece.start + (self._rank - piece.start) % self._world_size
+        return range(first, piece.stop, self._world_size)
 
     def _read(self, pieces: Iterable[range]) -> Iterator[list[dict[str, Any]]]:
         for piece in pieces:
             tar = self._tars[self._shard[piece[0]]]
-            start, end = self._extents[piece[0], 0], self._extents[piece[-1], 1]
+            start, end = int(self._extents[piece[0], 0]), int(self._extents[piece[-1], 1])
             try:
                 # Opened here: webdataset would take a name with `pipe:` or `::` in it for a command.
                 with open(tar, "rb") as file:
@@ -225,7 +228,10 @@ class _Stream(IterableDataset[Chunk | BadData]):
             except (OSError, tarfile.TarError, ValueError) as error:
                 cause = error if isinstance(error, OSError) else error.args[0]  # webdataset adds to args
                 raise BadData(f"{tar} cannot be read: {cause}; pack again") from error
-            yield [self._proved(found, f"{row:08d}", tar) for row in self._rows[piece.start : piece.stop]]
+            yield [
+                self._proved(found, f"{row:08d}", tar)
+                for row in self._rows[piece.start : piece.stop : piece.step].tolist()
+            ]
 
     def _proved(self, found: dict[str, dict[str, Any]], key: str, tar: str) -> dict[str, Any]:
         sample = found.get(key, {})
@@ -248,6 +254,12 @@ class _Stream(IterableDataset[Chunk | BadData]):
         labels = np.array([list(sample["labels"]) for sample in samples], dtype=np.uint8)
         rows = np.array([int(sample["__key__"]) for sample in samples], dtype=np.int32)
         return Chunk(torch.from_numpy(images), labels, rows)
+
+
+def _shared(values: npt.NDArray[Any]) -> torch.Tensor:
+    # A process is sent a name instead of the values, so that the next can be started at once.
+    shared: torch.Tensor = torch.from_numpy(values).share_memory_()  # type: ignore[no-untyped-call]
+    return shared
 
 
 class _Taking:

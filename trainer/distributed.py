@@ -17,6 +17,8 @@ from trainer.devices import choose_device
 T = TypeVar("T")
 # A process that dies is noticed at once, by its closed connection; this is for a machine that vanishes.
 _TIMEOUT = datetime.timedelta(minutes=10)
+# What the others wait for while the writer works alone, on a sweep of heads for example.
+_PATIENCE = datetime.timedelta(days=1)
 
 
 class Team:
@@ -183,7 +185,7 @@ def join(device: str) -> Iterator[tuple[Team, torch.device]]:
         dist.init_process_group("nccl", timeout=_TIMEOUT, device_id=place)
     else:
         dist.init_process_group("gloo", timeout=_TIMEOUT)
-    control = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+    control = dist.new_group(backend="gloo", timeout=_PATIENCE)
     assert isinstance(control, dist.ProcessGroup)  # every rank is in it
     yield Team(told.rank, told.size, told.local_rank, control), place
     # After an error the others are not there to take part in this.

@@ -61,7 +61,7 @@ def _train_epochs(session: Session, asked: Interruption) -> bool:
         # Val is looked at only once train is done; a run stopped in between goes on with val.
         score = _validate(session, asked) if progress.trained else None
         if score is None:
-            session.save()
+            session.save_changes()
             run.say(f"stopped in epoch {progress.epoch}, saved; the same command goes on from here")
             return False
         _finish_epoch(session, score, rates)

@@ -85,6 +85,8 @@ class Session:
     """Whether an epoch has ended since the last checkpoint."""
     begun: bool = False
     """Whether this process has had a batch of train: until then nothing has changed."""
+    _saved: dict[str, Any] | None = None
+    """The progress that the last checkpoint has."""
 
     @property
     def kept_model(self) -> Classifier:
@@ -113,6 +115,11 @@ class Session:
         self.run.record(**line)
         show(self.mirrors, line)
 
+    def save_changes(self) -> None:
+        """Write the state, unless it is the one that was saved or restored last."""
+        if self.unsaved or vars(self.progress) != self._saved:
+            self.save()
+
     def save(self) -> None:
         """Write the state as the last checkpoint and keep the one before; Diverged if it holds no number."""
         begun = time.monotonic()
@@ -127,6 +134,7 @@ class Session:
                 save_checkpoint(self.run.best, self.best)
             save_checkpoint(self.run.last, state, keep_as=self.run.previous)
         self.best, self.unsaved = None, False
+        self._saved = dict(vars(self.progress))
         self.clock.restart(time.monotonic() - begun)
 
     def keep_best(self, scores: dict[str, Any]) -> None:
@@ -198,6 +206,7 @@ class Session:
         self.stopping.load_state_dict(state["stopping"])
         self.train.loader.load_state_dict(own["loader"])
         self.progress = Progress(**state["progress"])
+        self._saved = dict(state["progress"])
         torch.set_rng_state(own["rng"])
         if own["cuda_rng"] is not None:
             torch.cuda.set_rng_state(own["cuda_rng"], device)

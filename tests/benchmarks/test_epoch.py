@@ -26,10 +26,10 @@ def test_every_loader_is_measured_with_its_ceiling_and_what_an_epoch_of_the_real
     phantom_shards: ShardFolder, tmp_path: Path
 ) -> None:
     out = tmp_path / "epoch.json"
-    options = ("--loader", "resident", "--steps", "2", "--runs", "2", "--no-ladder")
+    options = ("--loader", "resident", "--loader", "dataloader", "--steps", "2", "--runs", "2", "--no-ladder")
     record = measured(phantom_shards, out, *options)
     loaders = record["archs"]["custom_cnn"]
-    assert list(loaders) == ["resident", "synthetic"]
+    assert list(loaders) == ["resident", "dataloader", "synthetic"]
     for one in loaders.values():
         rate = one["images_per_second"]["median"]
         assert one["epoch_seconds"] == {

@@ -188,6 +188,8 @@ def test_ranks_share_the_split_and_mix_anew_every_epoch(
         assert len(one) - len(other) in (0, 1)
     if is_training:
         assert set(seen[0][0]) != set(seen[0][1])
+    else:
+        assert [one[0] for one in seen] == [phantom_shards.rows("train").tolist()[rank::2] for rank in (0, 1)]
 
 
 def test_the_state_is_bound_to_the_number_of_processes(phantom_shards: ShardFolder) -> None:
