@@ -20,11 +20,6 @@ SWEEP = {**FROZEN, "epochs": 2, "sweep": "lr=1e-5,1e-3 weight-decay=0,1e-3"}
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
 def undisturbed(phantom_shards: ShardFolder, runs: Path) -> Path:
     done = train(phantom_shards, runs, "undisturbed", **FROZEN)
     assert done.exit_code == 0, done.stderr

@@ -60,11 +60,6 @@ def together(folder: ShardFolder, runs: Path, run: str, **changes: Any) -> tuple
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
 def uneven_shards(phantom_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardFolder:
     """An odd number of images in train."""
     plans = (make_plan(phantom_tree, SplitRecipe(val_fraction=0.2, seed=seed)) for seed in itertools.count())

@@ -23,11 +23,6 @@ OPTIONS = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
 def undisturbed(phantom_shards: ShardFolder, runs: Path) -> Path:
     assert train(phantom_shards, runs, "undisturbed", **OPTIONS).exit_code == 0
     return runs / "undisturbed"

@@ -30,11 +30,6 @@ RICH = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
 def undisturbed(phantom_shards: ShardFolder, runs: Path) -> Path:
     assert train(phantom_shards, runs, "undisturbed").exit_code == 0
     return runs / "undisturbed"

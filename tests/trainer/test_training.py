@@ -38,11 +38,6 @@ def stop_in_epoch_2(shards: ShardFolder, runs: Path, name: str, with_signal: int
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
 def undisturbed(phantom_shards: ShardFolder, runs: Path) -> Path:
     subprocess.run(command(phantom_shards, runs, "undisturbed"), cwd=ROOT, timeout=TIMEOUT, check=True)
     return runs / "undisturbed"
