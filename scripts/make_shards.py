@@ -60,6 +60,12 @@ _WORTH_A_PROCESS = 64
     "--test-list", type=click.Path(path_type=Path), metavar="FILE", help="[default: SOURCE/test_list.txt]"
 )
 @click.option(
+    "--boxes",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where findings are in images, for localization.  [default: SOURCE/BBox_List_2017.csv, if there]",
+)
+@click.option(
     "--folders",
     callback=_folder_numbers,
     metavar="N|A,B",
@@ -103,6 +109,7 @@ def main(
     train_list: Path | None,
     val_list: Path | None,
     test_list: Path | None,
+    boxes: Path | None,
     folders: str | None,
     size: int,
     filter: Filter,
@@ -126,7 +133,7 @@ def main(
     split = SplitRecipe(rule, seed, val_fraction, train_list, val_list, test_list)
     with stoppable("what is packed is kept; the same command again goes on"):
         chosen = None if folders is None else choose_folders(source, folders)
-        plan = make_plan(source, split, folders=chosen, allow_missing=allow_missing)
+        plan = make_plan(source, split, folders=chosen, allow_missing=allow_missing, boxes=boxes)
         for remark in plan.remarks:
             click.echo(f"note: {remark}", err=True)
         manifest = pack(

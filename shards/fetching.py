@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from shards.boxes import BOXES
 from shards.errors import BadData, CannotResume, ResourceMissing
 from shards.folder import ENTRIES, REJECTS
 from shards.locking import only_one
@@ -87,6 +88,8 @@ def _fetch_manifest(transfer: _Transfer) -> Manifest:
 
 def _files(manifest: Manifest) -> list[_File]:
     files = [_File(ENTRIES, manifest.entries_sha256), _File(REJECTS, manifest.rejects_sha256)]
+    if manifest.boxes_sha256 is not None:
+        files.append(_File(BOXES, manifest.boxes_sha256))
     for shard in manifest.shards:
         files.append(_File(Path(shard.name).with_suffix(".idx").name, shard.idx_sha256))
         files.append(_File(shard.name, shard.sha256, shard.bytes))

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from shards.boxes import BOXES, read_boxes
 from shards.errors import BadData, ResourceMissing
 from shards.findings import FINDINGS
 from shards.index import index_tar, read_index
@@ -40,6 +41,19 @@ class ShardFolder:
         if not path.is_file() or sha256_of(path) != self.manifest.entries_sha256:
             raise BadData(f"{path} is missing or not the file that was packed; pack again")
         return pd.read_csv(path, index_col="row", dtype={"sex": str, "view": str}, keep_default_na=False)
+
+    @cached_property
+    def boxes(self) -> pd.DataFrame | None:
+        """boxes.csv as `shards.boxes.read_boxes` returns it; None where it was packed without boxes.
+
+        Checked against the manifest's hash.
+        """
+        if self.manifest.boxes_sha256 is None:
+            return None
+        path = self.path / BOXES
+        if not path.is_file() or sha256_of(path) != self.manifest.boxes_sha256:
+            raise BadData(f"{path} is missing or not the file that was packed; pack again")
+        return read_boxes(path)
 
     def rows(self, split: str) -> npt.NDArray[np.int32]:
         """Return int32 [samples]: the rows of a split in ascending order, as they lie in its shards."""

@@ -66,6 +66,8 @@ class Manifest:
     rejects: int
     patients_in_two_splits: int
     """0: packing stops before it would be anything else."""
+    boxes_sha256: str | None = None
+    """Of boxes.csv; None where it was packed without a list of boxes."""
 
     @property
     def size(self) -> int:
@@ -84,6 +86,8 @@ class Manifest:
     def to_json(self) -> str:
         """Return the text of manifest.json; its last field is the SHA-256 of all that stands before it."""
         record = {"format": FORMAT, "findings": list(FINDINGS), **dataclasses.asdict(self)}
+        if self.boxes_sha256 is None:  # as manifests were before there were boxes
+            del record["boxes_sha256"]
         sha256 = hashlib.sha256(json.dumps(record, indent=1).encode()).hexdigest()
         return json.dumps({**record, "sha256": sha256}, indent=1) + "\n"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from shards.boxes import BOXES, read_boxes
 from shards.errors import BadData
 from shards.findings import FINDINGS
 from shards.folder import ENTRIES, REJECTS
@@ -51,6 +52,7 @@ def verify_shards(path: Path, *, jobs: int = 1) -> Verification:
         entries = _read_entries(path)
         patients = {split: entries["patient"][entries["split"] == split].nunique() for split in SPLITS}
         faults += _count_faults(path, manifest, entries)
+        faults += _box_faults(path, manifest, entries)
         tasks = _tasks(path, manifest, entries)
     except (OSError, ValueError, OverflowError) as error:
         faults.append(f"{path / ENTRIES} cannot be read, so that no shard can be compared with it: {error}")
@@ -75,7 +77,10 @@ def verify_shards(path: Path, *, jobs: int = 1) -> Verification:
 
 def _file_faults(path: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
     faults, remarks = [], []
-    for name, sha256 in ((ENTRIES, manifest.entries_sha256), (REJECTS, manifest.rejects_sha256)):
+    tables = {ENTRIES: manifest.entries_sha256, REJECTS: manifest.rejects_sha256}
+    if manifest.boxes_sha256 is not None:
+        tables[BOXES] = manifest.boxes_sha256
+    for name, sha256 in tables.items():
         if not (path / name).is_file():
             faults.append(f"{path / name} is missing")
         elif sha256_of(path / name) != sha256:
@@ -83,7 +88,7 @@ def _file_faults(path: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
                 f"{path / name} is not the file that was packed (SHA-256 differs); pack or fetch it again"
             )
     tars = [shard.name for shard in manifest.shards]
-    named = {NAME, ENTRIES, REJECTS, *tars, *(Path(tar).with_suffix(".idx").name for tar in tars)}
+    named = {NAME, *tables, *tars, *(Path(tar).with_suffix(".idx").name for tar in tars)}
     for found in sorted(path.iterdir()):
         if found.name == WORK:  # of a pack that was killed after its last step
             remarks.append(f"{found} is a rest of packing; packing again removes it, and nothing reads it")
@@ -129,6 +134,18 @@ def _count_faults(path: Path, manifest: Manifest, entries: pd.DataFrame) -> list
             if said != found
         ]
     return faults
+
+
+def _box_faults(path: Path, manifest: Manifest, entries: pd.DataFrame) -> list[str]:
+    # A file that is missing is named with the others.
+    if manifest.boxes_sha256 is None or not (path / BOXES).is_file():
+        return []
+    try:
+        rows = read_boxes(path / BOXES)["row"]
+    except (OSError, ValueError) as error:
+        return [f"{path / BOXES} cannot be read: {error}"]
+    stray = rows[~rows.isin(entries.index)]
+    return [f"{path / BOXES} has a box of row {row}, which {ENTRIES} has not" for row in stray.unique()]
 
 
 def _tasks(path: Path, manifest: Manifest, entries: pd.DataFrame) -> list[ShardInspection]:

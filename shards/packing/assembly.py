@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from PIL import __version__ as pillow
 
+from shards import boxes
 from shards.errors import BadData, ResourceMissing
 from shards.findings import FINDINGS
 from shards.folder import ENTRIES, REJECTS
@@ -126,6 +127,8 @@ def _publish(
             f"{first['reason']} (all in {out / REJECTS})"
         )
     publish_text(out / ENTRIES, entries[[*_ENTRY_COLUMNS, _SOURCE_SHA256]].to_csv(lineterminator="\n"))
+    if plan.boxes is not None:
+        publish_text(out / boxes.BOXES, boxes.to_csv(boxes.by_row(plan.boxes, entries["image"])))
     manifest = Manifest(
         **identity,
         pillow=pillow,
@@ -136,6 +139,7 @@ def _publish(
         shards=tuple(receipt.shard for receipt in receipts if receipt.shard.samples),
         rejects=len(rejects),
         patients_in_two_splits=int((entries.groupby("patient")["split"].nunique() > 1).sum()),
+        boxes_sha256=None if plan.boxes is None else sha256_of(out / boxes.BOXES),
     )
     publish_text(out / NAME, manifest.to_json())
     return manifest

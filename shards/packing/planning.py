@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from shards.boxes import find_box_list, read_box_list
 from shards.entries import find_images, image_folders, read_entries
 from shards.errors import BadData
 from shards.publishing import sha256_of
@@ -52,6 +53,8 @@ class Plan:
     source_sha256: str
     split_recipe: dict[str, Any]
     remarks: tuple[str, ...]
+    boxes: pd.DataFrame | None = None
+    """As `shards.boxes.read_box_list` returns it, of the planned images; None without a list of boxes."""
 
     @property
     def images(self) -> list[str]:
@@ -60,13 +63,20 @@ class Plan:
 
 
 def make_plan(
-    source: Path, split: SplitRecipe, *, folders: Sequence[str] | None = None, allow_missing: bool = False
+    source: Path,
+    split: SplitRecipe,
+    *,
+    folders: Sequence[str] | None = None,
+    allow_missing: bool = False,
+    boxes: Path | None = None,
 ) -> Plan:
     """Read the tree at `source`, find its images, split it by patient and prove the split.
 
     `folders` names the image folders to pack (None: all). Raises BadData for bad metadata,
     for images that are listed but not on disk (unless `allow_missing`; images of folders
     that were not asked for are no error), for a patient in two splits, or an empty train split.
+    `boxes` is a list of boxes (None: NIH's in `source`, if it is there), of which those of the
+    planned images are kept and the number of the others is remarked on.
     """
     read = read_entries(source)
     table = read.table
@@ -92,7 +102,17 @@ def make_plan(
         recipe["folders"] = list(folders)
     if len(missing):
         recipe["missing_images"] = len(missing)
-    return Plan(table, source, sha256_of(read.csv), recipe, read.remarks)
+    box_list = boxes or find_box_list(source)
+    listed, remarks = None, read.remarks
+    if box_list is not None:
+        listed = read_box_list(box_list)
+        recipe["box_list_sha256"] = sha256_of(box_list)
+        kept = listed["image"].isin(table["image"])
+        if not kept.all():
+            others = f"{(~kept).sum()} of {len(kept)} boxes are of images that are not packed here"
+            remarks = (*remarks, f"{box_list}: {others}")
+        listed = listed[kept]
+    return Plan(table, source, sha256_of(read.csv), recipe, remarks, listed)
 
 
 def choose_folders(source: Path, choice: str) -> list[str]:

@@ -110,7 +110,8 @@ def prove_finished(
 
 
 def _prove_same_sources(out: Path, manifest: Manifest, plan: Plan, jobs: int) -> None:
-    entries = ShardFolder(out, manifest, "").entries
+    folder = ShardFolder(out, manifest, "")
+    entries, _ = folder.entries, folder.boxes  # both proved
     rejects_csv = out / REJECTS
     if not rejects_csv.is_file() or sha256_of(rejects_csv) != manifest.rejects_sha256:
         raise BadData(

@@ -1,0 +1,122 @@
+"""BBox_List_2017.csv <-> boxes.csv: where in an image a finding was seen, as shares of its sides."""
+
+import csv
+import gzip
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from shards.errors import BadData
+from shards.findings import FINDINGS, canonical
+
+BOXES = "boxes.csv"
+BOX_LIST = "BBox_List_2017.csv"
+_SHARES = ["x", "y", "width", "height"]
+COLUMNS = ["row", "finding", *_SHARES]
+# NIH's images are 1024 pixels to a side, and its boxes are in these pixels, with digits behind the point.
+_GRID = 1024
+_HEADER = ["Image Index", "Finding Label", "Bbox [x", "y", "w", "h]"]
+
+
+def find_box_list(source: Path) -> Path | None:
+    """Return `source/BBox_List_2017.csv`, or its .gz, or None where neither is there."""
+    for name in (BOX_LIST, f"{BOX_LIST}.gz"):
+        if (source / name).is_file():
+            return source / name
+    return None
+
+
+def read_box_list(path: Path) -> pd.DataFrame:
+    """Read NIH's list of boxes (.csv or .csv.gz): image, finding, x, y, width, height, in the file's order.
+
+    x and y are the upper left corner. All four are float64 shares 0..1 of the image's width and
+    height: the file's are in pixels of the image's own 1024 grid, which a resize does not change as
+    shares. `Infiltrate` becomes Infiltration; empty columns behind the sixth are passed over.
+    Raises BadData naming the file, the row and the cause: another header, an unknown finding, what
+    is no number, a box without area or not wholly in the image.
+    """
+    try:
+        with (
+            gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+            if path.suffix == ".gz"
+            else path.open(encoding="utf-8-sig", newline="") as file
+        ):
+            lines = list(csv.reader(file))
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+        raise BadData(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not lines or [cell.strip() for cell in lines[0][:6]] != _HEADER:
+        raise BadData(f"{path} is no list of boxes: its header must begin with {','.join(_HEADER)}")
+    boxes = []
+    for number, cells in enumerate(lines[1:], start=2):
+        if any(cells):
+            try:
+                boxes.append(_box(cells))
+            except ValueError as error:
+                raise BadData(f"{path}, row {number}: {error}") from error
+    return pd.DataFrame(boxes, columns=["image", "finding", *_SHARES]).astype(
+        dict.fromkeys(_SHARES, "float64")
+    )
+
+
+def by_row(listed: pd.DataFrame, images: "pd.Series[str]") -> pd.DataFrame:
+    """Return the listed boxes of `images` (name by row) with COLUMNS, sorted by row, finding, then as listed.
+
+    Boxes of other images are left out.
+    """
+    rows = pd.Series(images.index, index=images.to_numpy())
+    mine = listed[listed["image"].isin(rows.index)]
+    table = mine.assign(
+        row=mine["image"].map(rows).astype("int64"), order=mine["finding"].map(FINDINGS.index)
+    )
+    return table.sort_values(["row", "order"], kind="stable")[COLUMNS].reset_index(drop=True)
+
+
+def to_csv(boxes: pd.DataFrame) -> str:
+    """Return the text of boxes.csv, whose shares have six digits: 0.001 px of the grid."""
+    text: str = boxes[COLUMNS].to_csv(index=False, lineterminator="\n", float_format="%.6f")
+    return text
+
+
+def read_boxes(path: Path) -> pd.DataFrame:
+    """Read a boxes.csv: COLUMNS, row as int64, shares as float64. Raises ValueError for any other file."""
+    boxes = pd.read_csv(path)
+    if boxes.columns.tolist() != COLUMNS:
+        raise ValueError(f"its columns are {', '.join(map(str, boxes.columns))}, not {', '.join(COLUMNS)}")
+    boxes = boxes.astype({"row": "int64", "finding": str, **dict.fromkeys(_SHARES, "float64")})
+    unknown = boxes["finding"][~boxes["finding"].isin(FINDINGS)]
+    if len(unknown):
+        raise ValueError(f"{unknown.iloc[0]!r} is no finding")
+    for box in boxes[_SHARES].to_numpy().tolist():
+        _check(*box)
+    return boxes
+
+
+def by_row_and_finding(boxes: pd.DataFrame) -> dict[tuple[int, str], npt.NDArray[np.float64]]:
+    """Return x, y, width, height, float64 [B, 4], of each pair of a row and a finding that has boxes."""
+    pairs = zip(boxes["row"].tolist(), boxes["finding"].tolist(), strict=True)
+    lengths = boxes[_SHARES].to_numpy(dtype=np.float64)
+    found: dict[tuple[int, str], list[npt.NDArray[np.float64]]] = {}
+    for pair, box in zip(pairs, lengths, strict=True):
+        found.setdefault(pair, []).append(box)
+    return {pair: np.stack(several) for pair, several in found.items()}
+
+
+def _box(cells: list[str]) -> tuple[str, str, float, float, float, float]:
+    if len(cells) < 6 or any(cell.strip() for cell in cells[6:]):
+        raise ValueError(f"expected an image, a finding and four numbers, got {len(cells)} cells")
+    finding = canonical(cells[1].strip())
+    x, y, width, height = (float(cell) / _GRID for cell in cells[2:6])
+    _check(x, y, width, height)
+    return cells[0].strip(), finding, x, y, width, height
+
+
+def _check(x: float, y: float, width: float, height: float) -> None:
+    slack = 2e-6  # what six digits may add to a box at the edge
+    inside = x >= 0 and y >= 0 and x + width <= 1 + slack and y + height <= 1 + slack
+    if not (all(map(math.isfinite, (x, y, width, height))) and width > 0 and height > 0 and inside):
+        corners = ", ".join(f"{_GRID * length:.6g}" for length in (x, y, width, height))
+        raise ValueError(f"a box of x, y, width, height {corners} does not lie in the {_GRID} x {_GRID} grid")
