@@ -1,25 +1,36 @@
 """The evaluation's command line: `python -m eval RUN`, or `python -m eval` for the list of runs."""
 
+import gc
 import json
 from pathlib import Path
+from typing import Any
 
 import click
-import torch
+import numpy as np
 
-from eval.evaluation import evaluate
-from eval.report import json_text, metrics_record, write_report
-from shards.errors import BadData, ResourceMissing
-from shards.publishing import publish_text
+from eval.evaluation import FITTED_ON, Evaluation, Protocol, evaluate, evaluate_average
+from eval.explanation import Explaining, explain
+from eval.options import read_rule
+from eval.predicting.candidate import Candidate, Predicting, open_candidate
+from eval.predicting.selection import Selection
+from eval.report import metrics_record, write_report, write_scores
+from eval.report.comparison_page import write_comparison
+from eval.result_files import write_json
+from eval.scores.calibration import METHODS
+from eval.scores.thresholds import RULES
+from eval.several.comparison import RunComparison, compare_runs
+from eval.several.same_images import Images, require_same_images
+from shards.boxes import read_box_list
+from shards.errors import BadData
 from shards.signals import stoppable
-from shards.splits import SPLITS
-from trainer.devices import DEVICE_CHOICES, choose_device
+from trainer.devices import DEVICE_CHOICES
 from trainer.run_directory import RunDirectory, find_run, list_runs
 
 
 @click.command(
     context_settings={"auto_envvar_prefix": "CXRAPID", "show_default": True, "max_content_width": 110}
 )
-@click.argument("run", required=False)
+@click.argument("names", metavar="[RUN]...", nargs=-1)
 @click.option(
     "--runs",
     type=click.Path(path_type=Path),
@@ -29,17 +40,51 @@ from trainer.run_directory import RunDirectory, find_run, list_runs
 )
 @click.option(
     "--split",
-    type=click.Choice(SPLITS),
     default="test",
-    help="Split to score; thresholds always come from val.",
+    metavar="val|test|FILE",
+    help="Images to score; FILE lists names of val or test images, one a line.",
 )
 @click.option(
     "--shards",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Where the run's shards are now.  [default: where they were]",
+    help="Where the runs' shards are now.  [default: where they were]",
 )
 @click.option("--other-shards", is_flag=True, help="Score on shards the run was not trained on.")
+@click.option("--rule", default="f1", metavar="RULE", help=f"How thresholds are picked on val: {RULES}.")
+@click.option(
+    "--calibration",
+    type=click.Choice([*METHODS, "none"]),
+    default="platt",
+    help="Fitted on val per finding, for the probabilities that are shown; decisions and ranks never use it.",
+)
+@click.option(
+    "--resamples",
+    type=click.IntRange(0),
+    default=1000,
+    metavar="N",
+    help="Of the patients, for 95 % intervals; 0: none. Those of localization are always of 1,000.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, metavar="N", help="Of the resamples.")
+@click.option("--tta/--no-tta", default=False, help="Average each image with its mirror.")
+@click.option("--average", is_flag=True, help="Score the mean of the runs' probabilities as well.")
+@click.option("--compare", is_flag=True, help="Set the runs side by side, each against the first.")
+@click.option(
+    "--heatmaps",
+    type=click.IntRange(0),
+    default=6,
+    metavar="N",
+    help="Pictures each of true positives, false positives, false negatives; 0: no heat map, no localization, "
+    "so that scoring stored predictions by another rule needs no torch.",
+)
+@click.option(
+    "--boxes",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A list of boxes as NIH's BBox_List_2017.csv, for localization.  [default: the shards' own]",
+)
+@click.option("--again", is_flag=True, help="Predict anew, where stored predictions would do.")
+@click.option("--report/--no-report", default=True, help="Draw the pictures and report.html, too.")
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
@@ -47,7 +92,12 @@ from trainer.run_directory import RunDirectory, find_run, list_runs
     metavar="IMAGES",
     help="Images a step; changes speed and memory only.",
 )
-@click.option("--device", default="auto", metavar=DEVICE_CHOICES, help="auto: the first GPU if there is one.")
+@click.option(
+    "--device",
+    default="auto",
+    metavar=DEVICE_CHOICES,
+    help="Where the model runs, if it must; auto: the first GPU if there is one.",
+)
 @click.option(
     "--json",
     "json_file",
@@ -57,47 +107,140 @@ from trainer.run_directory import RunDirectory, find_run, list_runs
     help="Write the scores there, too.",
 )
 def main(
-    run: str | None,
+    names: tuple[str, ...],
     runs: Path,
     split: str,
     shards: Path | None,
     other_shards: bool,
+    rule: str,
+    calibration: str,
+    resamples: int,
+    seed: int,
+    tta: bool,
+    average: bool,
+    compare: bool,
+    heatmaps: int,
+    boxes: Path | None,
+    again: bool,
+    report: bool,
     batch_size: int,
     device: str,
     json_file: Path | None,
 ) -> None:
-    """Score RUN, given by name or path: thresholds from val, everything else on the split.
+    """Score each RUN, given by name or path: thresholds and calibration from val, all else on the split.
 
-    Writes predictions, thresholds, metrics and curves to RUN/eval/SPLIT/. Without RUN, lists the runs.
+    Writes predictions, thresholds, scores, pictures and report.html to RUN/eval/SPLIT/ (with --tta to
+    SPLIT-tta/). Predictions are made once: scoring again needs neither torch nor a GPU, but heat maps of
+    other decisions do; --heatmaps 0 leaves them out. --average writes to A+B/eval/SPLIT/ beside the first
+    run, --compare to A-vs-B/eval/SPLIT/. Without RUN, lists the runs.
     """  # fmt: skip
-    if run is None:
+    if not names:
         _list(runs)
         return
-    found = find_run(run, runs)
-    with stoppable("nothing was written; the same command starts anew"):
-        try:
-            evaluation = evaluate(
-                found,
-                split,
-                choose_device(device),
-                shards_path=shards,
-                other_shards=other_shards,
-                batch_size=batch_size,
-            )
-        except torch.OutOfMemoryError as error:
-            raise ResourceMissing(
-                f"the device is out of memory; try --batch-size {max(batch_size // 2, 1)}"
-            ) from error
-    folder = write_report(evaluation)
-    if json_file is not None:
-        publish_text(json_file, json_text(metrics_record(evaluation)))
-    scored = evaluation.shards.manifest.splits[split]
+    if len(names) == 1 and (average or compare):
+        raise click.UsageError(f"--{'average' if average else 'compare'} needs two runs or more")
+    if compare and not resamples:
+        raise click.UsageError("--compare needs --resamples: its intervals and p-values come from them")
+    if boxes is not None and not heatmaps:
+        raise click.UsageError("--boxes needs heat maps, which --heatmaps 0 leaves out")
+    protocol = Protocol(
+        selection=Selection.parse(split),
+        rule=read_rule(rule),
+        calibration=next((method for method in METHODS if method == calibration), None),
+        resamples=resamples,
+        seed=seed,
+    )
+    found = [find_run(name, runs) for name in names]
+    if len({run.path.resolve() for run in found}) < len(found):
+        raise click.UsageError("a run is given twice")
+    predicting = Predicting(device=device, batch_size=batch_size, tta=tta, again=again)
+    with stoppable("what was finished is kept; the same command goes on from there"):
+        # All are opened before the first is predicted: what is wrong shows at once.
+        candidates = [open_candidate(run, predicting, shards, other_shards=other_shards) for run in found]
+        explaining = Explaining(heatmaps, None if boxes is None else read_box_list(boxes))
+        _check(candidates, protocol.selection, explaining, together=average or compare)
+        evaluations = [_score(candidate, protocol, explaining, report) for candidate in candidates]
+        if average:
+            joint = evaluate_average(candidates, protocol)
+            _show(joint)
+            _write(joint, report)
+            evaluations.append(joint)
+        comparison = compare_runs(evaluations) if compare else None
+        if comparison is not None:
+            click.echo(comparison.to_text())
+            folder = write_comparison(comparison) if report else comparison.write()
+            for path in sorted(folder.glob("comparison.*")):
+                click.echo(path)
+        if json_file is not None:
+            write_json(json_file, _record(evaluations, comparison))
+
+
+def _check(
+    candidates: list[Candidate], selection: Selection, explaining: Explaining, *, together: bool
+) -> None:
+    """Raise BadData for what can be known to be wrong before hours of prediction."""
+    parts: dict[str, list[Images]] = {FITTED_ON: [], selection.name: []}
+    for each in candidates:
+        rows = np.sort(np.concatenate(list(selection.rows(each.shards).values())))
+        explaining.require_boxes(each.shards, rows)
+        if together:
+            for part, its_rows in {FITTED_ON: each.shards.rows(FITTED_ON), selection.name: rows}.items():
+                parts[part].append(Images.of_rows(each.run.name, each.shards, its_rows))
+    for part, images in parts.items():
+        require_same_images(images, part)
+
+
+def _score(candidate: Candidate, protocol: Protocol, explaining: Explaining, report: bool) -> Evaluation:
+    """Score a run; whatever fails after its scores are known leaves them shown and written."""
+    evaluation = evaluate(candidate, protocol)
+    _show(evaluation)
+    if explaining.per_kind:  # which may take long; else all is written in a moment
+        write_scores(evaluation)
+    try:
+        evaluation = explain(evaluation, candidate, explaining)
+    except click.ClickException:
+        _write(evaluation, report)
+        raise
+    finally:
+        candidate.release()
+    _write(evaluation, report)
+    return evaluation
+
+
+def _show(evaluation: Evaluation) -> None:
+    images = len(evaluation.predictions[evaluation.split].rows)
     click.echo(
-        f"{found.name} on {split}: {scored.images} images of {scored.patients} patients, thresholds from val"
+        f"{evaluation.name} on {evaluation.split}: {images} images of {evaluation.patients} patients, "
+        f"thresholds ({evaluation.rule}) from val"
     )
     click.echo(evaluation.scores.to_text())
-    for name in sorted(path.name for path in folder.iterdir()):
-        click.echo(folder / name)
+    for warning in evaluation.warnings:
+        if warning not in evaluation.scores.warnings:  # which stand under the table
+            click.echo(warning)
+    if evaluation.decides_anew:
+        mirror = ", each image averaged with its mirror" if evaluation.tta else ""
+        calibration = evaluation.calibration
+        shown = "as they are" if calibration is None else f"calibrated by {calibration.method}"
+        click.echo(
+            f"{evaluation.runs[0].model} now decides by {evaluation.rule}{mirror}; probabilities are shown {shown}"
+        )
+
+
+def _write(evaluation: Evaluation, report: bool) -> None:
+    if evaluation.localization is not None:
+        click.echo(evaluation.localization.to_text())
+    folder = write_report(evaluation) if report else write_scores(evaluation)
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        click.echo(path)
+
+
+def _record(evaluations: list[Evaluation], comparison: RunComparison | None) -> dict[str, Any]:
+    if len(evaluations) == 1:
+        return metrics_record(evaluations[0])
+    return {
+        "evaluations": [metrics_record(evaluation) for evaluation in evaluations],
+        "comparison": None if comparison is None else comparison.to_json(),
+    }
 
 
 def _list(runs: Path) -> None:
@@ -108,7 +251,14 @@ def _list(runs: Path) -> None:
     click.echo(f"{'run':24} {'arch':12} {'state':10} macro AUROC on test")
     for run in found:
         state = "finished" if run.model.is_file() else "unfinished"
-        click.echo(f"{run.name:24} {run.read_config()['arch']:12} {state:10} {_macro_auroc(run)}")
+        click.echo(f"{run.name:24} {_arch(run):12} {state:10} {_macro_auroc(run)}")
+
+
+def _arch(run: RunDirectory) -> str:
+    try:
+        return str(run.read_config()["arch"])
+    except (BadData, KeyError, TypeError):
+        return "damaged"
 
 
 def _macro_auroc(run: RunDirectory) -> str:
@@ -117,10 +267,11 @@ def _macro_auroc(run: RunDirectory) -> str:
         return f"not scored; python -m eval {run.name}" if run.model.is_file() else "-"
     try:
         auroc = json.loads(metrics.read_text(encoding="utf-8"))["macro"]["auroc"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadData(f"{metrics} is damaged; score the run again with: python -m eval {run.name}") from error
-    return "-" if auroc is None else f"{auroc:.3f}"
+        return "-" if auroc is None else f"{auroc:.3f}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"damaged; python -m eval {run.name}"
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what is imported stays, so looking through it for garbage would only take time
     main(prog_name="python -m eval")

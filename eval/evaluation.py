@@ -1,82 +1,308 @@
-"""The protocol: thresholds from val, scores on the asked split, both from the shards of the run."""
+"""The protocol: thresholds and calibration from val alone, then scores on the asked images."""
 
+import dataclasses
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-import torch
+import numpy as np
+import pandas as pd
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from eval.metrics import Scores, score
-from eval.predict import predict
-from eval.predictions import Predictions
-from eval.thresholds import pick_thresholds
-from shards.errors import BadData
+from eval.heatmaps.gallery import HeatMap
+from eval.heatmaps.localization import Localization
+from eval.predicting.candidate import Candidate, folder_name
+from eval.predicting.predictions import Predictions
+from eval.predicting.selection import Selection
+from eval.scores.bootstrap import Resampled, bootstrap
+from eval.scores.calibration import Calibration, Method, fit_calibration
+from eval.scores.intervals import CALIBRATED, all_intervals
+from eval.scores.metrics import DECIDED, ERRORS, RANKED, Scores, score
+from eval.scores.subgroups import Subgroups, subgroups
+from eval.scores.thresholds import F1, Floats, Rule, pick_thresholds
+from eval.several.averaging import average
 from shards.findings import FINDINGS
-from shards.folder import ShardFolder, open_shards
-from trainer.model_file import load_model, save_thresholds
+from shards.folder import ShardFolder
+from trainer.model_header import ModelHeader, add_metadata
 from trainer.run_directory import RunDirectory
 
 FITTED_ON = "val"
+_LONGEST_NAME = 200  # bytes; file systems stop at 255, and partial files add a little
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is asked of an evaluation."""
+
+    selection: Selection
+    rule: Rule = F1
+    calibration: Method | None = "platt"
+    resamples: int = 1000
+    """Of the patients, for the intervals; 0: no intervals."""
+    seed: int = 0
+    """Of the resamples; the same for all that are to be compared."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What val taught, made by `fit`, which is given nothing else."""
+
+    rule: Rule
+    thresholds: Floats
+    """[14]; NaN for a finding that the rule finds nothing in val to go by."""
+    calibration: Calibration | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what prediction needs: fitted_on, rule, thresholds by finding, calibration."""
+        cuts = zip(FINDINGS, self.thresholds.tolist(), strict=True)
+        return {
+            "fitted_on": FITTED_ON,
+            "rule": self.rule.name,
+            "thresholds": {finding: None if np.isnan(cut) else cut for finding, cut in cuts},
+            "calibration": None if self.calibration is None else self.calibration.to_json(),
+        }
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """One run scored on one split."""
+    """One run, or the average of several, scored on one selection of images."""
 
-    run: RunDirectory
+    name: str
+    runs: tuple[RunDirectory, ...]
+    """One, or those that were averaged."""
     shards: ShardFolder
+    headers: tuple[ModelHeader, ...]
+    """One a run: digest of its weights, its parameters, its metadata as it was before this."""
+    scored_on: tuple[str, ...]
+    """One a run: manifest digest of the shards that it predicted; of other pixels where sizes differ."""
     split: str
+    """val, test, or the name of the list."""
+    tta: bool
+    """Whether each image was averaged with its mirror."""
     predictions: dict[str, Predictions]
-    """Of the split and of val."""
+    """Of val and of the split."""
+    rule: str
     thresholds: dict[str, float]
-    """Per finding, from val alone; NaN for a finding that val has no positive of."""
+    """Per finding, from val alone; NaN for a finding without one."""
     scores: Scores
-    trained_on: str
-    """Manifest digest of the shards that the run was trained on."""
+    """At `thresholds`."""
+    at_half: Scores
+    """At 0.5, for comparison."""
+    calibration: Calibration | None
+    """From val alone."""
+    calibrated: pd.DataFrame | None
+    """Index: the findings, macro, micro; columns brier, ece, calibrated_brier, calibrated_ece."""
+    resampled: Resampled | None
+    subgroups: Subgroups | None
+    folder: Path
+    """Where its files go."""
+    localization: Localization | None = None
+    """None where no box is known, or no heat map was asked for."""
+    gallery: tuple[HeatMap, ...] = ()
+    decides_anew: bool = False
+    """Whether this changed what model.safetensors says of thresholds, calibration and mirror."""
 
     @property
-    def folder(self) -> Path:
-        """Where its files go: eval/SPLIT, or eval/SPLIT-DIGEST for other shards than the run's own."""
-        own = self.shards.digest == self.trained_on
-        return self.run.evaluations / (self.split if own else f"{self.split}-{self.shards.digest[:12]}")
+    def trained_on(self) -> tuple[str, ...]:
+        """One a run: manifest digest of the shards that it was trained on."""
+        return tuple(str(header.metadata["manifest_sha256"]) for header in self.headers)
+
+    @property
+    def on_other_shards(self) -> tuple[str, ...]:
+        """The names of those runs that were trained on other shards than they are scored on."""
+        each = zip(self.runs, self.trained_on, self.scored_on, strict=True)
+        return tuple(run.name for run, trained_on, scored_on in each if trained_on != scored_on)
+
+    @cached_property
+    def intervals(self) -> pd.DataFrame | None:
+        """95 %, as `all_intervals` has them; None where nothing was resampled."""
+        if self.resampled is None:
+            return None
+        scored = self.predictions[self.split]
+        calibrated = None if self.calibration is None else self.calibration.apply(scored.probabilities)
+        arrays = scored.labels, scored.probabilities, scored.patients
+        return all_intervals(self.resampled, *arrays, calibrated)
+
+    @property
+    def patients(self) -> int:
+        """Of the scored images."""
+        return len(np.unique(self.predictions[self.split].patients))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One sentence for whatever is left out or not as it should be; to be printed, not dropped.
+
+        The gravest stand first. Those of the subgroups, which have their own, are summed up in one.
+        """
+        found = []
+        if self.on_other_shards:
+            found.append(
+                f"Trained on other shards than these: {', '.join(self.on_other_shards)}. Val and test here "
+                "may hold patients of that train split, on whom any model is too good."
+            )
+        rows = self.predictions[self.split].rows
+        seen = int(np.isin(rows, self.predictions[FITTED_ON].rows).sum())
+        if seen:
+            which = "these very images" if seen == len(rows) else f"{seen:,} of these {len(rows):,} images"
+            found.append(
+                f"Thresholds and calibration were fitted on {which}, which are of {FITTED_ON}: what depends "
+                "on them is too good."
+            )
+        for part in (self.scores, self.calibration, self.resampled):
+            found += () if part is None else part.warnings
+        if self.subgroups is not None and self.subgroups.warnings:
+            attributes = ", ".join(warning.partition(":")[0] for warning in self.subgroups.warnings)
+            found.append(f"Groups of too few patients are left out of the subgroups by {attributes}.")
+        if self.localization is not None:
+            found += self.localization.warnings
+        return tuple(found)
 
 
-def evaluate(
-    run: RunDirectory,
-    split: str,
-    device: torch.device,
-    *,
-    shards_path: Path | None = None,
-    other_shards: bool = False,
-    batch_size: int = 64,
-) -> Evaluation:
-    """Score a run's best weights on a split of the shards it was trained on.
+def fit(val: Predictions, rule: Rule, calibration: Method | None) -> Fitted:
+    """Fit thresholds and calibration on the predictions on val."""
+    fitted = None
+    if calibration is not None:
+        # One thread: on arrays this small several are slower, and round as the number of cores has it.
+        with threadpool_limits(1, user_api="blas"):
+            fitted = fit_calibration(val.labels, val.probabilities, calibration, FINDINGS)
+    return Fitted(rule, pick_thresholds(val.labels, val.probabilities, rule), fitted)
 
-    `shards_path` says where those are if not where they were. The thresholds are put into
-    model.safetensors. Raises BadData for a run without finished weights, and for shards with
-    another manifest than the run's, unless `other_shards` asks for that.
+
+def evaluate(candidate: Candidate, protocol: Protocol) -> Evaluation:
+    """Score a run's best weights, with predictions made where there are none yet.
+
+    What val taught is put into model.safetensors, unless the shards are others than the run's own.
+    Errors are those of `Candidate.predict`.
     """
-    config = run.read_config()
-    model, metadata = load_model(run.model)
-    if metadata["arch"] != config["arch"]:
-        raise BadData(f"{run.model} is a {metadata['arch']}, but {run.config} says {config['arch']}")
-    shards = open_shards(shards_path or Path(config["shards"]))
-    if shards.digest != metadata["manifest_sha256"] and not other_shards:
-        raise BadData(
-            f"{shards.path} is not what {run.name} was trained on (manifest {shards.digest[:12]}, trained on "
-            f"{metadata['manifest_sha256'][:12]}): its val and test may hold patients of that train split. "
-            "Give the right --shards, or --other-shards to score on it all the same"
+    name = protocol.selection.name
+    predictions = {FITTED_ON: candidate.predict(FITTED_ON, _val_file(candidate, name))}
+    if name != FITTED_ON:
+        predictions[name] = candidate.predict_selected(protocol.selection)
+    fitted = fit(predictions[FITTED_ON], protocol.rule, protocol.calibration)
+    whole = _score([candidate], candidate.run.name, candidate.folder(name), predictions, fitted, protocol)
+    if not candidate.own_shards:
+        return whole
+    decisions = {**fitted.to_json(), "tta": candidate.predicting.tta}
+    before = candidate.header.metadata
+    add_metadata(candidate.run.model, decisions)
+    return dataclasses.replace(whole, decides_anew={**before, **decisions} != before)
+
+
+def evaluate_average(candidates: Sequence[Candidate], protocol: Protocol) -> Evaluation:
+    """Score the mean probabilities of several runs on the same images, as if they were one model.
+
+    What val taught is fitted anew on the mean. Its files go to NAME+NAME/ beside the first run. Raises
+    BadData where images, labels or patients differ; else errors are those of `evaluate`.
+    """
+    first, name = candidates[0], protocol.selection.name
+    folder = joint_folder([each.run for each in candidates], "+") / folder_name(name, candidates)
+    val = [
+        (each.run.name, each.shards, each.predict(FITTED_ON, _val_file(each, name))) for each in candidates
+    ]
+    predictions = {FITTED_ON: average(val, FITTED_ON)}
+    if name != FITTED_ON:
+        scored = [
+            (each.run.name, each.shards, each.predict_selected(protocol.selection)) for each in candidates
+        ]
+        predictions[name] = average(scored, name)
+        predictions[FITTED_ON].to_csv(folder / f"{FITTED_ON}_predictions.csv", first.shards)
+    predictions[name].to_csv(folder / "predictions.csv", first.shards)
+    fitted = fit(predictions[FITTED_ON], protocol.rule, protocol.calibration)
+    joint = joint_name([each.run for each in candidates], "+")
+    return _score(candidates, joint, folder, predictions, fitted, protocol)
+
+
+def joint_folder(runs: Sequence[RunDirectory], sign: str) -> Path:
+    """Return where results of several runs go: A+B or A-vs-B beside the first run, with eval/ within."""
+    return runs[0].path.parent / joint_name(runs, sign) / "eval"
+
+
+def joint_name(runs: Sequence[RunDirectory], sign: str) -> str:
+    """Return the runs' names with the sign between them; a digest of them where that is too long."""
+    name = sign.join(run.name for run in runs)
+    if len(name.encode()) <= _LONGEST_NAME:
+        return name
+    return f"{len(runs)}-runs-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+
+
+def _val_file(candidate: Candidate, name: str) -> Path:
+    folder = candidate.folder(name)
+    return folder / ("predictions.csv" if name == FITTED_ON else f"{FITTED_ON}_predictions.csv")
+
+
+def _score(
+    candidates: Sequence[Candidate],
+    name: str,
+    folder: Path,
+    predictions: dict[str, Predictions],
+    fitted: Fitted,
+    protocol: Protocol,
+) -> Evaluation:
+    split, shards = protocol.selection.name, candidates[0].shards
+    scored = predictions[split]
+    resampled = None
+    if protocol.resamples:
+        resampled = bootstrap(
+            scored.labels,
+            scored.probabilities,
+            fitted.thresholds,
+            scored.patients,
+            FINDINGS,
+            resamples=protocol.resamples,
+            seed=protocol.seed,
         )
-    if shards.manifest.size != metadata["size"]:
-        raise BadData(
-            f"{shards.path} holds images of {shards.manifest.size} px, {run.name} takes {metadata['size']} px"
-        )
-    predictions = {
-        part: predict(model, shards, part, device, batch_size) for part in dict.fromkeys((FITTED_ON, split))
-    }
-    val, scored = predictions[FITTED_ON], predictions[split]
-    fitted = pick_thresholds(val.labels, val.probabilities)
-    thresholds = dict(zip(FINDINGS, fitted.tolist(), strict=True))
-    if not other_shards:
-        save_thresholds(run.model, thresholds)
-    scores = score(scored.labels, scored.probabilities, fitted, FINDINGS)
-    return Evaluation(run, shards, split, predictions, thresholds, scores, metadata["manifest_sha256"])
+    scores = score(scored.labels, scored.probabilities, fitted.thresholds, FINDINGS)
+    return Evaluation(
+        name=name,
+        runs=tuple(each.run for each in candidates),
+        headers=tuple(each.header for each in candidates),
+        scored_on=tuple(each.shards.digest for each in candidates),
+        shards=shards,
+        split=split,
+        tta=candidates[0].predicting.tta,
+        predictions=predictions,
+        rule=fitted.rule.name,
+        thresholds=dict(zip(FINDINGS, fitted.thresholds.tolist(), strict=True)),
+        scores=scores,
+        at_half=_at_half(scores, scored),
+        calibration=fitted.calibration,
+        calibrated=_calibrated(scores, scored, fitted.calibration),
+        resampled=resampled,
+        subgroups=subgroups(
+            scored.labels,
+            scored.probabilities,
+            shards.entries.loc[scored.rows],
+            FINDINGS,
+            fitted.thresholds,
+            resamples=protocol.resamples,
+            seed=protocol.seed,
+        ),
+        folder=folder,
+    )
+
+
+def _at_half(scores: Scores, scored: Predictions) -> Scores:
+    """Return the scores at 0.5; what no threshold changes is taken from `scores`, which saves the sorting."""
+    thresholds = np.full(len(FINDINGS), 0.5)
+    half = score(scored.labels, scored.probabilities, thresholds, FINDINGS, measures=DECIDED)
+    kept = (*RANKED, *ERRORS)
+    return dataclasses.replace(
+        half,
+        per_finding=half.per_finding.assign(**{name: scores.per_finding[name] for name in kept}),
+        macro=half.macro | {name: scores.macro[name] for name in kept},
+        micro=half.micro | {name: scores.micro[name] for name in kept},
+    )
+
+
+def _calibrated(scores: Scores, scored: Predictions, calibration: Calibration | None) -> pd.DataFrame | None:
+    """Return Brier and ECE before and after calibration; None without one."""
+    if calibration is None:
+        return None
+    no_thresholds = np.full(len(FINDINGS), np.nan)
+    probabilities = calibration.apply(scored.probabilities)
+    after = score(scored.labels, probabilities, no_thresholds, FINDINGS, measures=ERRORS)
+    before, after_frame = (each.to_frame()[list(ERRORS)] for each in (scores, after))
+    return before.join(after_frame.add_prefix(CALIBRATED))

@@ -1,18 +1,24 @@
 """The device a command runs on, from its option."""
 
+from typing import TYPE_CHECKING
+
 import click
-import torch
 
 from shards.errors import ResourceMissing
+
+if TYPE_CHECKING:  # the names of devices are known without it
+    import torch
 
 DEVICE_CHOICES = "auto|cpu|cuda|cuda:N"
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str) -> "torch.device":
     """Resolve `auto` to the first GPU, or to the CPU where torch can use none.
 
     Raises UsageError for any other kind of device, ResourceMissing for a GPU that is not there.
     """
+    import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = name.partition(":")

@@ -6,17 +6,20 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import torch
 
 from shards.cores import available_cores
 from shards.errors import BadData, CannotResume, ResourceMissing
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
 from shards.publishing import publish_text
-from trainer.config import TrainConfig
+
+if TYPE_CHECKING:  # what is written here can be read where torch is not wanted
+    import torch
+
+    from trainer.config import TrainConfig
 
 _VERSIONS_OF = (
     "torch",
@@ -56,10 +59,10 @@ class RunDirectory:
 
     def begin(
         self,
-        config: TrainConfig,
+        config: "TrainConfig",
         sources: dict[str, str],
         shards: ShardFolder,
-        device: torch.device,
+        device: "torch.device",
         precision: str,
         world_size: int = 1,
     ) -> None:
@@ -98,11 +101,24 @@ class RunDirectory:
             _append(self.metrics, json.dumps(values, allow_nan=False))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the lines of metrics.jsonl; one that a kill cut off is left out."""
+        """Return the lines of metrics.jsonl; a last one that a kill cut off is left out.
+
+        Raises BadData naming any other line that is damaged.
+        """
         if not self.metrics.is_file():
             return []
-        lines = self.metrics.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line[-1:] == "}"]
+        records = []
+        lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        for number, line in enumerate(lines, start=1):
+            try:
+                records.append(_parse_object(line))
+            except ValueError as error:
+                if number < len(lines) or line.endswith("\n"):
+                    raise BadData(
+                        f"{self.metrics}, line {number} is damaged: {error}; delete that line to go on "
+                        "without it"
+                    ) from error
+        return records
 
     def forget_after(self, epoch: int, step: int) -> None:
         """Drop the metrics that a killed process wrote after the checkpoint it is resumed from.
@@ -119,13 +135,17 @@ class RunDirectory:
 
     def read_config(self) -> dict[str, Any]:
         """Return option -> value as the run was started with; BadData where config.json is damaged."""
-        return {key: option["value"] for key, option in _read_json(self.config).items()}
+        record = _read_json(self.config)
+        try:
+            return {key: option["value"] for key, option in record.items()}
+        except (KeyError, TypeError) as error:
+            raise BadData(f"{self.config} cannot be read: an option in it has no value") from error
 
     def read_environment(self) -> dict[str, Any]:
         """Return environment.json; BadData where it is damaged."""
         return _read_json(self.environment)
 
-    def _check_same(self, config: TrainConfig, shards: ShardFolder, now: dict[str, Any]) -> None:
+    def _check_same(self, config: "TrainConfig", shards: ShardFolder, now: dict[str, Any]) -> None:
         then = self.read_config()
         differing = [
             f"{key} was {then.get(key)}, is now {value}"
@@ -161,12 +181,16 @@ def list_runs(runs: Path) -> list[RunDirectory]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict):
-            raise ValueError("no JSON object")
-        return record
+        return _parse_object(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadData(f"{path} cannot be read: {error}") from error
+
+
+def _parse_object(text: str) -> dict[str, Any]:
+    record = json.loads(text)
+    if not isinstance(record, dict):
+        raise ValueError("no JSON object")
+    return record
 
 
 def _append(path: Path, line: str) -> None:
@@ -180,7 +204,9 @@ def _append(path: Path, line: str) -> None:
         ) from error
 
 
-def _environment(shards: ShardFolder, device: torch.device) -> dict[str, Any]:
+def _environment(shards: ShardFolder, device: "torch.device") -> dict[str, Any]:
+    import torch
+
     installed = {dist.metadata["Name"] for dist in metadata.distributions()}
     return {
         "command": " ".join([Path(sys.executable).name, "-m", "trainer", *sys.argv[1:]]),

@@ -1,84 +1,73 @@
-"""`python -m eval` on a run trained on phantoms: the protocol, the files, and what is refused."""
+"""The protocol on runs trained on phantoms: what is fitted on val, what is scored, and what is refused."""
 
 import csv
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-import torch
-from click.testing import CliRunner, Result
-from PIL import Image
 
-from eval.__main__ import main
-from eval.evaluation import evaluate
+from eval.evaluation import Evaluation, Protocol, evaluate
+from eval.predicting.candidate import Predicting, open_candidate
+from eval.predicting.selection import Selection
+from eval.scores.metrics import score as score_arrays
+from eval.scores.thresholds import parse_rule
 from shards.findings import FINDINGS
-from shards.folder import ShardFolder
+from shards.folder import ShardFolder, open_shards
+from shards.manifest import NAME
 from shards.packing import pack
 from shards.packing.planning import SplitRecipe, make_plan
 from shards.pixels import PixelRecipe
-from trainer.__main__ import main as trainer
+from shards.publishing import sha256_of
+from shards.splits import read_list
+from tests.eval.commanding import NUMBERS, expect_refusal, score
+from tests.trainer.running import train
 from trainer.model_file import load_model, save_model
+from trainer.model_header import read_header
 from trainer.run_directory import RunDirectory
 
-Score = Callable[..., Result]
+TEST = Path("small", "eval", "test")
 
 
-def score(*arguments: Any) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
 
 
-@pytest.fixture(scope="module")
-def trained(phantom_shards: ShardFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the run `small`, trained and scored."""
-    runs = tmp_path_factory.mktemp("runs")
-    options = ["--arch", "custom_cnn", "--shards", phantom_shards.path, "--runs", runs, "--name", "small"]
-    done = CliRunner().invoke(trainer, [str(text) for text in (*options, "--epochs", 2, "--batch-size", 16)])
-    assert done.exit_code == 0, done.output
-    done = score("small", "--runs", runs)
-    assert done.exit_code == 0, done.output
-    return runs
+def evaluated(runs: Path, split: str, **changes: Any) -> Evaluation:
+    candidate = open_candidate(RunDirectory(runs / "small"), Predicting(device="cpu"))
+    return evaluate(candidate, Protocol(Selection.parse(split), resamples=0, **changes))
 
 
-@pytest.fixture
-def runs(trained: Path, tmp_path: Path) -> Path:
-    """A copy of it that a test may change."""
-    return Path(shutil.copytree(trained, tmp_path / "runs"))
-
-
-def test_every_file_of_the_report_is_written(trained: Path) -> None:
-    folder = trained / "small" / "eval" / "test"
-    names = {path.name for path in folder.iterdir()}
-    assert names >= {"predictions.csv", "thresholds.json", "metrics.json", "metrics.csv"}
-    for name in ("roc.png", "precision_recall.png"):
-        with Image.open(folder / name) as image:
-            assert min(image.size) > 300
+def test_every_file_is_written(scored: Path) -> None:
+    names = {path.name for path in (scored / TEST).iterdir()}
+    assert names >= {
+        "predictions.csv", "val_predictions.csv", "thresholds.json", "metrics.json", "metrics.csv",
+        "intervals.csv", "calibration.json", "subgroups.csv", "roc.png", "report.html",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_predictions_name_every_image_of_the_split_once(
-    trained: Path, phantom_shards: ShardFolder, split: str
+    scored: Path, phantom_shards: ShardFolder, split: str
 ) -> None:
-    name = "predictions.csv" if split == "test" else "val_predictions.csv"
-    with (trained / "small" / "eval" / "test" / name).open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(scored / TEST / ("predictions.csv" if split == "test" else "val_predictions.csv"))
     entries = phantom_shards.entries[phantom_shards.entries["split"] == split]
     assert [row["image"] for row in rows] == entries["image"].tolist()
     for row, (number, entry) in zip(rows, entries.iterrows(), strict=True):
         assert int(row["row"]) == number
+        assert int(row["patient"]) == entry["patient"]
         assert [int(row[f"label_{finding}"]) for finding in FINDINGS] == entry[list(FINDINGS)].tolist()
         assert all(0 <= float(row[f"prob_{finding}"]) <= 1 for finding in FINDINGS)
 
 
-def test_stored_predictions_and_thresholds_give_the_stored_counts(trained: Path) -> None:
-    folder = trained / "small" / "eval" / "test"
-    metrics = json.loads((folder / "metrics.json").read_text())
-    thresholds = json.loads((folder / "thresholds.json").read_text())["thresholds"]
-    with (folder / "predictions.csv").open() as file:
-        rows = list(csv.DictReader(file))
+def test_stored_predictions_and_thresholds_give_the_stored_counts(scored: Path) -> None:
+    metrics = json.loads((scored / TEST / "metrics.json").read_text())
+    thresholds = json.loads((scored / TEST / "thresholds.json").read_text())["thresholds"]
+    rows = read_csv(scored / TEST / "predictions.csv")
     decided = [finding for finding in FINDINGS if thresholds[finding] is not None]
     assert decided
     for finding in decided:
@@ -89,49 +78,97 @@ def test_stored_predictions_and_thresholds_give_the_stored_counts(trained: Path)
         assert counted["fp"] == sum(a and not b for a, b in zip(alarms, labels, strict=True))
 
 
-def test_the_macro_auroc_is_the_mean_of_its_own_table(trained: Path) -> None:
-    metrics = json.loads((trained / "small" / "eval" / "test" / "metrics.json").read_text())
+def test_the_macro_auroc_is_the_mean_of_its_own_table(scored: Path) -> None:
+    metrics = json.loads((scored / TEST / "metrics.json").read_text())
     column = [row["auroc"] for row in metrics["per_finding"].values() if row["auroc"] is not None]
     assert metrics["macro"]["auroc"] == pytest.approx(np.mean(column), abs=1e-12)
     assert metrics["thresholds_fitted_on"] == "val"
     assert metrics["split"] == "test"
 
 
-def test_thresholds_come_from_val_alone(trained: Path) -> None:
-    run = RunDirectory(trained / "small")
-    cpu = torch.device("cpu")
-    on_test, on_val = evaluate(run, "test", cpu), evaluate(run, "val", cpu)
+def test_thresholds_and_calibration_come_from_val_alone(runs: Path) -> None:
+    on_test = evaluated(runs, "test")
+    stored = load_model(runs / "small" / "model.safetensors")[1]
+    on_val = evaluated(runs, "val")
     assert np.array_equal(list(on_test.thresholds.values()), list(on_val.thresholds.values()), equal_nan=True)
-    assert load_model(run.model)[1]["thresholds"] == {
+    assert on_test.calibration == on_val.calibration
+    assert on_val.calibration is not None
+    assert load_model(runs / "small" / "model.safetensors")[1] == stored
+    assert stored["calibration"] == on_val.calibration.to_json()
+    assert stored["rule"] == "f1"
+    assert stored["thresholds"] == {
         finding: None if np.isnan(cut) else cut for finding, cut in on_val.thresholds.items()
     }
 
 
-def test_scoring_again_gives_the_same_files(runs: Path) -> None:
-    folder = runs / "small" / "eval" / "test"
-    before = {path.name: path.read_bytes() for path in folder.glob("*.[cj]s*")}
-    assert score(runs / "small").exit_code == 0
-    assert {name: (folder / name).read_bytes() for name in before} == before
+def test_no_test_label_reaches_a_threshold_or_a_calibration(
+    trained: Path, phantom_tree: Path, phantom_shards: ShardFolder, tmp_path: Path
+) -> None:
+    """The same tree with the labels of its test images shuffled is packed, trained on and scored."""
+    tree = shutil.copytree(phantom_tree, tmp_path / "tree")
+    metadata = tree / "Data_Entry_2017_v2020.csv"
+    table = pd.read_csv(metadata, dtype=str)
+    test = table["Image Index"].isin(read_list(tree / "test_list.txt"))
+    shuffled = np.random.default_rng(0).permutation(table.loc[test, "Finding Labels"].to_numpy(dtype=str))
+    assert (shuffled != table.loc[test, "Finding Labels"]).sum() > 10
+    table.loc[test, "Finding Labels"] = shuffled
+    table.to_csv(metadata, index=False)
+    pack(make_plan(tree, SplitRecipe(val_fraction=0.2)), tmp_path / "shards", PixelRecipe(size=64))
+    done = train(open_shards(tmp_path / "shards"), tmp_path / "runs", "small", epochs=1, batch_size=16)
+    assert done.exit_code == 0, done.output
+    shutil.copytree(trained / "small", tmp_path / "true" / "small")
+    results = {}
+    for runs in (tmp_path / "true", tmp_path / "runs"):
+        for rule, method in (("f1", "platt"), ("youden", "isotonic")):
+            options = ("--rule", rule, "--calibration", method)
+            done = score("small", "--runs", runs, *options, *NUMBERS)
+            assert done.exit_code == 0, done.output
+            folder, header = runs / "small" / "eval" / "test", read_header(runs / "small/model.safetensors")
+            fitted = [(folder / f"{name}.json").read_bytes() for name in ("thresholds", "calibration")]
+            inside = {key: header.metadata[key] for key in ("thresholds", "calibration", "rule", "epoch")}
+            results.setdefault((rule, method), []).append((header.weights_sha256, fitted, inside))
+    assert all(true == other for true, other in results.values())
+    metrics = [path.read_text() for path in tmp_path.glob("*/small/eval/test/metrics.json")]
+    assert len(metrics) == 2 and metrics[0] != metrics[1]
 
 
-def test_without_a_run_the_runs_are_listed(trained: Path, tmp_path: Path) -> None:
-    listed = score("--runs", trained)
-    assert listed.exit_code == 0
-    assert "small" in listed.stdout
-    assert "custom_cnn" in listed.stdout
-    empty = score("--runs", tmp_path)
-    assert "python -m trainer" in empty.stdout
+def test_a_rule_and_a_calibration_can_be_chosen(runs: Path) -> None:
+    plain, other = (
+        evaluated(runs, "test"),
+        evaluated(runs, "test", rule=parse_rule("youden"), calibration="platt"),
+    )
+    assert other.rule == "youden"
+    assert other.thresholds != plain.thresholds
+    assert other.scores.macro["auroc"] == plain.scores.macro["auroc"]
+    assert other.calibration is not None and other.calibration.method == "platt"
+    assert load_model(runs / "small" / "model.safetensors")[1]["rule"] == "youden"
+    bare = evaluated(runs, "test", calibration=None)
+    assert bare.calibration is None and bare.calibrated is None
+    assert load_model(runs / "small" / "model.safetensors")[1]["calibration"] is None
 
 
-def expect_refusal(result: Result, exit_code: int, message: str) -> None:
-    assert result.exit_code == exit_code
-    assert message in result.stderr
-    assert isinstance(result.exception, SystemExit)
-    assert result.stderr.splitlines()[-1].startswith("Error: ")
+def test_half_is_scored_for_comparison(runs: Path) -> None:
+    evaluation = evaluated(runs, "test")
+    test = evaluation.predictions["test"]
+    alarms = (test.probabilities >= 0.5) & (test.labels == 1)
+    assert evaluation.at_half.per_finding["tp"].tolist() == alarms.sum(axis=0).tolist()
+    whole = score_arrays(test.labels, test.probabilities, np.full(len(FINDINGS), 0.5), FINDINGS)
+    pd.testing.assert_frame_equal(evaluation.at_half.to_frame(), whole.to_frame(), check_exact=True)
+
+
+def test_calibration_changes_brier_and_ece_alone(runs: Path) -> None:
+    evaluation = evaluated(runs, "val")
+    calibrated = evaluation.calibrated
+    assert calibrated is not None
+    scores = evaluation.scores.to_frame()
+    assert calibrated["brier"].equals(scores["brier"])
+    assert calibrated["ece"].equals(scores["ece"])
+    # On the split that it was fitted on it helps, by and large.
+    assert calibrated.at["macro", "calibrated_brier"] < calibrated.at["macro", "brier"]
 
 
 def test_an_unknown_run_lists_the_known_ones(trained: Path) -> None:
-    expect_refusal(score("large", "--runs", trained), 2, "the runs there: small")
+    expect_refusal(score("large", "--runs", trained), 2, "the runs there: other, small")
 
 
 def test_a_run_without_finished_weights_is_never_scored(runs: Path) -> None:
@@ -144,25 +181,26 @@ def test_shards_with_another_split_are_refused_unless_asked_for(
 ) -> None:
     other = tmp_path / "other"
     pack(make_plan(phantom_tree, SplitRecipe(rule="random", seed=1)), other, PixelRecipe(size=64))
-    expect_refusal(score("small", "--runs", runs, "--shards", other), 3, "is not what small was trained on")
+    assert score("small", "--runs", runs, *NUMBERS).exit_code == 0
+    refused = score("small", "--runs", runs, "--shards", other)
+    expect_refusal(refused, 3, "is not what small was trained on")
     stamped = load_model(runs / "small" / "model.safetensors")[1]
     metrics = runs / "small" / "eval" / "test" / "metrics.json"
     before = metrics.read_bytes()
-    assert score("small", "--runs", runs, "--shards", other, "--other-shards").exit_code == 0
+    assert score("small", "--runs", runs, "--shards", other, "--other-shards", *NUMBERS).exit_code == 0
     assert metrics.read_bytes() == before
     (foreign,) = (runs / "small" / "eval").glob("test-*/metrics.json")
-    record = json.loads(foreign.read_text())
-    assert record["manifest_sha256"] != record["trained_on_manifest_sha256"] == stamped["manifest_sha256"]
+    assert json.loads(foreign.read_text())["manifest_sha256"] == sha256_of(other / NAME)
     assert load_model(runs / "small" / "model.safetensors")[1] == stamped
 
 
-def test_shards_of_another_size_are_expect_refusal(runs: Path, phantom_tree: Path, tmp_path: Path) -> None:
+def test_shards_of_another_size_are_refused(runs: Path, phantom_tree: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     pack(make_plan(phantom_tree, SplitRecipe(val_fraction=0.2)), other, PixelRecipe(size=32))
     expect_refusal(score("small", "--runs", runs, "--shards", other, "--other-shards"), 3, "takes 64 px")
 
 
-def test_weights_of_other_findings_or_another_arch_are_expect_refusal(runs: Path) -> None:
+def test_weights_of_other_findings_or_another_arch_are_refused(runs: Path) -> None:
     run = RunDirectory(runs / "small")
     model, metadata = load_model(run.model)
     save_model(run.model, model.state_dict(), {**metadata, "findings": list(reversed(FINDINGS))})
@@ -174,7 +212,7 @@ def test_weights_of_other_findings_or_another_arch_are_expect_refusal(runs: Path
     expect_refusal(score("small", "--runs", runs), 3, "is a custom_cnn, but")
 
 
-def test_shards_with_findings_in_another_order_are_expect_refusal(
+def test_shards_with_findings_in_another_order_are_refused(
     runs: Path, phantom_shards: ShardFolder, tmp_path: Path
 ) -> None:
     other = Path(shutil.copytree(phantom_shards.path, tmp_path / "other"))
@@ -190,8 +228,3 @@ def test_weights_that_give_no_numbers_are_not_scored(runs: Path) -> None:
     state = {name: tensor * float("nan") for name, tensor in model.state_dict().items()}
     save_model(run.model, state, metadata)
     expect_refusal(score("small", "--runs", runs), 3, "not all numbers")
-
-
-def test_a_damaged_metrics_file_is_named_in_the_list_of_runs(runs: Path) -> None:
-    (runs / "small" / "eval" / "test" / "metrics.json").write_text("{")
-    expect_refusal(score("--runs", runs), 3, "metrics.json is damaged")

@@ -4,11 +4,24 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from eval.plots import draw_precision_recall, draw_roc
+from eval.plots import (
+    draw_comparison,
+    draw_confusion,
+    draw_precision_recall,
+    draw_prevalence,
+    draw_reliability,
+    draw_roc,
+    draw_subgroups,
+    draw_training,
+)
+from eval.plots.reliability import bin_reliability
+from eval.scores.metrics import ECE_BINS, expected_calibration_error, score
 from shards.errors import ResourceMissing
 from shards.findings import FINDINGS
 
@@ -111,7 +124,121 @@ def test_columns_that_do_not_fit_the_findings_are_refused(draw, tmp_path):
         draw(*split(), FINDINGS[:3], "demo", tmp_path / "curves.png")
 
 
-def test_scoring_and_drawing_import_neither_torch_nor_pyplot():
-    code = "import sys, eval.plots; print({'torch', 'matplotlib.pyplot'} & set(sys.modules))"
+def test_scoring_drawing_and_reporting_import_neither_torch_nor_pyplot():
+    code = "import sys, eval.report; print({'torch', 'matplotlib.pyplot'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "set()"
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def whole_png(path):
+    with Image.open(path) as image:
+        image.load()
+        return image.format == "PNG" and image.width > 1000
+
+
+def test_every_confusion_matrix_shows_its_counts_and_the_shares_of_its_rows(tmp_path):
+    labels, probabilities = split()
+    scores = score(labels, probabilities, np.full(len(FINDINGS), 0.5), FINDINGS).per_finding
+    figure = draw_confusion(scores, "demo", tmp_path / "confusion.png")
+    assert whole_png(tmp_path / "confusion.png")
+    assert [panel.get_title() for panel in figure.axes[:-1]] == [name.replace("_", " ") for name in FINDINGS]
+    for finding, panel in zip(FINDINGS, figure.axes, strict=False):
+        tn, fp, fn, tp = (int(scores.at[finding, key]) for key in ("tn", "fp", "fn", "tp"))
+        assert texts(panel) == [
+            f"{count:,}\n{count / total:.0%}"
+            for count, total in ((tn, tn + fp), (fp, tn + fp), (fn, fn + tp), (tp, fn + tp))
+        ]
+
+
+def test_a_finding_without_threshold_has_a_panel_that_says_so(tmp_path):
+    labels, probabilities = split()
+    thresholds = np.full(len(FINDINGS), 0.5)
+    thresholds[3] = np.nan
+    figure = draw_confusion(
+        score(labels, probabilities, thresholds, FINDINGS).per_finding, "demo", tmp_path / "confusion.png"
+    )
+    assert texts(figure.axes[3]) == ["no threshold"]
+
+
+def test_the_dots_of_a_reliability_diagram_are_those_of_scikit_learn():
+    labels, probabilities = split()
+    truth, values = labels[:, 0].astype(bool), probabilities[:, 0].astype(np.float64)
+    mean, observed, share = bin_reliability(truth, values)
+    expected, means = calibration_curve(truth, values, n_bins=ECE_BINS)
+    np.testing.assert_allclose(mean, means, rtol=1e-12)
+    np.testing.assert_allclose(observed, expected, rtol=1e-12)
+    assert share.sum() == pytest.approx(1)
+    assert share @ abs(mean - observed) == pytest.approx(expected_calibration_error(truth, values), abs=1e-12)
+
+
+def test_a_reliability_diagram_gives_the_error_before_and_after(tmp_path):
+    labels, probabilities = split()
+    calibrated = probabilities.astype(np.float64) ** 2
+    figure = draw_reliability(labels, probabilities, calibrated, FINDINGS, "demo", tmp_path / "after.png")
+    before, after = (
+        expected_calibration_error(labels[:, 0], values[:, 0]) for values in (probabilities, calibrated)
+    )
+    assert texts(figure.axes[0]) == [f"ECE {before:.3f} \N{RIGHTWARDS ARROW} {after:.3f}"]
+    alone = draw_reliability(labels, probabilities, None, FINDINGS, "demo", tmp_path / "before.png")
+    assert texts(alone.axes[0]) == [f"ECE {before:.3f}"]
+    assert whole_png(tmp_path / "before.png") and whole_png(tmp_path / "after.png")
+
+
+def test_a_group_too_small_to_score_keeps_its_line(tmp_path):
+    macro = pd.DataFrame(
+        [
+            ("sex", "F", 1200, 0.8, 0.7, 0.9),
+            ("sex", "M", 1300, 0.7, 0.6, 0.8),
+            ("view", "AP", 3, *[np.nan] * 3),
+        ],
+        columns=["attribute", "group", "images", "auroc", "auroc_low", "auroc_high"],
+    )
+    figure = draw_subgroups(macro, 0.75, "demo", tmp_path / "subgroups.png")
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["F  (1,200)", "M  (1,300)", "AP  (3)"]
+    assert texts(figure.axes[0]) == ["too few to score"]
+    assert whole_png(tmp_path / "subgroups.png")
+
+
+def test_prevalence_has_a_dot_for_each_split_with_images(tmp_path):
+    shares = {"train": [0.1] * len(FINDINGS), "val": [None] * len(FINDINGS), "test": [0.2] * len(FINDINGS)}
+    images = {"train": 1000, "val": 0, "test": 200}
+    figure = draw_prevalence(shares, images, FINDINGS, "demo", tmp_path / "prevalence.png")
+    dots = [len(collection.get_offsets()) for collection in figure.axes[0].collections]
+    assert dots == [len(FINDINGS), 0, len(FINDINGS)]
+    assert entries(figure) == ["train  (1,000)", "val  (0)", "test  (200)"]
+
+
+def test_training_shows_losses_time_and_data_wait_of_every_epoch(tmp_path):
+    epochs = [
+        {
+            "epoch": n,
+            "train_loss": 1 / n,
+            "val_loss": 1.2 / n,
+            "seconds": 9.0,
+            "data_wait": 0.02,
+            "best": n < 3,
+        }
+        for n in (1, 2, 3)
+    ]
+    figure = draw_training(epochs, "demo", tmp_path / "training.png")
+    losses, seconds, wait = figure.axes
+    assert [list(line.get_xdata()) for line in losses.get_lines()][:2] == [[1, 2, 3]] * 2
+    assert [text.get_text() for text in losses.get_legend().get_texts()][-1] == "best, epoch 2"
+    assert [bar.get_height() for bar in seconds.patches] == [9.0] * 3
+    assert [bar.get_height() for bar in wait.patches] == pytest.approx([2.0] * 3)
+    assert whole_png(tmp_path / "training.png")
+
+
+def test_runs_stand_side_by_side_on_every_finding(tmp_path):
+    rows = [(run, finding, 0.8, 0.7, 0.9) for run in ("one", "two") for finding in (*FINDINGS, "macro")]
+    auroc = pd.DataFrame(rows, columns=["run", "finding", "value", "low", "high"])
+    figure = draw_comparison(auroc, ["one", "two"], "demo", tmp_path / "comparison.png")
+    assert entries(figure) == ["one", "two"]
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == [*(name.replace("_", " ") for name in FINDINGS), "macro"]
+    assert whole_png(tmp_path / "comparison.png")

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import build
+from models import build, parameter_counts
 from shards.errors import BadData
 from shards.findings import FINDINGS
-from trainer.model_file import load_model, save_model, save_thresholds
+from trainer.model_file import load_model, save_model
+from trainer.model_header import add_metadata, read_header
 
 METADATA = {"arch": "custom_cnn", "size": 64, "findings": list(FINDINGS), "manifest_sha256": "0"}
 
@@ -30,14 +31,38 @@ def test_equal_weights_give_equal_files(tmp_path: Path) -> None:
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
 
 
-def test_thresholds_are_added_and_change_no_weight(tmp_path: Path) -> None:
+def test_metadata_is_added_and_changes_no_weight(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     model = build("custom_cnn", size=64)
     save_model(path, model.state_dict(), METADATA)
-    save_thresholds(path, {"Mass": 0.1 + 0.2, "Hernia": float("nan")})
+    before = read_header(path)
+    added = {"thresholds": {"Mass": 0.1 + 0.2, "Hernia": None}, "rule": "f1 \u2265"}
+    add_metadata(path, added)
     loaded, metadata = load_model(path)
-    assert metadata["thresholds"] == {"Mass": 0.1 + 0.2, "Hernia": None}
+    assert metadata == {**METADATA, **added}
+    assert read_header(path).weights_sha256 == before.weights_sha256
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
+    written = path.stat()
+    add_metadata(path, added)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+
+
+def test_other_weights_have_another_digest(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    state = build("custom_cnn", size=64).state_dict()
+    save_model(path, state, METADATA)
+    before = read_header(path).weights_sha256
+    next(iter(state.values())).mul_(1.001)
+    save_model(path, state, METADATA)
+    assert read_header(path).weights_sha256 != before
+
+
+@pytest.mark.parametrize("arch", ["custom_cnn", "resnet50"])
+def test_the_header_counts_the_parameters_as_the_model_does(tmp_path: Path, arch: str) -> None:
+    path = tmp_path / "model.safetensors"
+    model = build(arch, size=64)
+    save_model(path, model.state_dict(), METADATA)
+    assert read_header(path).parameters == parameter_counts(model)[1]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\x08\0\0\0\0\0\0\0{}      "])

@@ -1,6 +1,7 @@
 """The scores are scikit-learn's, and a finding that cannot be scored is left out aloud."""
 
 import csv
+import itertools
 import json
 import math
 
@@ -9,12 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
 
-from eval.metrics import COLUMNS, DECIDED, RANKED, score
+from eval.scores.metrics import (
+    COLUMNS,
+    DECIDED,
+    ECE_BINS,
+    ERRORS,
+    MEASURES,
+    calibration_bins,
+    expected_calibration_error,
+    score,
+)
 from shards.findings import FINDINGS
 
 F = len(FINDINGS)
-MEASURES = [*DECIDED, *RANKED]
 
 
 def split(seed=0, n=300, dtype=np.float32):
@@ -31,14 +41,30 @@ def expect_close(got, expected):
 
 
 def sklearn_decided(labels, alarms, average):
+    def of(measure, flip=False):
+        return measure(labels ^ flip, alarms ^ flip, average=average, zero_division=0)
+
     return [
-        sk.precision_score(labels, alarms, average=average, zero_division=0),
-        sk.recall_score(labels, alarms, average=average, zero_division=0),
-        sk.f1_score(labels, alarms, average=average, zero_division=0),
+        of(sk.precision_score),
+        of(sk.recall_score),
+        of(sk.recall_score, flip=True),
+        of(sk.precision_score, flip=True),
+        of(sk.f1_score),
     ]
 
 
-@settings(max_examples=20, deadline=None)
+def ece_by_hand(labels, probabilities):
+    """One bin after the other, each closed above and the first also below."""
+    total, edges = 0.0, np.linspace(0, 1, 16)
+    for number, (low, high) in enumerate(itertools.pairwise(edges)):
+        inside = (probabilities > low) & (probabilities <= high) | ((probabilities == 0) & (number == 0))
+        if inside.any():
+            gap = abs(probabilities[inside].mean() - labels[inside].mean())
+            total += inside.mean() * gap
+    return total
+
+
+@settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from([np.float32, np.float64]))
 def test_means_are_those_of_scikit_learn(seed, dtype):
     labels, probabilities, thresholds = split(seed, n=40, dtype=dtype)
@@ -49,6 +75,10 @@ def test_means_are_those_of_scikit_learn(seed, dtype):
         expect_close(row["auroc"], sk.roc_auc_score(labels, probabilities, average=average))
         expected = sk.average_precision_score(labels, probabilities, average=average)
         expect_close(row["average_precision"], expected)
+    expect_close(scores.macro["brier"], ((labels - probabilities.astype(np.float64)) ** 2).mean())
+    flat = labels.ravel(), probabilities.astype(np.float64).ravel()
+    expect_close(scores.micro["brier"], sk.brier_score_loss(*flat))
+    expect_close(scores.micro["ece"], ece_by_hand(*flat))
 
 
 def test_every_finding_scores_as_in_scikit_learn():
@@ -62,6 +92,9 @@ def test_every_finding_scores_as_in_scikit_learn():
         expect_close(row["auroc"], sk.roc_auc_score(labels[:, column], probabilities[:, column]))
         expected = sk.average_precision_score(labels[:, column], probabilities[:, column])
         expect_close(row["average_precision"], expected)
+        widened = probabilities[:, column].astype(np.float64)
+        expect_close(row["brier"], sk.brier_score_loss(labels[:, column], widened))
+        expect_close(row["ece"], ece_by_hand(labels[:, column], widened))
         counts = sk.confusion_matrix(labels[:, column], alarms[:, column]).ravel().tolist()
         assert [row[name] for name in ("tn", "fp", "fn", "tp")] == counts
         assert row["positives"] == labels[:, column].sum()
@@ -74,7 +107,10 @@ def test_counts_by_hand():
     probabilities = np.array([[0.9], [0.4], [0.5], [0.1], [0.2]])
     row = score(labels, probabilities, np.array([0.5]), ("Mass",)).per_finding.loc["Mass"]
     assert [row[name] for name in ("images", "positives", "tp", "fp", "fn", "tn")] == [5, 2, 1, 1, 1, 2]
-    assert [row[name] for name in DECIDED] == [0.5, 0.5, 0.5]
+    assert [row[name] for name in ("precision", "recall", "f1")] == [0.5, 0.5, 0.5]
+    expect_close([row["specificity"], row["npv"]], [2 / 3, 2 / 3])
+    expect_close(row["brier"], (0.1**2 + 0.6**2 + 0.5**2 + 0.1**2 + 0.2**2) / 5)
+    expect_close(row["ece"], (0.1 + 0.6 + 0.5 + 0.1 + 0.2) / 5)  # five bins of one image
     expect_close(row["auroc"], 5 / 6)
     expect_close(row["average_precision"], 0.5 * 1 + 0.5 * 2 / 3)
 
@@ -140,7 +176,48 @@ def test_a_finding_without_alarms_has_precision_and_f1_of_zero():
     labels, probabilities, thresholds = split()
     thresholds[2] = 1.5
     row = score(labels, probabilities, thresholds, FINDINGS).per_finding.loc["Effusion"]
-    assert row[list(DECIDED)].tolist() == [0, 0, 0]
+    assert row[["precision", "recall", "specificity", "f1"]].tolist() == [0, 0, 1, 0]
+    expect_close(row["npv"], 1 - labels[:, 2].mean())
+
+
+def test_a_finding_with_an_alarm_for_every_image_has_npv_of_zero():
+    labels, probabilities, thresholds = split()
+    thresholds[2] = 0
+    row = score(labels, probabilities, thresholds, FINDINGS).per_finding.loc["Effusion"]
+    assert row[["recall", "specificity", "npv"]].tolist() == [1, 0, 0]
+    expect_close(row["precision"], labels[:, 2].mean())
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 1), st.sampled_from(np.linspace(0, 1, 31).tolist()) | st.floats(0, 1)),
+        min_size=1,
+        max_size=60,
+    )
+)
+def test_the_ece_is_that_of_scikit_learns_calibration_curve(images):
+    labels, probabilities = map(np.array, zip(*images, strict=True))
+    fraction, mean = calibration_curve(labels, probabilities, n_bins=ECE_BINS)
+    filled = np.bincount(calibration_bins(probabilities))
+    expected = (filled[filled > 0] * abs(fraction - mean)).sum() / len(labels)
+    got = expected_calibration_error(labels, probabilities)
+    expect_close(got, expected)
+    expect_close(got, ece_by_hand(labels, probabilities))
+
+
+def test_a_probability_on_an_edge_is_in_the_bin_below_it():
+    edges = np.linspace(0, 1, 16)
+    assert calibration_bins(edges).tolist() == [0, *range(15)]
+    assert calibration_bins(np.nextafter(edges[:-1], 1)).tolist() == list(range(15))
+
+
+def test_the_errors_see_a_shift_that_the_ranks_do_not():
+    labels, probabilities, thresholds = split()
+    plain = score(labels, probabilities / 2, thresholds, FINDINGS)
+    shifted = score(labels, probabilities / 2 + 0.5, thresholds, FINDINGS)
+    expect_close(plain.macro["auroc"], shifted.macro["auroc"])
+    assert all(plain.macro[error] < shifted.macro[error] for error in ERRORS)
 
 
 def test_a_constant_model_has_chance_auroc_and_prevalence_as_average_precision():
@@ -193,7 +270,8 @@ def test_the_printed_table_has_a_line_per_row_and_the_warnings_under_it():
     scores = score(labels, probabilities, thresholds, FINDINGS)
     lines = scores.to_text().splitlines()
     assert [line.split()[0] for line in lines[1:17]] == [*FINDINGS, "macro", "micro"]
-    assert lines[15].split()[-1] == f"{scores.macro['average_precision']:.3f}"
+    assert lines[0].split()[-4:] == ["AUROC", "AP", "Brier", "ECE"]
+    assert lines[15].split()[-1] == f"{scores.macro['ece']:.3f}"
     assert lines[14].split()[-1] == "-"
     assert lines[17:] == list(scores.warnings)
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import f1_score
 
-from eval.thresholds import apply_thresholds, pick_thresholds
+from eval.scores.thresholds import RULES, Rule, apply_thresholds, parse_rule, pick_thresholds
 
 
 def f1(positive, alarms):
@@ -113,11 +115,104 @@ def test_a_rule_can_be_any_choice_among_the_cuts():
     labels = np.array([[1], [0], [1]], dtype=np.uint8)
     probabilities = np.array([[0.5], [0.5], [0.25]])
     seen = []
-    pick_thresholds(labels, probabilities, rule=lambda cuts: seen.append(cuts) or 0.5)
+    rule = Rule("half", "0.5", lambda cuts: seen.append(cuts) or 0.5)
+    assert pick_thresholds(labels, probabilities, rule).tolist() == [0.5]
     assert seen[0].values.tolist() == [0.5, 0.25]
     assert seen[0].true_positives.tolist() == [1, 2]
     assert seen[0].alarms.tolist() == [2, 3]
-    assert seen[0].positives == 2
+    assert seen[0].false_positives.tolist() == [1, 1]
+    assert (seen[0].positives, seen[0].negatives) == (2, 1)
+
+
+def exact(labels, scores, cut):
+    """Sensitivity, specificity, precision of one cut as fractions; None where there is none."""
+    alarms, positive = scores >= cut, labels == 1
+    hits = int((alarms & positive).sum())
+    quiet_negatives = int((~alarms & ~positive).sum())
+    shares = (hits, positive.sum()), (quiet_negatives, (~positive).sum()), (hits, alarms.sum())
+    return [Fraction(part, int(whole)) if whole else None for part, whole in shares]
+
+
+def picked_by_hand(name, labels, scores):
+    """Walk down the distinct scores with exact fractions; a later one must be better to win."""
+    kind, _, target = name.partition("=")
+    best = threshold = None
+    for cut in sorted(set(scores.tolist()), reverse=True):
+        sensitivity, specificity, precision = exact(labels, scores, cut)
+        if kind == "youden":
+            worth = None if None in (sensitivity, specificity) else sensitivity + specificity
+        elif kind == "sensitivity":
+            reached = sensitivity is not None and sensitivity >= Fraction(target)
+            worth = specificity or 0 if reached else None
+        elif kind == "specificity":
+            # Going down loses specificity and gains sensitivity, so that the last one is best.
+            worth = (best or 0) + 1 if specificity is not None and specificity >= Fraction(target) else None
+        else:
+            worth = sensitivity if sensitivity is not None and precision >= Fraction(target) else None
+        if worth is not None and (best is None or worth > best):
+            best, threshold = worth, cut
+    return math.nan if threshold is None else threshold
+
+
+NAMES = ["youden", "sensitivity=0.9", "sensitivity=1", "specificity=0.9", "specificity=0.5", "precision=0.5"]
+
+
+@settings(deadline=None)
+@given(cases(), st.sampled_from([*NAMES, "sensitivity=0.6", "precision=0.7", "precision=1"]))
+def test_every_rule_picks_the_cut_that_a_walk_over_all_of_them_finds(case, name):
+    labels, probabilities = case
+    widened = probabilities.astype(np.float64)
+    expected = [picked_by_hand(name, labels[:, column], widened[:, column]) for column in range(2)]
+    np.testing.assert_array_equal(pick_thresholds(labels, probabilities, parse_rule(name)), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "threshold"),
+    [
+        ("f1", 0.6),
+        ("youden", 0.8),
+        ("sensitivity=0.75", 0.6),
+        ("specificity=0.75", 0.6),
+        ("precision=0.5", 0.3),
+    ],
+)
+def test_each_rule_by_hand(name, threshold):
+    labels = np.array([[1], [1], [0], [1], [0], [0], [1], [0]], dtype=np.uint8)
+    probabilities = np.array([[0.9], [0.8], [0.7], [0.6], [0.5], [0.4], [0.3], [0.2]])
+    assert pick_thresholds(labels, probabilities, parse_rule(name)).tolist() == [threshold]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_rule_that_one_class_or_no_cut_satisfies_gives_no_threshold(name):
+    negative, constant = np.zeros((4, 1), dtype=np.uint8), np.full((4, 1), 0.5)
+    if name.startswith("specificity"):  # the only cut raises an alarm for all
+        assert math.isnan(pick_thresholds(negative, constant, parse_rule(name))[0])
+    else:
+        assert math.isnan(pick_thresholds(negative, np.linspace(0, 1, 4)[:, None], parse_rule(name))[0])
+
+
+def test_a_rule_has_one_name_and_says_what_it_picks():
+    assert [parse_rule(name).name for name in ("f1", "youden", "precision=0.50")] == [
+        "f1",
+        "youden",
+        "precision=0.5",
+    ]
+    assert parse_rule("sensitivity=.9") == parse_rule("sensitivity=0.90")
+    assert "sensitivity 0.9 or more" in parse_rule("sensitivity=0.9").meaning
+
+
+@pytest.mark.parametrize("text", ["", "F1", "auroc", "recall=0.9", "f1=0.5", "youden=1"])
+def test_an_unknown_rule_is_refused_with_those_there_are(text):
+    with pytest.raises(ValueError, match=re.escape(f"unknown threshold rule {text!r}; there are {RULES}")):
+        parse_rule(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["sensitivity", "sensitivity=", "precision=high", "specificity=90", "precision=0"]
+)
+def test_a_target_outside_its_range_is_refused(text):
+    with pytest.raises(ValueError, match=f"above 0 and at most 1, got '{text}'"):
+        parse_rule(text)
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,43 @@
 """Score decisions and probabilities against labels: per finding, and as named macro and micro means."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    brier_score_loss,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
 
-from eval.thresholds import Floats, apply_thresholds, paired
+from eval.scores.thresholds import Floats, apply_thresholds, paired
 
-DECIDED = ("precision", "recall", "f1")
+DECIDED = ("precision", "recall", "specificity", "npv", "f1")
+"""Measures of the decisions at the thresholds; `npv` is the negative predictive value."""
 RANKED = ("auroc", "average_precision")
+"""Measures of the order of the probabilities alone."""
+ERRORS = ("brier", "ece")
+"""Measures of the probabilities as probabilities; the smaller the better."""
+MEASURES = (*DECIDED, *RANKED, *ERRORS)
 COUNTS = ("scored", "images", "positives", "tp", "fp", "fn", "tn")
-COLUMNS = (*COUNTS[:3], "prevalence", "threshold", *COUNTS[3:], *DECIDED, *RANKED)
+COLUMNS = (*COUNTS[:3], "prevalence", "threshold", *COUNTS[3:], *MEASURES)
+
+ECE_BINS = 15
+"""Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 5."""
+
+_HEADINGS = {
+    "npv": "NPV",
+    "f1": "F1",
+    "auroc": "AUROC",
+    "average_precision": "AP",
+    "brier": "Brier",
+    "ece": "ECE",
+}
 
 Row = dict[str, float]
 
@@ -34,8 +56,8 @@ class Scores:
     skipped: tuple[str, ...]
     """Findings with one class only: all their measures are NaN, and both means leave them out."""
     without_threshold: tuple[str, ...]
-    """Findings with a NaN threshold, not among the skipped: ranked, but without precision, recall
-    and F1, and left out of the means of these three."""
+    """Findings with a NaN threshold, not among the skipped: ranked, but without the measures
+    DECIDED, and left out of the means of these."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -46,7 +68,7 @@ class Scores:
             for finding in self.skipped
         )
         undecided = (
-            f"{finding} has no threshold: its precision, recall and F1 are NaN "
+            f"{finding} has no threshold: its precision, recall, specificity, NPV and F1 are NaN "
             f"and left out of the macro and micro means."
             for finding in self.without_threshold
         )
@@ -69,9 +91,12 @@ class Scores:
         }
 
     def to_text(self) -> str:
-        """Return the table for a terminal, three decimals, `-` for NaN, and the warnings under it."""
-        table = self.to_frame().drop(columns="scored").rename_axis(index=None)
-        text = table.rename(columns={"average_precision": "AP", "auroc": "AUROC", "f1": "F1"}).to_string(
+        """Return the table for a terminal, three decimals, `-` for NaN, and the warnings under it.
+
+        Of the counts it holds the positives only: with all of them a line would not fit.
+        """
+        table = self.to_frame()[["positives", "prevalence", "threshold", *MEASURES]].rename_axis(index=None)
+        text = table.rename(columns=_HEADINGS).to_string(
             float_format=lambda value: f"{value:.3f}", na_rep="-"
         )
         return "\n".join([text.replace("<NA>", "   -"), *self.warnings])
@@ -82,17 +107,23 @@ def score(
     probabilities: npt.NDArray[Any],
     thresholds: npt.NDArray[Any],
     findings: Sequence[str],
+    *,
+    measures: Collection[str] = MEASURES,
 ) -> Scores:
     """Score `probabilities` and the decisions that `thresholds` make of them.
 
     `labels` is 0 or 1 and `probabilities` a float in [0, 1], both [N, F] in the order of `findings`;
-    `thresholds` is float [F], fitted on another split, NaN for a finding without one.
+    `thresholds` is float [F], fitted on another split, NaN for a finding without one. Of MEASURES only
+    those in `measures` are computed; the others are NaN.
 
-    All measures are scikit-learn's. A finding without any alarm has precision 0 and F1 0, which is
-    its `zero_division=0`; `average_precision` is the step-wise sum over (R_n - R_{n-1}) P_n, not the
-    trapezoid. A finding without positives or without negatives has NaN for every measure. Macro is
-    the mean over the findings that are not NaN; micro pools the same findings, and its AUROC ranks
-    the flattened matrix. Raises ValueError as `paired` does, or if F differs between the arguments.
+    All measures but `ece` (see `expected_calibration_error`) are scikit-learn's, `specificity` and
+    `npv` as recall and precision of the negatives. Where a measure would divide by zero it is 0, as
+    with `zero_division=0`: precision and F1 of a finding without any alarm, NPV of one with an alarm
+    for every image. `average_precision` is the step-wise sum over (R_n - R_{n-1}) P_n, not the
+    trapezoid. A finding without positives or without negatives has NaN for every measure, also for
+    those that one class would give a number. Macro is the mean over the findings that are not NaN;
+    micro pools the same findings: its AUROC ranks the flattened matrix, its ECE bins it. Raises
+    ValueError as `paired` does, or if F differs between the arguments.
     """
     truth, probabilities = paired(labels, probabilities)
     thresholds = np.asarray(thresholds, dtype=np.float64)
@@ -104,16 +135,16 @@ def score(
     rows = {}
     for column, finding in enumerate(findings):
         one = slice(column, column + 1)
-        rows[finding] = _row(truth[:, one], probabilities[:, one], thresholds[one])
+        rows[finding] = _row(truth[:, one], probabilities[:, one], thresholds[one], measures)
         rows[finding]["threshold"] = float(thresholds[column])
     per_finding = _frame(rows)
     scored = two_classes(truth)
-    averaged = ("prevalence", *DECIDED, *RANKED)
+    averaged = ("prevalence", *MEASURES)
     means = {name: float(per_finding.loc[scored, name].mean()) for name in averaged}
     return Scores(
         per_finding=per_finding,
         macro=_filled({"scored": int(scored.sum()), "images": len(truth), **means}),
-        micro=_row(truth[:, scored], probabilities[:, scored], thresholds[scored]),
+        micro=_row(truth[:, scored], probabilities[:, scored], thresholds[scored], measures),
         skipped=_named(findings, ~scored),
         without_threshold=_named(findings, scored & np.isnan(thresholds)),
     )
@@ -125,7 +156,42 @@ def two_classes(labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     return np.asarray(truth.any(axis=0) & ~truth.all(axis=0))
 
 
-def _row(truth: npt.NDArray[np.bool_], probabilities: Floats, thresholds: Floats) -> Row:
+def calibration_bins(probabilities: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
+    """Return the bin of each probability, 0 to ECE_BINS - 1, in the shape of `probabilities`.
+
+    The bins are of equal width and closed above, ((m - 1) / 15, m / 15], as in Guo et al.; 0 is in
+    the first. These are the bins of scikit-learn's `calibration_curve(..., n_bins=15)`.
+    """
+    inner_edges = np.linspace(0, 1, ECE_BINS + 1)[1:-1]
+    return np.searchsorted(inner_edges, probabilities.astype(np.float64))
+
+
+def expected_calibration_error(labels: npt.NDArray[Any], probabilities: npt.NDArray[Any]) -> float:
+    """Return the gap between what is said and what is so, averaged over bins of the probability.
+
+    `labels` is 0 or 1, `probabilities` in [0, 1], both [N], N >= 1. This is the binary form of
+    ECE (Guo et al., ICML 2017, equation 3): the sum over the bins of share of images x |mean
+    probability - fraction of positives|. It is of the probability of the finding, not of the
+    confidence in the decision. Chance gaps do not cancel between bins, so that few images give
+    a perfectly calibrated model an ECE above 0.
+    """
+    bins = calibration_bins(probabilities)
+    gaps = np.bincount(bins, weights=probabilities.astype(np.float64) - labels)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+_UNDECIDED: dict[str, Callable[..., float]] = {
+    "auroc": roc_auc_score,
+    "average_precision": average_precision_score,
+    "brier": brier_score_loss,
+    "ece": expected_calibration_error,
+}
+"""The measures that no threshold changes."""
+
+
+def _row(
+    truth: npt.NDArray[np.bool_], probabilities: Floats, thresholds: Floats, measures: Collection[str]
+) -> Row:
     """Pool the columns of one finding, or of all that are scored, into one row of measures."""
     ranked = two_classes(truth)
     with_threshold = ~np.isnan(thresholds)
@@ -134,8 +200,7 @@ def _row(truth: npt.NDArray[np.bool_], probabilities: Floats, thresholds: Floats
         row["prevalence"] = float(truth.mean())
     if ranked.any():
         flat = truth[:, ranked].ravel(), probabilities[:, ranked].ravel()
-        row["auroc"] = float(roc_auc_score(*flat))
-        row["average_precision"] = float(average_precision_score(*flat))
+        row |= {name: float(_UNDECIDED[name](*flat)) for name in _UNDECIDED if name in measures}
     if with_threshold.any():
         alarms = apply_thresholds(probabilities, thresholds)[:, with_threshold]
         decided = truth[:, with_threshold]
@@ -143,11 +208,12 @@ def _row(truth: npt.NDArray[np.bool_], probabilities: Floats, thresholds: Floats
         row["fp"] = int((~decided & alarms).sum())
         row["fn"] = int((decided & ~alarms).sum())
         row["tn"] = int((~decided & ~alarms).sum())
-        if (ranked & with_threshold).any():
-            measures = precision_recall_fscore_support(
-                decided.ravel(), alarms.ravel(), average="binary", zero_division=0
+        if (ranked & with_threshold).any() and not set(DECIDED).isdisjoint(measures):
+            precision, recall, f1, _ = precision_recall_fscore_support(
+                decided.ravel(), alarms.ravel(), labels=[False, True], zero_division=0
             )
-            row |= zip(DECIDED, map(float, measures[:3]), strict=True)
+            row |= {"precision": float(precision[1]), "recall": float(recall[1]), "f1": float(f1[1])}
+            row |= {"npv": float(precision[0]), "specificity": float(recall[0])}
     return _filled(row)
 
 

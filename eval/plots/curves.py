@@ -1,4 +1,4 @@
-"""Draw the ROC and the precision-recall curves of all findings on one split, as PNG."""
+"""The ROC and the precision-recall curves of all findings on one split."""
 
 from collections.abc import Sequence
 from itertools import cycle
@@ -8,18 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from eval.metrics import two_classes
-from eval.thresholds import Floats, paired
-from shards.publishing import publish
-
-# Seven colours that colour-blind readers tell apart: the palette of Okabe and Ito, "Color Universal
-# Design", 2008, without its yellow, which is lost on white. Two line styles make fourteen curves.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-STYLES = ("-", "--")
+from eval.plots.canvas import COLOURS, STYLES, new_figure, write
+from eval.scores.metrics import two_classes
+from eval.scores.thresholds import Floats, paired
 
 
 def draw_roc(
@@ -44,7 +38,7 @@ def draw_roc(
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=1, label="chance, 0.500")
     axes.set(xlabel="False positive rate (1 - specificity)", ylabel="Recall (sensitivity)")
     _add_legend(figure, axes, "AUROC", labels, findings)
-    _write(figure, path)
+    write(figure, path)
     return figure
 
 
@@ -70,7 +64,7 @@ def draw_precision_recall(
     axes.plot([], [], color="grey", linestyle=":", linewidth=1, label="chance: the prevalence")
     axes.set(xlabel="Recall (sensitivity)", ylabel="Precision (positive predictive value)")
     _add_legend(figure, axes, "AP", labels, findings)
-    _write(figure, path)
+    write(figure, path)
     return figure
 
 
@@ -85,8 +79,7 @@ def _prepare(
     truth, probabilities = paired(labels, probabilities)
     if truth.shape[1] != len(findings):
         raise ValueError(f"expected one column for each of {len(findings)} findings, got {truth.shape[1]}")
-    figure = Figure(figsize=(9, 5.8), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 5.8)
     axes = figure.add_subplot(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     axes.set_title(f"{title}, {len(truth):,} images")
     axes.grid(alpha=0.25)
@@ -109,8 +102,3 @@ def _add_legend(
             axes.plot([], [], linestyle="none", label=f"{finding}  not scored: one class only")
     # Outside the axes: fourteen entries would cover the curves.
     figure.legend(title=f"Finding  {measure}  (positives)", loc="outside right upper", fontsize=9)
-
-
-def _write(figure: Figure, path: Path) -> None:
-    with publish(path) as partial:
-        figure.savefig(partial, format="png")

@@ -1,0 +1,183 @@
+"""Localization: how often the heat maps of a model point into the boxes of a split."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from eval.heatmaps.images import ImageReader
+from eval.heatmaps.pointing import CUT, Pointing, point
+from eval.scores.bootstrap import draw, percentiles
+from shards.boxes import by_row_and_finding
+from shards.errors import BadData
+from shards.findings import FINDINGS
+from shards.folder import ShardFolder
+from shards.progress import progress_bar
+
+if TYPE_CHECKING:  # a stored localization is read without it
+    import torch
+
+    from models import Classifier
+
+OVERLAPS = (0.1, 0.25, 0.5, 0.75)
+_LEVEL = 0.95
+_COUNTS = ["images", "boxes"]
+
+
+@dataclass(frozen=True, eq=False)
+class Localization:
+    """How well heat maps find what somebody drew a box around."""
+
+    table: pd.DataFrame
+    """Index `finding`: those with a box, in FINDINGS order, then macro (their mean) and micro (all their
+    images pooled). Columns: images (with a box of the finding), boxes, hit_rate, hit_rate_low,
+    hit_rate_high (95 %, over patients; NaN without resamples), chance (the hit rate of pointing blindly:
+    the mean share of the image that is in the boxes), ratio (hit_rate / chance), then iou_T and iobb_T for T
+    of OVERLAPS: the share of images whose overlap is above T."""
+
+    @property
+    def method(self) -> str:
+        """How it was measured, in words for the reader of the table."""
+        return (
+            "Of every image with a box of the finding, whatever the model decides. Hit rate: the hottest "
+            "pixel of the heat map lies in a box, with no tolerance (pointing game, Zhang et al. 2016). "
+            "Chance: the mean share of the image that is in boxes. IoU and IoBB (intersection over the area "
+            f"of the found box) as in Wang et al. 2017: the map is cut at {CUT} of its "
+            "maximum, the found box is the one around the region connected with the hottest pixel, and the "
+            "share of images is given whose overlap with the best of their boxes is above the threshold. "
+            "Intervals: 95 %, bootstrap over patients."
+        )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """A sentence naming the findings that no box was drawn for, if there are any."""
+        without = [finding for finding in FINDINGS if finding not in self.table.index]
+        if not without:
+            return ()
+        return (f"No box shows {', '.join(without)}: localization leaves them out, also of its means.",)
+
+    def to_csv(self) -> str:
+        """Return the text of localization.csv, with all digits."""
+        return self.table.to_csv(lineterminator="\n")
+
+    def to_text(self) -> str:
+        """Return the table for a terminal, three decimals, `-` for NaN, and the warnings under it."""
+        text = self.table.rename_axis(index=None).to_string(
+            float_format=lambda value: f"{value:.3f}", na_rep="-"
+        )
+        return "\n".join([text, *self.warnings])
+
+
+def localize(
+    model: "Classifier",
+    shards: ShardFolder,
+    split: str | npt.NDArray[np.int32],
+    boxes: pd.DataFrame,
+    *,
+    device: "torch.device | str" = "cpu",
+    batch_size: int = 64,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Localization:
+    """Make the heat map of every image and finding with a box, and compare it with the boxes.
+
+    Args:
+        model: moved to `device`, else left as it was.
+        shards: where the images are.
+        split: a split's name, or rows of entries.csv: the images that are looked at.
+        boxes: as `shards.boxes.read_boxes` returns them; those of other images are passed over.
+        device: where the model runs.
+        batch_size: images a step; changes speed and memory only.
+        resamples: of the patients, for the intervals of the hit rate; 0: no intervals.
+        seed: of the resamples; the same seed and patients, the same resamples.
+
+    Raises:
+        BadData: no box is of these images, or an image does not decode.
+    """
+    import torch
+
+    from eval.heatmaps.gradients import heatmaps
+
+    rows = shards.rows(split) if isinstance(split, str) else split
+    mine = boxes[boxes["row"].isin(rows)]
+    if mine.empty:
+        where = f"the split {split}" if isinstance(split, str) else f"the {len(rows)} images"
+        raise BadData(f"no box is of an image of {where} of {shards.path}; localization needs one")
+    model.to(device)
+    reader = ImageReader(shards)
+    drawn = by_row_and_finding(mine)
+    found: list[tuple[str, int, int, Pointing]] = []
+    with progress_bar(len(drawn), "heat maps", "img") as bar:
+        for finding in FINDINGS:
+            with_box = np.array([row for row, name in drawn if name == finding], dtype=np.int32)
+            for start in range(0, len(with_box), batch_size):
+                batch = with_box[start : start + batch_size]
+                images = torch.from_numpy(reader.read(batch)).to(device)
+                maps = heatmaps(model, images, [FINDINGS.index(finding)])[:, 0].cpu().numpy()
+                for row, heat in zip(batch.tolist(), maps, strict=True):
+                    here = drawn[row, finding]
+                    found.append((finding, row, len(here), point(heat, here)))
+                bar.update(len(batch))
+    patients = shards.entries["patient"].loc[[row for _, row, _, _ in found]].to_numpy(dtype=np.int64)
+    return summarize(found, patients, resamples=resamples, seed=seed)
+
+
+def summarize(
+    found: Sequence[tuple[str, int, int, Pointing]],
+    patients: npt.NDArray[np.int64],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Localization:
+    """Return the table of (finding, row, number of boxes, pointing), with `patients` [N] beside them.
+
+    In a resample the patients are drawn with replacement, each with all its images. Macro there is the
+    mean over the findings that the resample has boxes of.
+    """
+    pairs = pd.DataFrame([(finding, boxes, *each) for finding, _, boxes, each in found])
+    pairs.columns = pd.Index(["finding", "boxes", *Pointing._fields])
+    findings = [finding for finding in FINDINGS if (pairs["finding"] == finding).any()]
+    table = pd.DataFrame({name: _measures(pairs[pairs["finding"] == name]) for name in findings}).T
+    macro, micro = table.mean(), _measures(pairs)
+    macro[_COUNTS] = micro[_COUNTS]
+    table.loc["macro"], table.loc["micro"] = macro, micro
+    ends = _intervals(pairs, findings, patients, resamples, seed)
+    table.insert(3, "hit_rate_low", ends[:, 0])
+    table.insert(4, "hit_rate_high", ends[:, 1])
+    table.insert(6, "ratio", table["hit_rate"] / table["chance"])
+    return Localization(table.astype(dict.fromkeys(_COUNTS, "int64")).rename_axis(index="finding"))
+
+
+def _measures(pairs: pd.DataFrame) -> "pd.Series[float]":
+    row = {
+        "images": len(pairs),
+        "boxes": pairs["boxes"].sum(),
+        "hit_rate": pairs["hit"].mean(),
+        "chance": pairs["chance"].mean(),
+    }
+    for measure in ("iou", "iobb"):
+        row |= {f"{measure}_{overlap}": (pairs[measure] > overlap).mean() for overlap in OVERLAPS}
+    return pd.Series(row, dtype=np.float64)
+
+
+def _intervals(
+    pairs: pd.DataFrame, findings: list[str], patients: npt.NDArray[np.int64], resamples: int, seed: int
+) -> npt.NDArray[np.float64]:
+    # Of the hit rates of the findings, macro and micro: [F + 2, 2].
+    if not resamples:
+        return np.full((len(findings) + 2, 2), np.nan)
+    names, patient = np.unique(patients, return_inverse=True)
+    images = np.zeros((len(names), len(findings)))
+    hits = np.zeros_like(images)
+    place = patient, pairs["finding"].map(findings.index).to_numpy()
+    np.add.at(images, place, 1)
+    np.add.at(hits, place, pairs["hit"].to_numpy(dtype=np.float64))
+    weights = np.stack([draw(len(names), seed, number) for number in range(resamples)])
+    drawn_hits, drawn_images = weights @ hits, weights @ images
+    rates = np.divide(drawn_hits, drawn_images, out=np.full_like(drawn_hits, np.nan), where=drawn_images > 0)
+    micro = drawn_hits.sum(axis=1) / drawn_images.sum(axis=1)
+    columns = [*rates.T, np.nanmean(rates, axis=1), micro]
+    return np.array([percentiles(column[~np.isnan(column)], _LEVEL) for column in columns])

@@ -1,0 +1,87 @@
+"""How a run was trained, read from its folder: epochs, data wait, command and environment."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shards.errors import BadData
+from trainer.run_directory import RunDirectory
+
+_NEEDED = ("epoch", "train_loss", "val_loss", "seconds", "data_wait", "images_per_second")
+
+
+@dataclass(frozen=True)
+class History:
+    """One run's training; a part whose file is not there is empty."""
+
+    name: str
+    epochs: tuple[Mapping[str, Any], ...]
+    """The lines of metrics.jsonl of kind `epoch`, in order."""
+    config: Mapping[str, Any]
+    """Option -> value, from config.json."""
+    environment: Mapping[str, Any]
+    """environment.json."""
+
+    @property
+    def seconds(self) -> float:
+        """Training time of all epochs, without validation."""
+        return float(sum(line["seconds"] for line in self.epochs))
+
+    @property
+    def data_wait(self) -> float:
+        """Share 0..1 of the training time spent waiting for the loader; of a run with epochs."""
+        return float(sum(line["data_wait"] * line["seconds"] for line in self.epochs) / self.seconds)
+
+    @property
+    def images_per_second(self) -> float:
+        """Images trained on per second over all epochs; of a run with epochs."""
+        images = sum(line["images_per_second"] * line["seconds"] for line in self.epochs)
+        return float(images / self.seconds)
+
+    @property
+    def device(self) -> str | None:
+        """What it was trained on: a CPU with its cores, a GPU without them; None if not recorded."""
+        name, cores = self.environment.get("device"), self.environment.get("cores")
+        if not name:
+            return None
+        on_cpu = self.environment.get("device_type") == "cpu"
+        return f"{name}, {cores} cores" if on_cpu and cores else str(name)
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch whose weights were kept."""
+        return next((int(line["epoch"]) for line in reversed(self.epochs) if line.get("best")), None)
+
+
+def read_history(run: RunDirectory) -> History:
+    """Read metrics.jsonl, config.json and environment.json of a run, those of them that are there.
+
+    A last line of metrics.jsonl that a kill cut off is left out. Raises BadData naming the file, and
+    the line of metrics.jsonl, that is damaged.
+    """
+    return History(
+        name=run.name,
+        epochs=_read_epochs(run),
+        config=run.read_config() if run.config.is_file() else {},
+        environment=run.read_environment() if run.environment.is_file() else {},
+    )
+
+
+def _read_epochs(run: RunDirectory) -> tuple[Mapping[str, Any], ...]:
+    epochs = []
+    for number, record in enumerate(run.read_metrics(), start=1):
+        try:
+            if record["kind"] == "epoch" and record["step"]:  # the lines of a sweep stand before step 1
+                epochs.append({**record, **{name: _number(record[name]) for name in _NEEDED}})
+        except (ValueError, KeyError) as error:
+            raise BadData(
+                f"{run.metrics}, line {number} is damaged: {error}; delete that line and the report is "
+                "written without its epoch"
+            ) from error
+    return tuple(epochs)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is no number")
+    return value

@@ -1,0 +1,167 @@
+"""A finished run beside the shards it is scored on, proved to belong together; its predictions, made once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eval.predicting.predictions import Predictions, Proof, find_stored, forget, is_stored, store
+from eval.predicting.selection import Selection
+from shards.errors import BadData, ResourceMissing
+from shards.folder import ShardFolder, open_shards
+from trainer.devices import choose_device
+from trainer.model_header import ModelHeader, read_header
+from trainer.run_directory import RunDirectory
+
+if TYPE_CHECKING:  # stored predictions are scored without it
+    import torch
+
+    from models import Classifier
+
+
+@dataclass(frozen=True)
+class Predicting:
+    """How predictions are made where they are not stored."""
+
+    device: str = "auto"
+    batch_size: int = 64
+    """Images a step; changes speed and memory only."""
+    tta: bool = False
+    """Average each image with its mirror."""
+    again: bool = False
+    """Pass over what is stored."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A run and shards that fit it."""
+
+    run: RunDirectory
+    shards: ShardFolder
+    header: ModelHeader
+    predicting: Predicting
+    _whole: dict[str, Predictions] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def trained_on(self) -> str:
+        """Manifest digest of the shards that the run was trained on."""
+        return str(self.header.metadata["manifest_sha256"])
+
+    @property
+    def own_shards(self) -> bool:
+        """Whether these are the shards that the run was trained on."""
+        return self.shards.digest == self.trained_on
+
+    @cached_property
+    def model(self) -> "Classifier":
+        """The best weights on the device, in evaluation mode; BadData where they do not fit their arch."""
+        from trainer.model_file import load_model
+
+        return load_model(self.run.model)[0].to(self.device)
+
+    @cached_property
+    def device(self) -> "torch.device":
+        """Where the model runs. Imports torch."""
+        return choose_device(self.predicting.device)
+
+    def release(self) -> None:
+        """Forget the model, so that its memory can go to the next one's."""
+        self.__dict__.pop("model", None)
+
+    def folder(self, name: str) -> Path:
+        """Return where the results on a selection go: eval/NAME, with -tta and, for other shards, -DIGEST."""
+        return self.run.evaluations / folder_name(name, [self])
+
+    def predict(self, split: str, path: Path) -> Predictions:
+        """Return the predictions on a whole split, which then also stand in the CSV `path`.
+
+        Where the run has predictions of these weights on this split of these shards, they are read;
+        else the model runs, which imports torch. Errors are those of `eval.predicting.predict.predict`, and
+        ResourceMissing where torch is not installed.
+        """
+        proof = self.proof(split)
+        found = self._whole.get(split)
+        if found is None and not self.predicting.again:
+            found = find_stored(self.run.evaluations, proof, self.shards)
+        if found is None:
+            found = self._run_model(split)
+            forget(self.run.evaluations, proof)
+            store(found, path, proof, self.shards)
+        elif not is_stored(path, proof):
+            store(found, path, proof, self.shards)
+        self._whole[split] = found
+        return found
+
+    def proof(self, split: str) -> Proof:
+        """Return what decides the predictions on a split."""
+        return Proof(self.header.weights_sha256, self.shards.digest, split, self.predicting.tta)
+
+    def predict_selected(self, selection: Selection) -> Predictions:
+        """Return the predictions on a selection, in row order; whole splits are predicted for it.
+
+        A whole split's stand in `folder(split)`, a list's as its own predictions.csv.
+        """
+        rows = selection.rows(self.shards)
+        whole = {split: self.predict(split, self.folder(split) / "predictions.csv") for split in rows}
+        if selection.images is None:
+            return whole[selection.name]
+        parts = [whole[split].select(chosen) for split, chosen in rows.items()]
+        order = np.argsort(np.concatenate([part.rows for part in parts]), kind="stable")
+        joined = Predictions(
+            *(
+                np.concatenate([getattr(part, field) for part in parts])[order]
+                for field in ("rows", "labels", "probabilities", "patients")
+            )
+        )
+        joined.to_csv(self.folder(selection.name) / "predictions.csv", self.shards)
+        return joined
+
+    def _run_model(self, split: str) -> Predictions:
+        require_torch("predicting", f"predict {self.run.name} where it is, and its scores need it no more")
+        from eval.predicting.predict import predict
+
+        how = self.predicting
+        return predict(self.model, self.shards, split, self.device, how.batch_size, tta=how.tta)
+
+
+def folder_name(name: str, candidates: Sequence[Candidate]) -> str:
+    """Return NAME, with -tta and, where one of them is scored on other shards than its own, -DIGEST."""
+    tta = "-tta" if candidates[0].predicting.tta else ""
+    foreign = [each.shards.digest[:12] for each in candidates if not each.own_shards]
+    return f"{name}{tta}{f'-{foreign[0]}' if foreign else ''}"
+
+
+def require_torch(what: str, instead: str) -> None:
+    """Raise ResourceMissing where torch is not installed: `what` needs it, `instead` says what to do."""
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise ResourceMissing(f"{what} needs torch, which is not installed here; {instead}") from error
+
+
+def open_candidate(
+    run: RunDirectory, predicting: Predicting, shards_path: Path | None = None, *, other_shards: bool = False
+) -> Candidate:
+    """Open a run and its shards, or those in `shards_path`, and prove that they go together.
+
+    Raises BadData for a run without finished weights, for weights of other findings, and for shards
+    with another manifest than the run's, unless `other_shards` asks for that, or of another size.
+    """
+    config = run.read_config()
+    header = read_header(run.model)
+    arch, size, trained_on = (header.metadata.get(key) for key in ("arch", "size", "manifest_sha256"))
+    if arch != config.get("arch"):
+        raise BadData(f"{run.model} is a {arch}, but {run.config} says {config.get('arch')}")
+    shards = open_shards(shards_path or Path(config["shards"]))
+    if shards.digest != trained_on and not other_shards:
+        raise BadData(
+            f"{shards.path} is not what {run.name} was trained on (manifest {shards.digest[:12]}, trained on "
+            f"{str(trained_on)[:12]}): its val and test may hold patients of that train split. "
+            "Give the right --shards, or --other-shards to score on it all the same"
+        )
+    if shards.manifest.size != size:
+        raise BadData(f"{shards.path} holds images of {shards.manifest.size} px, {run.name} takes {size} px")
+    return Candidate(run, shards, header, predicting)

@@ -1,0 +1,103 @@
+"""The PNG files of an evaluation, and how they are put into a page."""
+
+import base64
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval.evaluation import FITTED_ON, Evaluation
+from eval.history import History
+from eval.plots import (
+    draw_confusion,
+    draw_precision_recall,
+    draw_prevalence,
+    draw_reliability,
+    draw_roc,
+    draw_subgroups,
+    draw_training,
+)
+from eval.scores.subgroups import MACRO
+from shards.findings import FINDINGS
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG inside of a page."""
+
+    name: str
+    """Of the file, without its ending; its id in the page is figure-NAME."""
+    source: str
+    """A data URI."""
+    alt: str
+    width: int
+    """Pixels."""
+    height: int
+    caption: str = ""
+
+
+def draw_pictures(evaluation: Evaluation, histories: tuple[History, ...]) -> dict[str, Picture]:
+    """Draw every picture of the report into the evaluation's folder; return them by name.
+
+    These are roc, precision_recall, confusion, reliability, prevalence, where there are groups
+    subgroups, and per run with epochs training-1, -2, ... Errors are those of eval.plots.
+    """
+    split, folder = evaluation.split, evaluation.folder
+    scored = evaluation.predictions[split]
+    arrays = scored.labels, scored.probabilities
+    title = f"{evaluation.name}, {split} split"
+    drawn: dict[str, tuple[Path, str, str]] = {}
+
+    def new(name: str, alt: str, caption: str = "") -> Path:
+        path = folder / f"{name}.png"
+        drawn[name] = path, alt, caption
+        return path
+
+    draw_roc(*arrays, FINDINGS, title, new("roc", "ROC curves of all findings"))
+    draw_precision_recall(
+        *arrays, FINDINGS, title, new("precision_recall", "Precision-recall curves of all findings")
+    )
+    draw_confusion(
+        evaluation.scores.per_finding,
+        f"{title}, thresholds fitted on {FITTED_ON}",
+        new("confusion", "Confusion matrices of all findings"),
+    )
+    curves = evaluation.calibration
+    calibrated = None if curves is None else curves.apply(scored.probabilities)
+    draw_reliability(
+        *arrays, calibrated, FINDINGS, title, new("reliability", "Reliability diagrams of all findings")
+    )
+    if evaluation.subgroups is not None:
+        table = evaluation.subgroups.table
+        draw_subgroups(
+            table[table["finding"] == MACRO],
+            evaluation.scores.macro["auroc"],
+            title,
+            new("subgroups", "Macro AUROC of each group of patients"),
+        )
+    splits = evaluation.shards.manifest.splits
+    draw_prevalence(
+        {name: [record.prevalence[finding] for finding in FINDINGS] for name, record in splits.items()},
+        {name: record.images for name, record in splits.items()},
+        FINDINGS,
+        "Prevalence of the findings in each split",
+        new("prevalence", "Prevalence of each finding in each split"),
+    )
+    for place, history in enumerate(histories, start=1):
+        if history.epochs:
+            name = f"training-{place}"  # not by the run's name: two averaged runs may share one
+            draw_training(
+                history.epochs, history.name, new(name, f"Losses, time and data wait of {history.name}")
+            )
+    return {name: read_picture(name, path, alt, caption) for name, (path, alt, caption) in drawn.items()}
+
+
+def read_picture(name: str, path: Path, alt: str, caption: str = "") -> Picture:
+    """Return the PNG `path` as a picture."""
+    png = path.read_bytes()
+    width, height = struct.unpack(">II", png[16:24])  # of the IHDR chunk, which is always the first
+    return Picture(name, data_uri(png), alt, width, height, caption)
+
+
+def data_uri(png: bytes) -> str:
+    """Return a PNG as a `data:` URI, which a page shows without a request."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

@@ -1,0 +1,72 @@
+"""What others reached on ChestX-ray14, with the source of each number, and when it may stand beside ours."""
+
+from dataclasses import dataclass
+
+from shards.folder import ShardFolder
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published result."""
+
+    model: str
+    macro_auroc: float
+    source: str
+    macro_f1: float | None = None
+    micro_f1: float | None = None
+
+
+XIAO = (
+    "Xiao et al., Delving into Masked Autoencoders for Multi-Label Thorax Disease Classification, WACV 2023"
+)
+GUAN = (
+    "Guan and Huang, Multi-label chest X-ray image classification via category-wise residual attention "
+    "learning, Pattern Recognition Letters, 2018"
+)
+WANG = "Wang et al., ChestX-ray8, CVPR 2017"
+
+OFFICIAL = (
+    Published("ViT-B/16, pre-trained on X-rays (medical_mae)", 0.830, XIAO),
+    Published("DenseNet-121", 0.822, XIAO),
+    Published("CRAL, ResNet-50", 0.814, GUAN),
+    Published("ResNet-50, plain", 0.803, GUAN),
+    Published("ResNet-50", 0.745, WANG),
+)
+"""Mean AUROC of the 14 findings on NIH's official test list, best first."""
+
+GROWN_FROM = "the report this project grew from"
+OWN_SPLIT = (
+    Published("ResNet-50", 0.795, GROWN_FROM, macro_f1=0.26, micro_f1=0.32),
+    Published("custom CNN", 0.663, GROWN_FROM, macro_f1=0.15, micro_f1=0.22),
+    Published("ViT-B/16, frozen", 0.580, GROWN_FROM, macro_f1=0.11, micro_f1=0.15),
+)
+"""On a random split of its own: other images, so these are near our numbers, not comparable to them."""
+
+# NIH's test_list.txt holds 25,596 images of 2,797 patients.
+OFFICIAL_IMAGES = 25_596
+OFFICIAL_PATIENTS = 2_797
+
+
+def why_not_comparable(shards: ShardFolder, split: str, images: int, *, own_shards: bool) -> str | None:
+    """Return None where `images` of `split` are NIH's whole official test split, else what they are.
+
+    Phantoms are packed by an official rule, too: so not only the rule counts, but also that the
+    images and patients are as many as NIH lists. `own_shards` tells whether all runs were trained on the
+    shards they are scored on: else they may have been trained on these very patients.
+    """
+    if not own_shards:
+        return "the model was trained on other shards, whose train split may hold the patients scored here"
+    rule = shards.manifest.recipe["split"]
+    if rule != "official":
+        return f"the shards are split by the rule {rule}, not by NIH's official lists"
+    if split != "test":
+        return f"{split} was scored, not the official test split"
+    packed = shards.manifest.splits["test"]
+    if (packed.images, packed.patients) != (OFFICIAL_IMAGES, OFFICIAL_PATIENTS):
+        return (
+            f"the test split holds {packed.images:,} images of {packed.patients:,} patients, "
+            f"NIH's {OFFICIAL_IMAGES:,} of {OFFICIAL_PATIENTS:,}"
+        )
+    if images != OFFICIAL_IMAGES:
+        return f"{images:,} of the {OFFICIAL_IMAGES:,} images were scored"
+    return None

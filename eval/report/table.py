@@ -1,0 +1,121 @@
+"""A table of the report: what a cell shows, and the value it is sorted by."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from eval.plots.canvas import readable
+
+MISSING = "\N{EN DASH}"
+
+HINTS = {
+    "images": "Images in the split",
+    "positives": "Images that show the finding",
+    "prevalence": "Share of images that show the finding: the AUPRC of a model that knows nothing",
+    "threshold": "A probability at or above it is called positive; fitted on val",
+    "auroc": "Area under the ROC curve; 0.5 is chance",
+    "average_precision": "Area under the precision-recall curve; the prevalence is chance",
+    "precision": "Share of the alarms that are right (positive predictive value)",
+    "recall": "Share of the positives that are found (sensitivity)",
+    "specificity": "Share of the negatives without an alarm",
+    "npv": "Share of the images without an alarm that are negative (negative predictive value)",
+    "f1": "Harmonic mean of precision and recall",
+    "tp": "True positives",
+    "fp": "False positives",
+    "fn": "False negatives",
+    "tn": "True negatives",
+    "brier": "Mean squared difference of probability and label; 0 is best",
+    "ece": "Expected calibration error over 15 bins; 0 is best",
+}
+"""What a measure is, by its name in metrics.csv."""
+
+TITLES = {
+    "auroc": "AUROC",
+    "average_precision": "AUPRC",
+    "npv": "NPV",
+    "f1": "F1",
+    "brier": "Brier",
+    "ece": "ECE",
+    **{count: count.upper() for count in ("tp", "fp", "fn", "tn")},
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its title, what hovering over it says, and whether its cells are numbers."""
+
+    title: str
+    hint: str = ""
+    is_number: bool = True
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a cell shows."""
+
+    text: str
+    value: float | str | None = None
+    """What it is sorted by; None sorts last, in both directions."""
+    small: str = ""
+    """A second line, such as an interval."""
+    bar: tuple[float, float, float] | None = None
+    """Low, point and high, each 0..100 across the cell, drawn over the text."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose rows can be sorted; those of `means` stay below them."""
+
+    name: str
+    """Its id in the page."""
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    """Each begins with the cell that names the row."""
+    means: tuple[tuple[Cell, ...], ...] = field(default=())
+
+
+def measure_column(measure: str) -> Column:
+    """Return the column of a measure, given by its name in metrics.csv."""
+    return Column(TITLES.get(measure, measure.capitalize()), HINTS.get(measure, ""))
+
+
+def name_cell(name: str) -> Cell:
+    """Return the cell that names a row."""
+    return Cell(readable(name), readable(name))
+
+
+def text_cell(value: Any) -> Cell:
+    """Return a word, or a dash for one that is missing."""
+    return Cell(MISSING) if is_missing(value) or value == "" else Cell(str(value), str(value))
+
+
+def count(value: Any) -> Cell:
+    """Return a whole number with thousands set apart, or a dash for one that does not exist."""
+    return Cell(MISSING) if is_missing(value) else Cell(f"{int(value):,}", int(value))
+
+
+def number(value: Any, digits: int = 3, small: str = "") -> Cell:
+    """Return a number of so many decimals, or a dash for one that does not exist."""
+    if is_missing(value):
+        return Cell(MISSING, small=small)
+    return Cell(f"{float(value):.{digits}f}", float(value), small)
+
+
+def percent(value: Any, digits: int = 1) -> Cell:
+    """Return a share 0..1 as a percentage, or a dash for one that does not exist."""
+    return Cell(MISSING) if is_missing(value) else Cell(f"{100 * float(value):.{digits}f} %", float(value))
+
+
+def interval(low: Any, high: Any, digits: int = 3) -> str:
+    """Return `0.712 to 0.745`, or nothing where there is no interval."""
+    return (
+        "" if is_missing(low) or is_missing(high) else f"{float(low):.{digits}f} to {float(high):.{digits}f}"
+    )
+
+
+def is_missing(value: Any) -> bool:
+    """Tell whether a number does not exist: None, NaN or NA."""
+    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))

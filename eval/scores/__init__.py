@@ -1,0 +1,1 @@
+"""Numbers from labels and probabilities: measures, thresholds, calibration, intervals; no torch."""

@@ -1,0 +1,164 @@
+"""Bootstrap over patients: every measure and mean on resamples of the patients, and their intervals."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from eval.scores.metrics import MEASURES
+from eval.scores.thresholds import Floats, paired
+from eval.scores.weighted import weighted_scores
+
+MEANS = ("macro", "micro")
+
+LEVEL = 0.95
+"""Of intervals, where nothing else is asked for."""
+
+# Resamples measured at once: their weights of 2,797 patients, NIH's test split, then fit a core's cache.
+# Measured fastest of 16, 32, 64 and 128.
+_CHUNK = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Resampled:
+    """All measures of one model on the same resamples of the patients."""
+
+    findings: tuple[str, ...]
+    values: dict[str, Floats]
+    """Of each measure of metrics.MEASURES, float64 [R, F + 2]: the findings, macro, micro. NaN where a
+    resample has one class only."""
+    whole: dict[str, Floats]
+    """The same of the split itself, [F + 2]; equal to `metrics.score` but for rounding."""
+    seed: int
+    patients: npt.NDArray[np.int64]
+    """[N], sorted: the patient of each image. With the seed they determine the resamples."""
+
+    @property
+    def resamples(self) -> int:
+        """R, the number of resamples."""
+        return len(self.values["auroc"])
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The names of the F + 2 columns of `values`: the findings, macro, micro."""
+        return (*self.findings, *MEANS)
+
+    @property
+    def dropped(self) -> pd.Series:
+        """How many resamples are left out of each row's intervals, having one class only.
+
+        All of them for a finding that is not scored; for macro those in which any scored finding
+        has one class.
+        """
+        return pd.Series(np.isnan(self.values["auroc"]).sum(axis=0), index=self.rows, name="dropped")
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One sentence for each row whose intervals leave resamples out; to be printed, not dropped."""
+        return tuple(
+            f"{row} has one class only in {count:,} of {self.resamples:,} resamples: "
+            "its intervals leave these out."
+            if row != "macro"
+            else f"macro lacks a finding in {count:,} of {self.resamples:,} resamples: "
+            "its intervals leave these out."
+            for row, count in self.dropped.items()
+            if 0 < count < self.resamples
+        )
+
+    def intervals(self, level: float = LEVEL) -> pd.DataFrame:
+        """Return the percentile intervals: a row per finding, then macro and micro; NaN where none is.
+
+        The columns are `{measure}_low` and `{measure}_high`. The ends are the (R + 1) alpha-th
+        smallest values of `estimates`, alpha = (1 - level) / 2 and 1 - alpha, interpolated (Davison
+        and Hinkley, "Bootstrap Methods and their Application", 1997, section 5.3.1), within 0..1.
+        In 1,500 simulated splits of 300 patients they held the truth in 93.5 to 95.9 %, of two
+        findings and both means and of every measure but the ECE (see `estimates`); intervals over
+        images, in 500 of these splits, in 66 to 78 % (tests/eval/scores/test_bootstrap.py).
+        """
+        columns = {}
+        for measure in self.values:
+            estimates = self.estimates(measure).clip(0, 1)
+            ends = np.array([percentiles(column[~np.isnan(column)], level) for column in estimates.T])
+            columns[f"{measure}_low"], columns[f"{measure}_high"] = ends.T
+        return pd.DataFrame(columns, index=pd.Index(self.rows, name="finding"))
+
+    def estimates(self, measure: str) -> Floats:
+        """Return what the intervals of a measure are read from, float64 [R, F + 2].
+
+        These are the resampled values, but for `ece` their reflection, 2 x whole - value (the basic
+        bootstrap, Davison and Hinkley, section 5.2). Gaps within bins are absolute values: chance
+        makes an ECE greater than it is, and resampling does so once more. The reflection takes
+        that back, so that the interval can lie below the ECE of the split. In 1,500 simulated
+        splits of 300 patients with a true ECE of 0.03 it held the truth in 86 to 91 %, the values
+        themselves in 1 to 64 %; for a perfectly calibrated model, ECE 0, it is still too high.
+        """
+        values = self.values[measure]
+        return 2 * self.whole[measure] - values if measure == "ece" else values
+
+
+def bootstrap(
+    labels: npt.NDArray[Any],
+    probabilities: npt.NDArray[Any],
+    thresholds: npt.NDArray[Any],
+    patients: npt.NDArray[Any],
+    findings: Sequence[str],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Resampled:
+    """Measure `resamples` draws of P of the P patients with replacement, each with all its images.
+
+    Images of one patient resemble each other, so that they are drawn together. Arguments are those of
+    `metrics.score`; `patients` is [N], integers. The thresholds stay as they are: the intervals are of
+    these decisions, not of the fit. Resample r depends on `seed`, r and the set of patients alone, so
+    that two models on the same images are measured on the same resamples, and more resamples
+    begin with the same ones.
+
+    In each resample every measure is what `metrics.score` defines, zero divisions included. Macro is
+    the mean over the findings that have a number on the whole split; in a resample in which one of
+    them has one class only it is NaN, because a mean over fewer findings is another mean. Micro
+    pools the same findings in every resample. All of it runs on one core, so that the results do not
+    depend on their number; 1,000 resamples of 25,596 images x 14 findings take 1.4 s there. Raises
+    ValueError as `score` does, if `patients` is not [N], and for less than one resample.
+    """
+    truth, probabilities = paired(labels, probabilities)
+    thresholds = np.asarray(thresholds, dtype=np.float64)
+    if not truth.shape[1:] == thresholds.shape == (len(findings),):
+        raise ValueError(
+            f"expected one column and one threshold for each of {len(findings)} findings, "
+            f"got arrays of shape {list(truth.shape)} and {list(thresholds.shape)}"
+        )
+    if patients.shape != truth.shape[:1]:
+        raise ValueError(f"expected a patient for each of {len(truth)} images, got {list(patients.shape)}")
+    if resamples < 1:
+        raise ValueError(f"expected one resample or more, got {resamples}")
+    names, units = np.unique(patients, return_inverse=True)
+    weighted = weighted_scores(truth, probabilities, thresholds, units)
+
+    chunks = []
+    for start in range(0, resamples, _CHUNK):
+        numbers = range(start, min(start + _CHUNK, resamples))
+        weights = np.stack([draw(len(names), seed, number) for number in numbers], axis=1)
+        chunks.append(weighted.measure(weights))
+    values = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in MEASURES}
+    once = weighted.measure(np.ones((len(names), 1)))
+    whole = {name: row[0] for name, row in once.items()}
+    return Resampled(tuple(findings), values, whole, seed, np.sort(patients).astype(np.int64))
+
+
+def percentiles(values: Floats, level: float) -> tuple[float, float]:
+    """Return the ends of the percentile interval of the resampled values [R]; NaN of none."""
+    if not len(values):
+        return math.nan, math.nan
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], method="weibull")
+    return float(low), float(high)
+
+
+def draw(units: int, seed: int, number: int) -> Floats:
+    """Return how often resample `number` holds each of the units: float64 [U], whole, with sum U."""
+    drawn = np.random.default_rng([seed, number]).integers(0, units, units)
+    return np.bincount(drawn, minlength=units).astype(np.float64)

@@ -1,0 +1,128 @@
+"""Every measure of metrics.py under many weightings of the same images, without scoring them anew."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_array
+
+from eval.scores.metrics import DECIDED, ECE_BINS, ERRORS, MEASURES, RANKED, calibration_bins, two_classes
+from eval.scores.ranking import Ranking, rank
+from eval.scores.thresholds import Floats, apply_thresholds
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedScores:
+    """A split, summed up per unit (a patient) as far as weights allow."""
+
+    scored: npt.NDArray[np.bool_]
+    """[F], the findings with both classes."""
+    decided: npt.NDArray[np.bool_]
+    """[F], those of them with a threshold."""
+    images: Floats
+    """[U], the images of each unit."""
+    sums: tuple[csr_array, ...]
+    """Of each finding what `_unit_sums` returns."""
+    rankings: tuple[Ranking, ...]
+    """Of each finding."""
+    pooled: Ranking
+    """Of the scored findings together."""
+
+    def measure(self, weights: Floats) -> dict[str, Floats]:
+        """Return each of metrics.MEASURES under R weightings: float64 [R, F + 2], findings, macro, micro.
+
+        `weights` is [U, R]: how often resample r holds the images of unit u, whole numbers >= 0. A
+        measure is NaN where the weight is on one class, macro where one of its findings is. Macro
+        and micro are always of the findings that are scored (for DECIDED: and have a threshold)
+        on the whole split.
+        """
+        images: Floats = self.images @ weights
+        sums = np.stack([finding @ weights for finding in self.sums])
+        ranked = np.stack([ranking.measure(weights) for ranking in self.rankings], axis=1)
+        pooled = self.pooled.measure(weights)
+        single = _from_sums(sums, images) | dict(zip(RANKED, ranked, strict=True))
+        micro = dict(zip(RANKED, pooled, strict=True))
+        micro |= _pool(sums, images, self.scored, ERRORS) | _pool(sums, images, self.decided, DECIDED)
+        values = {}
+        for measure in MEASURES:
+            kept = single[measure][self.decided if measure in DECIDED else self.scored]
+            macro = kept.mean(axis=0) if len(kept) else np.full(len(images), np.nan)
+            values[measure] = np.column_stack([*single[measure], macro, micro[measure]])
+        for measure in DECIDED:
+            values[measure][:, :-2][:, ~self.decided] = np.nan
+        return values
+
+
+def weighted_scores(
+    truth: npt.NDArray[np.bool_], probabilities: Floats, thresholds: Floats, units: npt.NDArray[Any]
+) -> WeightedScores:
+    """Sum up a split; `truth` and `probabilities` are [N, F], `thresholds` [F], `units` 0 to U - 1, [N]."""
+    scored = two_classes(truth)
+    images = np.bincount(units).astype(np.float64)
+    columns = list(zip(truth.T, probabilities.T, apply_thresholds(probabilities, thresholds).T, strict=True))
+    return WeightedScores(
+        scored=scored,
+        decided=scored & ~np.isnan(thresholds),
+        images=images,
+        sums=tuple(_unit_sums(*column, units) for column in columns),
+        rankings=tuple(rank(labels, values, units, len(images)) for labels, values, _ in columns),
+        pooled=rank(
+            truth[:, scored].ravel(),
+            probabilities[:, scored].ravel(),
+            np.repeat(units, int(scored.sum())),
+            len(images),
+        ),
+    )
+
+
+def _unit_sums(
+    truth: npt.NDArray[np.bool_],
+    probabilities: Floats,
+    alarms: npt.NDArray[np.bool_],
+    units: npt.NDArray[Any],
+) -> csr_array:
+    """Return, per unit, what the measures without a ranking are made of: float64 [4 + ECE_BINS, U].
+
+    Rows: true positives, alarms, positives, squared error, and of each bin probabilities minus labels.
+    """
+    gap = probabilities - truth
+    count = int(units.max()) + 1
+    sums = np.zeros((4 + ECE_BINS, count))
+    for row, values in enumerate((truth & alarms, alarms, truth, gap**2)):
+        sums[row] = np.bincount(units, weights=values, minlength=count)
+    np.add.at(sums, (4 + calibration_bins(probabilities), units), gap)
+    # Sparse, because scipy adds in one order, where a BLAS may go by its number of threads.
+    return csr_array(sums)
+
+
+def _pool(
+    sums: Floats, images: Floats, kept: npt.NDArray[np.bool_], measures: Sequence[str]
+) -> dict[str, Floats]:
+    """Return measures [R] over the images of all the kept findings together."""
+    together = _from_sums(sums[kept].sum(axis=0), images * kept.sum())
+    return {measure: together[measure] for measure in measures}
+
+
+def _from_sums(sums: Floats, images: Floats) -> dict[str, Floats]:
+    """Turn weighted sums [..., 4 + ECE_BINS, R] of images in all [R] into measures [..., R]."""
+    true_positives, alarms, positives, squared_error = (sums[..., row, :] for row in range(4))
+    negatives = images - positives
+    true_negatives = images - alarms - positives + true_positives
+    one_class = (positives == 0) | (negatives == 0)
+
+    def share(part: Floats, whole: Floats) -> Floats:
+        quotient = np.divide(part, whole, out=np.zeros_like(whole), where=whole > 0)
+        return np.where(one_class, np.nan, quotient)
+
+    images = np.broadcast_to(images, positives.shape)
+    return {
+        "precision": share(true_positives, alarms),
+        "recall": share(true_positives, positives),
+        "specificity": share(true_negatives, negatives),
+        "npv": share(true_negatives, images - alarms),
+        "f1": share(2 * true_positives, alarms + positives),
+        "brier": share(squared_error, images),
+        "ece": share(np.abs(sums[..., 4:, :]).sum(axis=-2), images),
+    }

@@ -1,0 +1,70 @@
+"""Whether runs are scored on the same images, so that they can be averaged and compared."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from eval.predicting.predictions import Predictions
+from shards.errors import BadData
+from shards.findings import FINDINGS
+from shards.folder import ShardFolder
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """What a run is scored on, in the order in which it is."""
+
+    run: str
+    names: npt.NDArray[Any]
+    """[N], as the metadata has them."""
+    labels: npt.NDArray[Any]
+    """[N, 14]."""
+    patients: npt.NDArray[np.int64]
+    """[N]."""
+
+    @classmethod
+    def of_rows(cls, run: str, shards: ShardFolder, rows: npt.NDArray[np.int32]) -> "Images":
+        """Return the images in these rows of the shards' entries."""
+        entries = shards.entries.loc[rows]
+        labels, patients = entries[list(FINDINGS)].to_numpy(), entries["patient"].to_numpy(dtype=np.int64)
+        return cls(run, entries["image"].to_numpy(), labels, patients)
+
+    @classmethod
+    def of_predictions(cls, run: str, shards: ShardFolder, predictions: Predictions) -> "Images":
+        """Return the images that were predicted."""
+        names = shards.entries.loc[predictions.rows]["image"].to_numpy()
+        return cls(run, names, predictions.labels, predictions.patients)
+
+
+def require_same_images(all_images: Sequence[Images], split: str) -> None:
+    """Raise BadData, naming the first image that differs, unless all are the same images and labels.
+
+    The shards may differ in their pixels: runs of different input sizes have different ones. Where each
+    run was trained on the shards it is scored on, equal val and equal test images also mean that none
+    was trained on what another is scored on; under --other-shards they say nothing of it.
+    """
+    for other in all_images[1:]:
+        _require_same(all_images[0], other, f"{all_images[0].run} and {other.run}", split)
+
+
+def _require_same(first: Images, other: Images, both: str, split: str) -> None:
+    here = f"{both} cannot be put together on {split}"
+    if only := set(first.names) ^ set(other.names):
+        example = min(only)
+        whose = first.run if example in set(first.names) else other.run
+        raise BadData(
+            f"{here}: {len(only)} images are scored for one of them alone, the first is {example}, of "
+            f"{whose}; train both on shards with the same split"
+        )
+    differing = np.flatnonzero(first.names != other.names)
+    if len(differing):
+        raise BadData(
+            f"{here}: the same images stand in another order, from {first.names[differing[0]]} on; pack both "
+            "from the same metadata"
+        )
+    wrong = (first.labels != other.labels).any(axis=1) | (first.patients != other.patients)
+    if wrong.any():
+        raise BadData(f"{here}: the labels or the patient of {first.names[wrong][0]} differ")

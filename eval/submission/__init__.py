@@ -1,0 +1,1 @@
+"""Predictions of any model, read and scored by the protocol; no torch."""

@@ -1,0 +1,204 @@
+"""Predictions of any model: a CSV read, checked, and set beside the labels of the same images."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from eval.predicting.selection import Selection
+from eval.scores.thresholds import Floats
+from eval.submission.csv_table import read_csv
+from shards.entries import COLUMNS, Entries, read_entries
+from shards.errors import BadData
+from shards.findings import ALIASES, FINDINGS
+from shards.folder import ENTRIES, ShardFolder
+from shards.manifest import NAME, read_manifest
+
+_NIH_IMAGE = next(nih for nih, ours in COLUMNS.items() if ours == "image")
+IMAGE_COLUMNS = (_NIH_IMAGE, "image")
+PREFIX = "prob_"
+_SHOWN = 3  # names of an error message
+
+
+@dataclass(frozen=True, eq=False)
+class Submission:
+    """What a model says of some images, and what NIH says of them; in the order of the entries."""
+
+    entries: pd.DataFrame
+    """[N] rows: image, patient and one column per finding; age, sex, view and follow_up only where the
+    file that they were read from has them, as NIH's metadata and a shard folder's do."""
+    probabilities: Floats
+    """[N, 14], 0..1, in FINDINGS order."""
+
+    @property
+    def labels(self) -> npt.NDArray[np.uint8]:
+        """[N, 14], in FINDINGS order."""
+        return self.entries[list(FINDINGS)].to_numpy(dtype=np.uint8)
+
+    @property
+    def patients(self) -> npt.NDArray[np.int64]:
+        """[N], whose image each is."""
+        return self.entries["patient"].to_numpy(dtype=np.int64)
+
+    def to_text(self) -> str:
+        """Return `25,596 images of 2,797 patients`."""
+        return f"{len(self.entries):,} images of {self.entries['patient'].nunique():,} patients"
+
+    def to_json(self) -> dict[str, int]:
+        """Return the numbers of images and patients."""
+        return {"images": len(self.entries), "patients": int(self.entries["patient"].nunique())}
+
+    def of(self, chosen: npt.NDArray[np.bool_]) -> "Submission":
+        """Return the part of it that `chosen`, [N], tells."""
+        return Submission(self.entries[chosen], self.probabilities[chosen])
+
+
+def read_labels(path: Path) -> Entries:
+    """Read a table of entries: an NIH Data_Entry CSV (or .gz), or a shard folder's entries.csv.
+
+    A folder that holds one of these will do. Only an entries.csv has a column `split`; beside its
+    manifest.json it is checked against the hash in there. Raises BadData naming the file and what
+    is wrong with it.
+    """
+    if path.is_dir() and (path / ENTRIES).is_file():
+        path = path / ENTRIES
+    if path.is_dir() or _NIH_IMAGE in (table := read_csv(path, typed=True)):
+        return read_entries(path)
+    if path.name == ENTRIES and (path.parent / NAME).is_file():
+        return Entries(ShardFolder(path.parent, read_manifest(path.parent), "").entries, path, ())
+    wanted = ("image", "patient", "split", *FINDINGS)
+    if missing := [name for name in wanted if name not in table.columns]:
+        raise BadData(
+            f"{path} is neither NIH's metadata (no column {_NIH_IMAGE!r}) nor the {ENTRIES} of a shard "
+            f"folder (no column {missing[0]!r})"
+        )
+    sound = table[list(FINDINGS)].isin([0, 1]).all(axis=None) and table["patient"].dtype.kind == "i"
+    if not sound or table.empty or table["image"].duplicated().any():
+        raise BadData(
+            f"{path} is damaged: it has no row, a label is neither 0 nor 1, a patient is no number, or an "
+            "image stands there twice"
+        )
+    return Entries(table, path, ())
+
+
+def choose_entries(entries: Entries, selection: Selection | None) -> tuple[pd.DataFrame, str]:
+    """Return the rows that are asked for, and what they are called.
+
+    Without a selection these are `test`, or `all` where the entries have no split. Raises BadData for
+    a split that they do not have, and naming images on a list that are none of theirs.
+    """
+    table, csv = entries.table, entries.csv
+    if selection is not None and selection.images is not None:
+        if unknown := selection.images.difference(table["image"]):
+            raise BadData(
+                f"{len(unknown):,} images on the list {selection.name} are not in {csv}, {_first(unknown)}"
+            )
+        return table[table["image"].isin(selection.images)], selection.name
+    if "split" not in table:
+        if selection is None:
+            return table, "all"
+        raise BadData(
+            f"{csv} does not say which images are in {selection.name}; give a list of them, such as NIH's: "
+            "--split test_list.txt"
+        )
+    name = "test" if selection is None else selection.name
+    chosen = table[table["split"] == name]
+    if chosen.empty:
+        raise BadData(f"{csv} has no image in {name}; say with --split which to score")
+    return chosen, name
+
+
+def read_submission(path: Path, entries: Entries) -> Submission:
+    """Read a CSV of predictions (or .gz): the image's name and one probability per finding.
+
+    The image's column is `Image Index` or `image`, a finding's is called as the finding, or that with
+    `prob_` before it; other columns are passed over, and the order of rows and columns is free.
+    Raises BadData naming the file and: a column that is missing or there twice, a row that is wider
+    than the header, an image that stands there twice or that `entries` do not have, or the image and
+    finding of what is no number from 0 to 1.
+    """
+    table = read_csv(path, typed=False)
+    named = [name for name in IMAGE_COLUMNS if name in table]
+    images = table[_only(named, "the image's name", IMAGE_COLUMNS, path)]
+    columns = _finding_columns(table, path)
+    if table.empty:
+        raise BadData(f"{path} has a header but no row")
+    if twice := set(images[images.duplicated()]):
+        raise BadData(f"{path} has more than one row for {len(twice):,} images, {_first(twice)}")
+    if unknown := set(images).difference(entries.table["image"]):
+        raise BadData(
+            f"{path}: {len(unknown):,} of {len(images):,} images are not in {entries.csv}, {_first(unknown)}"
+        )
+    probabilities = np.column_stack([_numbers(table[column], images, path) for column in columns])
+    known = entries.table[entries.table["image"].isin(images)]
+    place = pd.Series(np.arange(len(images)), index=images)
+    return Submission(known, probabilities[place.loc[known["image"]].to_numpy()])
+
+
+def require_all(given: Submission, wanted: pd.DataFrame, path: Path, name: str) -> Submission:
+    """Return the part of `given` that is of the `wanted` entries; BadData naming those that are missing."""
+    have = given.entries["image"]
+    missing = wanted["image"][~wanted["image"].isin(have)]
+    if len(missing):
+        raise BadData(
+            f"{path} has no prediction for {len(missing):,} of the {len(wanted):,} images asked for "
+            f"({name}), {_first(missing)}; predict them, or say with --split which images are asked for"
+        )
+    return given.of(have.isin(wanted["image"]).to_numpy())
+
+
+def require_apart(scored: Submission, val: Submission, path: Path) -> None:
+    """Raise BadData naming images, or else patients, that are both scored and in val, read from `path`."""
+    for column, what in (("image", "images"), ("patient", "patients")):
+        if both := set(scored.entries[column]) & set(val.entries[column]):
+            raise BadData(
+                f"{path}: {len(both):,} {what} are among the scored ones, too, {_first(both)}; thresholds "
+                "must come from other patients"
+            )
+
+
+def _finding_columns(table: pd.DataFrame, path: Path) -> list[str]:
+    spellings = {finding: [finding] for finding in FINDINGS}
+    for alias, finding in ALIASES.items():
+        spellings[finding].append(alias)
+    found = {
+        finding: [name for one in names for name in (one, PREFIX + one) if name in table]
+        for finding, names in spellings.items()
+    }
+    if missing := [finding for finding, names in found.items() if not names]:
+        raise BadData(
+            f"{path} has no column for {', '.join(missing)} (called so, or with {PREFIX} before it); "
+            "every finding must be predicted"
+        )
+    return [_only(names, finding, names, path) for finding, names in found.items()]
+
+
+def _only(names: Sequence[str], what: str, wanted: Sequence[str], path: Path) -> str:
+    if not names:
+        raise BadData(f"{path} has no column with {what}; it is called {' or '.join(map(repr, wanted))}")
+    if len(names) > 1:
+        raise BadData(f"{path} has more than one column for {what}: {', '.join(names)}; remove the others")
+    return names[0]
+
+
+def _numbers(column: pd.Series, images: pd.Series, path: Path) -> Floats:
+    texts = column.to_numpy(dtype=str)
+    try:
+        values = texts.astype(np.float64)  # to the last bit, which pandas does not promise
+    except ValueError:
+        values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
+    bad = np.flatnonzero(~((values >= 0) & (values <= 1)))
+    if len(bad):
+        raise BadData(
+            f"{path}: expected probabilities from 0 to 1, but {column.name} of {images.iloc[bad[0]]} is "
+            f"{texts[bad[0]].strip() or 'empty'} ({len(bad):,} such in this column)"
+        )
+    return values
+
+
+def _first(names: Iterable[object]) -> str:
+    ordered = sorted(map(str, names))
+    return f"the first {'is' if len(ordered) == 1 else 'are'} {', '.join(ordered[:_SHOWN])}"
