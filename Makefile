@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/python scripts/make_phantoms.py data/phantoms
 	$(BIN)/python scripts/make_shards.py data/phantoms data/phantom-shards
 	$(BIN)/python -m trainer --arch custom_cnn --shards data/phantom-shards --name demo \
-	    --batch-size 32 --lr 1e-3 --epochs 14 --patience 3
+	    --batch-size 32 --lr 1e-3 --epochs 18 --patience 3
 	$(BIN)/python -m eval demo
 
 test: $(READY)

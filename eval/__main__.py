@@ -1,5 +1,6 @@
 """The evaluation's command line: `python -m eval RUN`, or `python -m eval` for the list of runs."""
 
+import atexit
 import gc
 import json
 from pathlib import Path
@@ -230,7 +231,9 @@ def _write(evaluation: Evaluation, report: bool) -> None:
     if evaluation.localization is not None:
         click.echo(evaluation.localization.to_text())
     folder = write_report(evaluation) if report else write_scores(evaluation)
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+    written = sorted(path for path in folder.iterdir() if path.is_file())
+    # The page is last, where the eye is when a command has ended.
+    for path in sorted(written, key=lambda path: path.suffix == ".html"):
         click.echo(path)
 
 
@@ -274,4 +277,5 @@ def _macro_auroc(run: RunDirectory) -> str:
 
 if __name__ == "__main__":
     gc.freeze()  # what is imported stays, so looking through it for garbage would only take time
+    atexit.register(gc.unfreeze)  # else libraries that look for leaks as Python ends report what it kept
     main(prog_name="python -m eval")

@@ -1,9 +1,7 @@
 """The trainer's command line: `python -m trainer --arch resnet50`."""
 
-import atexit
 import contextlib
 import dataclasses
-import gc
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -144,6 +142,4 @@ def _advice(config: TrainConfig) -> str:
 
 
 if __name__ == "__main__":
-    # Otherwise Python, before it ends, looks for cycles in all that torch has: 1.4 s of a stopped run's ten.
-    atexit.register(gc.freeze)
     main(prog_name="python -m trainer")

@@ -39,7 +39,9 @@ def stop_in_epoch_2(shards: ShardFolder, runs: Path, name: str, with_signal: int
 
 @pytest.fixture(scope="module")
 def undisturbed(phantom_shards: ShardFolder, runs: Path) -> Path:
-    subprocess.run(command(phantom_shards, runs, "undisturbed"), cwd=ROOT, timeout=TIMEOUT, check=True)
+    told = command(phantom_shards, runs, "undisturbed")
+    done = subprocess.run(told, cwd=ROOT, timeout=TIMEOUT, check=True, capture_output=True, text=True)
+    assert "leak" not in done.stderr  # as libraries say when Python ends before they have cleaned up
     return runs / "undisturbed"
 
 

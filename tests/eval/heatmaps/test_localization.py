@@ -200,7 +200,7 @@ def test_the_demo_points_at_small_signs_three_times_as_often_as_chance(tmp_path)
     for tree in ("tree", "others"):
         packed = CliRunner().invoke(make_shards, [str(tmp_path / tree), str(tmp_path / f"{tree}-shards")])
         assert packed.exit_code == 0, packed.output
-    options = "--arch custom_cnn --name demo --batch-size 32 --lr 1e-3 --epochs 14 --patience 3"
+    options = "--arch custom_cnn --name demo --batch-size 32 --lr 1e-3 --epochs 18 --patience 3"
     where = ["--shards", str(tmp_path / "tree-shards"), "--runs", str(tmp_path / "runs")]
     trained = CliRunner().invoke(trainer, [*options.split(), *where])
     assert trained.exit_code == 0, trained.output
