@@ -117,8 +117,8 @@ def definitions(evaluation: Evaluation) -> list[tuple[str, str]]:
                 "Intervals",
                 f"{_LEVEL} percentile intervals of {resampled.resamples:,} resamples of the patients, seed "
                 f"{resampled.seed}, with thresholds and calibration kept. Patients, not images, are drawn: "
-                "images of one patient resemble each other. Those of the ECE are reflected at its value, "
-                "which takes back what chance adds to it.",
+                "images of one patient resemble each other. Those of the ECE take back what chance "
+                "adds to it, so they can lie below it.",
             )
         )
     found.append(("Manifest", evaluation.shards.digest))

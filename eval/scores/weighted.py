@@ -29,6 +29,9 @@ class WeightedScores:
     """Of each finding."""
     pooled: Ranking
     """Of the scored findings together."""
+    signed_gaps: csr_array
+    """[F + 1, U], of each finding and of the scored ones pooled: the probabilities minus labels of each
+    unit, added over the bins with the sign that a bin's sum has on the whole split."""
 
     def measure(self, weights: Floats) -> dict[str, Floats]:
         """Return each of metrics.MEASURES under R weightings: float64 [R, F + 2], findings, macro, micro.
@@ -54,6 +57,20 @@ class WeightedScores:
             values[measure][:, :-2][:, ~self.decided] = np.nan
         return values
 
+    def unfolded_ece(self, weights: Floats) -> Floats:
+        """Return the ECE under R weightings with no bin's gap folded: float64 [R, F + 2].
+
+        Each gap counts with the sign it has on the whole split instead of as an absolute value, so the
+        result is linear in the gaps. Equal to the ECE where no gap changes its sign; `weights` and the
+        columns are those of `measure`.
+        """
+        images: Floats = self.images @ weights
+        gaps = self.signed_gaps @ weights
+        single = gaps[:-1] / images
+        scored = single[self.scored]
+        macro = scored.mean(axis=0) if len(scored) else np.full(len(images), np.nan)
+        return np.column_stack([*single, macro, gaps[-1] / (images * max(len(scored), 1))])
+
 
 def weighted_scores(
     truth: npt.NDArray[np.bool_], probabilities: Floats, thresholds: Floats, units: npt.NDArray[Any]
@@ -62,11 +79,12 @@ def weighted_scores(
     scored = two_classes(truth)
     images = np.bincount(units).astype(np.float64)
     columns = list(zip(truth.T, probabilities.T, apply_thresholds(probabilities, thresholds).T, strict=True))
+    sums = tuple(_unit_sums(*column, units) for column in columns)
     return WeightedScores(
         scored=scored,
         decided=scored & ~np.isnan(thresholds),
         images=images,
-        sums=tuple(_unit_sums(*column, units) for column in columns),
+        sums=sums,
         rankings=tuple(rank(labels, values, units, len(images)) for labels, values, _ in columns),
         pooled=rank(
             truth[:, scored].ravel(),
@@ -74,6 +92,7 @@ def weighted_scores(
             np.repeat(units, int(scored.sum())),
             len(images),
         ),
+        signed_gaps=_signed_gaps([finding.toarray()[4:] for finding in sums], scored),
     )
 
 
@@ -95,6 +114,12 @@ def _unit_sums(
     np.add.at(sums, (4 + calibration_bins(probabilities), units), gap)
     # Sparse, because scipy adds in one order, where a BLAS may go by its number of threads.
     return csr_array(sums)
+
+
+def _signed_gaps(gaps: Sequence[Floats], scored: npt.NDArray[np.bool_]) -> csr_array:
+    """Add the gaps [ECE_BINS, U] of each finding, and of the scored ones pooled, as `signed_gaps` says."""
+    pooled = sum((gap for gap, kept in zip(gaps, scored, strict=True) if kept), np.zeros_like(gaps[0]))
+    return csr_array(np.stack([np.sign(gap.sum(axis=1)) @ gap for gap in (*gaps, pooled)]))
 
 
 def _pool(
