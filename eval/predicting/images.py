@@ -1,0 +1,70 @@
+"""Image files that are in no shard folder, as a model takes them, and what it says of them."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from eval.scores.calibration import Calibration
+from eval.scores.thresholds import Floats, apply_thresholds
+from shards.errors import BadData
+from shards.findings import FINDINGS
+from shards.pixels import Gray, PixelRecipe, decode_sample, encode, open_gray, resize
+from trainer.model_header import ModelHeader
+
+
+@dataclass(frozen=True, eq=False)
+class Decisions:
+    """What a scored run says of N images."""
+
+    shown: Floats
+    """[N, 14], 0..1: the probabilities, calibrated where the run has a calibration."""
+    thresholds: Floats
+    """[14], on the same scale; NaN for a finding without one."""
+    positive: npt.NDArray[np.bool_]
+    """[N, 14]: raw probability >= raw threshold, as in the evaluation; False without a threshold."""
+
+
+def read_image(path: Path, size: int) -> Gray:
+    """Return a PNG or JPEG file as uint8 [size, size], made as `scripts/make_shards.py` makes a sample.
+
+    That is resized with Lanczos and gone through JPEG 95, its defaults. Raises BadData naming the
+    file where it is missing or no image.
+    """
+    recipe = PixelRecipe(size)
+    try:
+        data = path.read_bytes()
+        gray = open_gray(data) if data.startswith(b"\x89PNG") else _open_jpeg(data)
+        encoded = encode(resize(gray, size, recipe.filter), recipe.encoding, recipe.quality)
+        return decode_sample(encoded, size)
+    except UnidentifiedImageError as error:
+        raise BadData(f"{path} is neither PNG nor JPEG") from error
+    except (OSError, ValueError) as error:
+        raise BadData(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def decide(header: ModelHeader, probabilities: npt.NDArray[np.float32]) -> Decisions:
+    """Turn raw probabilities [N, 14] into decisions by what the run's evaluation learnt from val.
+
+    Raises BadData for a run that was not scored yet: it has no thresholds.
+    """
+    if "thresholds" not in header.metadata:
+        raise BadData("the run has no thresholds yet; score it first with: python -m eval RUN")
+    stored = [header.metadata["thresholds"][finding] for finding in FINDINGS]
+    thresholds = np.array([np.nan if cut is None else cut for cut in stored], dtype=np.float64)
+    positive = apply_thresholds(probabilities, thresholds)
+    record = header.metadata.get("calibration")
+    if record is None:
+        return Decisions(probabilities.astype(np.float64), thresholds, positive)
+    calibration = Calibration.from_json(record, "the calibration in model.safetensors")
+    known = np.where(np.isnan(thresholds), 0, thresholds)[None]
+    on_scale = np.where(np.isnan(thresholds), np.nan, calibration.apply(known)[0])
+    return Decisions(calibration.apply(probabilities), on_scale, positive)
+
+
+def _open_jpeg(data: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+        return image.convert("L")

@@ -1,0 +1,100 @@
+"""What a run says of image files: `python scripts/predict.py RUN IMAGE...`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from eval.heatmaps.drawing import draw_heat_map
+from eval.heatmaps.gradients import heatmaps
+from eval.predicting.full_precision import full_precision
+from eval.predicting.images import decide, read_image
+from shards.findings import FINDINGS
+from shards.publishing import publish, publish_text
+from shards.signals import stoppable
+from trainer.devices import DEVICE_CHOICES, choose_device
+from trainer.model_file import load_model
+from trainer.model_header import read_header
+from trainer.run_directory import RunDirectory, find_run
+
+
+@click.command(context_settings={"show_default": True, "auto_envvar_prefix": "CXRAPID"})
+@click.argument("run")
+@click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="IMAGE...")
+@click.option(
+    "--runs",
+    type=click.Path(path_type=Path),
+    default="runs",
+    metavar="FOLDER",
+    help="Folder that holds the runs.",
+)
+@click.option(
+    "--heatmaps", "folder", type=click.Path(path_type=Path), metavar="FOLDER",
+    help="Draw there where the model looks for every finding that it calls positive.",
+)  # fmt: skip
+@click.option("--device", default="auto", metavar=DEVICE_CHOICES, help="Where the model runs.")
+@click.option(
+    "--json", "json_file", envvar="CXRAPID_JSON", type=click.Path(path_type=Path), metavar="FILE",
+    help="Write everything there, too.",
+)  # fmt: skip
+def main(
+    run: str, images: tuple[Path, ...], runs: Path, folder: Path | None, device: str, json_file: Path | None
+) -> None:
+    """Say what RUN, trained and scored, finds in each PNG or JPEG file IMAGE.
+
+    Probabilities are calibrated, and thresholds are on the same scale, as `python -m eval` fitted
+    both on val. For research only: not a medical device.
+    """
+    with stoppable("the same command starts anew"):
+        record = _predict(find_run(run, runs), images, folder, device)
+    if json_file is not None:
+        publish_text(json_file, json.dumps(record, indent=1) + "\n")
+
+
+def _predict(run: RunDirectory, images: tuple[Path, ...], folder: Path | None, device: str) -> dict[str, Any]:
+    """Print what the run says of each image, draw its heat maps, and return the same as a record."""
+    header = read_header(run.model)
+    decide(header, np.zeros((0, len(FINDINGS)), dtype=np.float32))  # thresholds missing: said at once
+    pixels = np.stack([read_image(path, header.metadata["size"]) for path in images])[:, None]
+    model, _ = load_model(run.model)
+    model.to(place := choose_device(device))
+    with full_precision(), torch.inference_mode():
+        given = torch.from_numpy(pixels).to(place)
+        raw = torch.cat([model(one[None]).float().sigmoid() for one in given])
+        if header.metadata.get("tta"):
+            mirrored = torch.cat([model(one[None].flip(-1)).float().sigmoid() for one in given])
+            raw = (raw + mirrored) / 2
+    said = decide(header, raw.cpu().numpy())
+    record = {}
+    for number, path in enumerate(images):
+        click.echo(f"{path}\n  {'finding':20} probability  threshold")
+        rows = zip(FINDINGS, said.shown[number], said.thresholds, said.positive[number], strict=True)
+        for finding, probability, threshold, positive in rows:
+            click.echo(
+                f"  {finding:20} {probability:11.3f}  {threshold:9.3f}{'  positive' if positive else ''}"
+            )
+        record[str(path)] = {
+            finding: {"probability": float(probability), "positive": bool(positive)}
+            for finding, probability, positive in zip(
+                FINDINGS, said.shown[number], said.positive[number], strict=True
+            )
+        }
+        columns = np.flatnonzero(said.positive[number]).tolist()
+        if folder is not None and columns:
+            maps = heatmaps(model, given[number : number + 1].clone(), columns)[0].cpu().numpy()
+            for column, heat in zip(columns, maps, strict=True):
+                drawn = draw_heat_map(
+                    pixels[number, 0], heat, finding=FINDINGS[column],
+                    probability=float(said.shown[number, column]), threshold=float(said.thresholds[column]), note=path.name,
+                )  # fmt: skip
+                with publish(folder / f"{path.stem}-{FINDINGS[column]}.png") as partial:
+                    partial.write_bytes(drawn)
+                click.echo(folder / f"{path.stem}-{FINDINGS[column]}.png")
+    return record
+
+
+if __name__ == "__main__":
+    main()
