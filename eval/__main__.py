@@ -11,14 +11,20 @@ import numpy as np
 
 from eval.evaluation import FITTED_ON, Evaluation, Protocol, evaluate, evaluate_average
 from eval.explanation import Explaining, explain
-from eval.options import read_rule
+from eval.options import (
+    json_option,
+    read_rule,
+    resamples_option,
+    rule_option,
+    runs_option,
+    seed_option,
+)
 from eval.predicting.candidate import Candidate, Predicting, open_candidate
 from eval.predicting.selection import Selection
 from eval.report import metrics_record, write_report, write_scores
 from eval.report.comparison_page import write_comparison
 from eval.result_files import write_json
 from eval.scores.calibration import METHODS
-from eval.scores.thresholds import RULES
 from eval.several.comparison import RunComparison, compare_runs
 from eval.several.same_images import Images, require_same_images
 from shards.boxes import read_box_list
@@ -32,13 +38,7 @@ from trainer.run_directory import RunDirectory, find_run, list_runs
     context_settings={"auto_envvar_prefix": "CXRAPID", "show_default": True, "max_content_width": 110}
 )
 @click.argument("names", metavar="[RUN]...", nargs=-1)
-@click.option(
-    "--runs",
-    type=click.Path(path_type=Path),
-    default="runs",
-    metavar="FOLDER",
-    help="Folder that holds the runs.",
-)
+@runs_option()
 @click.option(
     "--split",
     default="test",
@@ -52,21 +52,15 @@ from trainer.run_directory import RunDirectory, find_run, list_runs
     help="Where the runs' shards are now.  [default: where they were]",
 )
 @click.option("--other-shards", is_flag=True, help="Score on shards the run was not trained on.")
-@click.option("--rule", default="f1", metavar="RULE", help=f"How thresholds are picked on val: {RULES}.")
+@rule_option()
 @click.option(
     "--calibration",
     type=click.Choice([*METHODS, "none"]),
     default="platt",
     help="Fitted on val per finding, for the probabilities that are shown; decisions and ranks never use it.",
 )
-@click.option(
-    "--resamples",
-    type=click.IntRange(0),
-    default=1000,
-    metavar="N",
-    help="Of the patients, for 95 % intervals; 0: none. Those of localization are always of 1,000.",
-)
-@click.option("--seed", type=click.IntRange(0), default=0, metavar="N", help="Of the resamples.")
+@resamples_option(besides=" Those of localization are always of 1,000.")
+@seed_option("the resamples")
 @click.option("--tta/--no-tta", default=False, help="Average each image with its mirror.")
 @click.option("--average", is_flag=True, help="Score the mean of the runs' probabilities as well.")
 @click.option("--compare", is_flag=True, help="Set the runs side by side, each against the first.")
@@ -99,14 +93,7 @@ from trainer.run_directory import RunDirectory, find_run, list_runs
     metavar=DEVICE_CHOICES,
     help="Where the model runs, if it must; auto: the first GPU if there is one.",
 )
-@click.option(
-    "--json",
-    "json_file",
-    envvar="CXRAPID_JSON",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write the scores there, too.",
-)
+@json_option()
 def main(
     names: tuple[str, ...],
     runs: Path,

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +95,8 @@ class Evaluation:
     calibrated: pd.DataFrame | None
     """Index: the findings, macro, micro; columns brier, ece, calibrated_brier, calibrated_ece."""
     resampled: Resampled | None
+    intervals: pd.DataFrame | None
+    """95 %, as `all_intervals` has them; None where nothing was resampled."""
     subgroups: Subgroups | None
     folder: Path
     """Where its files go."""
@@ -115,16 +116,6 @@ class Evaluation:
         """The names of those runs that were trained on other shards than they are scored on."""
         each = zip(self.runs, self.trained_on, self.scored_on, strict=True)
         return tuple(run.name for run, trained_on, scored_on in each if trained_on != scored_on)
-
-    @cached_property
-    def intervals(self) -> pd.DataFrame | None:
-        """95 %, as `all_intervals` has them; None where nothing was resampled."""
-        if self.resampled is None:
-            return None
-        scored = self.predictions[self.split]
-        calibrated = None if self.calibration is None else self.calibration.apply(scored.probabilities)
-        arrays = scored.labels, scored.probabilities, scored.patients
-        return all_intervals(self.resampled, *arrays, calibrated)
 
     @property
     def patients(self) -> int:
@@ -243,7 +234,8 @@ def _score(
 ) -> Evaluation:
     split, shards = protocol.selection.name, candidates[0].shards
     scored = predictions[split]
-    resampled = None
+    calibrated = None if fitted.calibration is None else fitted.calibration.apply(scored.probabilities)
+    resampled, intervals = None, None
     if protocol.resamples:
         resampled = bootstrap(
             scored.labels,
@@ -254,6 +246,8 @@ def _score(
             resamples=protocol.resamples,
             seed=protocol.seed,
         )
+        arrays = scored.labels, scored.probabilities, scored.patients
+        intervals = all_intervals(resampled, *arrays, calibrated)
     scores = score(scored.labels, scored.probabilities, fitted.thresholds, FINDINGS)
     return Evaluation(
         name=name,
@@ -269,8 +263,9 @@ def _score(
         scores=scores,
         at_half=_at_half(scores, scored),
         calibration=fitted.calibration,
-        calibrated=_calibrated(scores, scored, fitted.calibration),
+        calibrated=_calibrated(scores, scored, calibrated),
         resampled=resampled,
+        intervals=intervals,
         subgroups=subgroups(
             scored.labels,
             scored.probabilities,
@@ -297,12 +292,11 @@ def _at_half(scores: Scores, scored: Predictions) -> Scores:
     )
 
 
-def _calibrated(scores: Scores, scored: Predictions, calibration: Calibration | None) -> pd.DataFrame | None:
-    """Return Brier and ECE before and after calibration; None without one."""
-    if calibration is None:
+def _calibrated(scores: Scores, scored: Predictions, probabilities: Floats | None) -> pd.DataFrame | None:
+    """Return Brier and ECE before and after calibration to these probabilities; None without them."""
+    if probabilities is None:
         return None
     no_thresholds = np.full(len(FINDINGS), np.nan)
-    probabilities = calibration.apply(scored.probabilities)
     after = score(scored.labels, probabilities, no_thresholds, FINDINGS, measures=ERRORS)
     before, after_frame = (each.to_frame()[list(ERRORS)] for each in (scores, after))
     return before.join(after_frame.add_prefix(CALIBRATED))

@@ -5,10 +5,9 @@ from typing import Any
 
 import click
 
-from eval.options import read_rule
+from eval.options import json_option, read_rule, resamples_option, rule_option, seed_option
 from eval.predicting.selection import Selection
 from eval.result_files import write_json, write_table
-from eval.scores.thresholds import RULES
 from eval.submission.reading import (
     choose_entries,
     read_labels,
@@ -45,25 +44,10 @@ from shards.signals import stoppable
     help="Images to score; FILE lists their names, one a line, as NIH's test_list.txt.  "
     "[default: test of an entries.csv, every image of NIH's metadata]",
 )
-@click.option("--rule", default="f1", metavar="RULE", help=f"How thresholds are picked: {RULES}.")
-@click.option(
-    "--resamples",
-    type=click.IntRange(0),
-    default=1000,
-    metavar="N",
-    help="Of the patients, for 95 % intervals; 0: none.",
-)
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, metavar="N", help="Of the resamples and of the halves."
-)
-@click.option(
-    "--json",
-    "json_file",
-    envvar="CXRAPID_JSON",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write everything there, too.",
-)
+@rule_option()
+@resamples_option()
+@seed_option("the resamples and of the halves")
+@json_option()
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

@@ -10,8 +10,10 @@ import torch
 
 from eval.heatmaps.drawing import draw_heat_map
 from eval.heatmaps.gradients import heatmaps
+from eval.options import json_option, runs_option
 from eval.predicting.full_precision import full_precision
 from eval.predicting.images import decide, read_image
+from eval.predicting.predict import probabilities_of
 from shards.findings import FINDINGS
 from shards.publishing import publish, publish_text
 from shards.signals import stoppable
@@ -24,22 +26,13 @@ from trainer.run_directory import RunDirectory, find_run
 @click.command(context_settings={"show_default": True, "auto_envvar_prefix": "CXRAPID"})
 @click.argument("run")
 @click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="IMAGE...")
-@click.option(
-    "--runs",
-    type=click.Path(path_type=Path),
-    default="runs",
-    metavar="FOLDER",
-    help="Folder that holds the runs.",
-)
+@runs_option()
 @click.option(
     "--heatmaps", "folder", type=click.Path(path_type=Path), metavar="FOLDER",
     help="Draw there where the model looks for every finding that it calls positive.",
 )  # fmt: skip
 @click.option("--device", default="auto", metavar=DEVICE_CHOICES, help="Where the model runs.")
-@click.option(
-    "--json", "json_file", envvar="CXRAPID_JSON", type=click.Path(path_type=Path), metavar="FILE",
-    help="Write everything there, too.",
-)  # fmt: skip
+@json_option()
 def main(
     run: str, images: tuple[Path, ...], runs: Path, folder: Path | None, device: str, json_file: Path | None
 ) -> None:
@@ -61,12 +54,11 @@ def _predict(run: RunDirectory, images: tuple[Path, ...], folder: Path | None, d
     pixels = np.stack([read_image(path, header.metadata["size"]) for path in images])[:, None]
     model, _ = load_model(run.model)
     model.to(place := choose_device(device))
-    with full_precision(), torch.inference_mode():
-        given = torch.from_numpy(pixels).to(place)
-        raw = torch.cat([model(one[None]).float().sigmoid() for one in given])
-        if header.metadata.get("tta"):
-            mirrored = torch.cat([model(one[None].flip(-1)).float().sigmoid() for one in given])
-            raw = (raw + mirrored) / 2
+    given = torch.from_numpy(pixels).to(place)
+    with full_precision():
+        # One at a time: any number of images fits.
+        tta = bool(header.metadata.get("tta"))
+        raw = torch.cat([probabilities_of(model, one[None], tta=tta) for one in given])
     said = decide(header, raw.cpu().numpy())
     record = {}
     for number, path in enumerate(images):
@@ -84,7 +76,7 @@ def _predict(run: RunDirectory, images: tuple[Path, ...], folder: Path | None, d
         }
         columns = np.flatnonzero(said.positive[number]).tolist()
         if folder is not None and columns:
-            maps = heatmaps(model, given[number : number + 1].clone(), columns)[0].cpu().numpy()
+            maps = heatmaps(model, given[number : number + 1], columns)[0].cpu().numpy()
             for column, heat in zip(columns, maps, strict=True):
                 drawn = draw_heat_map(
                     pixels[number, 0], heat, finding=FINDINGS[column],

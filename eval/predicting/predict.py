@@ -52,6 +52,14 @@ def predict(
 
 
 @torch.inference_mode()
+def probabilities_of(model: Classifier, images: torch.Tensor, *, tta: bool) -> torch.Tensor:
+    """Return float32 [N, 14], 0..1, of uint8 [N, 1, S, S] on the model's device; with `tta` as `predict`."""
+    predicted: torch.Tensor = model(images).float().sigmoid()
+    if tta:
+        predicted = (predicted + model(images.flip(-1)).float().sigmoid()) / 2
+    return predicted
+
+
 def _run(
     model: Classifier, shards: ShardFolder, split: str, device: torch.device, batch_size: int, tta: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -62,10 +70,7 @@ def _run(
         progress_bar(loader.samples, f"predicting {split}", "img") as bar,
     ):
         for batch in loader:
-            predicted = model(batch.images).float().sigmoid()
-            if tta:
-                predicted = (predicted + model(batch.images.flip(-1)).float().sigmoid()) / 2
-            probabilities.append(predicted)
+            probabilities.append(probabilities_of(model, batch.images, tta=tta))
             rows.append(batch.rows)
             labels.append(batch.labels)
             bar.update(len(batch.rows))

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from eval.scores.metrics import MEASURES
-from eval.scores.thresholds import Floats, paired
+from eval.scores.thresholds import Floats, with_thresholds
 from eval.scores.weighted import weighted_scores
 
 MEANS = ("macro", "micro")
@@ -133,13 +133,7 @@ def bootstrap(
     depend on their number; 1,000 resamples of 25,596 images x 14 findings take 1.4 s there. Raises
     ValueError as `score` does, if `patients` is not [N], and for less than one resample.
     """
-    truth, probabilities = paired(labels, probabilities)
-    thresholds = np.asarray(thresholds, dtype=np.float64)
-    if not truth.shape[1:] == thresholds.shape == (len(findings),):
-        raise ValueError(
-            f"expected one column and one threshold for each of {len(findings)} findings, "
-            f"got arrays of shape {list(truth.shape)} and {list(thresholds.shape)}"
-        )
+    truth, probabilities, thresholds = with_thresholds(labels, probabilities, thresholds, findings)
     if patients.shape != truth.shape[:1]:
         raise ValueError(f"expected a patient for each of {len(truth)} images, got {list(patients.shape)}")
     if resamples < 1:

@@ -15,7 +15,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from eval.scores.thresholds import Floats, apply_thresholds, paired
+from eval.scores.thresholds import Floats, apply_thresholds, with_thresholds
 
 DECIDED = ("precision", "recall", "specificity", "npv", "f1")
 """Measures of the decisions at the thresholds; `npv` is the negative predictive value."""
@@ -125,13 +125,7 @@ def score(
     micro pools the same findings: its AUROC ranks the flattened matrix, its ECE bins it. Raises
     ValueError as `paired` does, or if F differs between the arguments.
     """
-    truth, probabilities = paired(labels, probabilities)
-    thresholds = np.asarray(thresholds, dtype=np.float64)
-    if not truth.shape[1:] == thresholds.shape == (len(findings),):
-        raise ValueError(
-            f"expected one column and one threshold for each of {len(findings)} findings, "
-            f"got arrays of shape {list(truth.shape)} and {list(thresholds.shape)}"
-        )
+    truth, probabilities, thresholds = with_thresholds(labels, probabilities, thresholds, findings)
     rows = {}
     for column, finding in enumerate(findings):
         one = slice(column, column + 1)

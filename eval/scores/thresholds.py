@@ -7,7 +7,7 @@ threshold to the last image.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -199,6 +199,26 @@ def paired(labels: npt.NDArray[Any], probabilities: npt.NDArray[Any]) -> tuple[n
     _all(labels, (labels == 0) | (labels == 1), "a label of 0 or 1")
     _all(probabilities, (probabilities >= 0) & (probabilities <= 1), "a probability in [0, 1]")
     return labels.astype(np.bool_), probabilities
+
+
+def with_thresholds(
+    labels: npt.NDArray[Any],
+    probabilities: npt.NDArray[Any],
+    thresholds: npt.NDArray[Any],
+    findings: Sequence[str],
+) -> tuple[npt.NDArray[np.bool_], Floats, Floats]:
+    """Return what `paired` does, and the thresholds as float64 [F].
+
+    Raises ValueError as `paired` does, or if there is not one column and one threshold a finding.
+    """
+    truth, probabilities = paired(labels, probabilities)
+    thresholds = np.asarray(thresholds, dtype=np.float64)
+    if not truth.shape[1:] == thresholds.shape == (len(findings),):
+        raise ValueError(
+            f"expected one column and one threshold for each of {len(findings)} findings, "
+            f"got arrays of shape {list(truth.shape)} and {list(thresholds.shape)}"
+        )
+    return truth, probabilities, thresholds
 
 
 def _all(values: npt.NDArray[Any], good: npt.NDArray[np.bool_], wanted: str) -> None:

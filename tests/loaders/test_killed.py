@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ import pytest
 
 from shards.folder import ShardFolder
 from tests.loaders.stepwise import EPOCHS
+from tests.ranks import start_ranks
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("stepwise.py")
 LOADERS = ["dali", "resident", "dataloader", "webdataset"]
 IN_COMMON_ORDER = LOADERS[:-1]
@@ -21,19 +20,8 @@ TIMEOUT = 120
 
 
 def start(shards: ShardFolder, out: Path, ranks: int) -> "subprocess.Popen[str]":
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command = [sys.executable, *(torchrun if ranks > 1 else []), str(SCRIPT), str(shards.path), str(out)]
     out.mkdir(exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*command, *LOADERS],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    return start_ranks([str(SCRIPT), str(shards.path), str(out), *LOADERS], ranks)
 
 
 def finished(process: "subprocess.Popen[str]", out: Path, ranks: int) -> list[dict[str, Any]]:

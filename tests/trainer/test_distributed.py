@@ -19,7 +19,8 @@ from shards.folder import ShardFolder, open_shards
 from shards.packing import pack
 from shards.packing.planning import SplitRecipe, make_plan
 from shards.pixels import PixelRecipe
-from tests.trainer.running import ROOT, TIMEOUT, command, losses, metrics, train
+from tests.ranks import start_ranks
+from tests.trainer.running import TIMEOUT, command, losses, metrics, train
 from trainer.distributed import Team
 from trainer.records.checkpoints import load_checkpoint
 
@@ -37,19 +38,8 @@ LONG = {"batch_size": 10, "accumulate": 2, "epochs": 2, "threads": 1, "loader": 
 
 
 def start(arguments: list[str], ranks: int = 2, *, module: bool = True) -> "subprocess.Popen[str]":
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     # Without the -- torchrun takes --monitor for one of its own.
-    torchrun += ["-m", "--"] if module else []
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [arguments[0], *torchrun, *arguments[2:]],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    return start_ranks([*(["-m", "--"] if module else []), *arguments[2:]], ranks)
 
 
 def together(folder: ShardFolder, runs: Path, run: str, **changes: Any) -> tuple[int, str, str]:

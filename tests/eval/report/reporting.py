@@ -13,6 +13,7 @@ from eval.evaluation import Evaluation
 from eval.predicting.predictions import Predictions
 from eval.scores.bootstrap import bootstrap
 from eval.scores.calibration import fit_calibration
+from eval.scores.intervals import all_intervals
 from eval.scores.metrics import score
 from eval.scores.subgroups import subgroups
 from eval.scores.thresholds import pick_thresholds
@@ -21,7 +22,7 @@ from shards.folder import ShardFolder
 from trainer.model_header import ModelHeader
 from trainer.run_directory import RunDirectory
 
-PLAIN = {"calibration": None, "calibrated": None, "resampled": None, "subgroups": None}
+PLAIN = {"calibration": None, "calibrated": None, "resampled": None, "intervals": None, "subgroups": None}
 """The parts that an evaluation may lack."""
 
 
@@ -74,6 +75,7 @@ def evaluation(
     after = score(scored.labels, calibration.apply(scored.probabilities), half, FINDINGS).to_frame()
     arrays = scored.labels, scored.probabilities
     header = ModelHeader({"manifest_sha256": shards.digest}, 3_312_430, "0" * 64)
+    resampled = bootstrap(*arrays, cuts, scored.patients, FINDINGS, resamples=40)
     whole = Evaluation(
         name="+".join(run.name for run in runs),
         runs=runs,
@@ -89,7 +91,8 @@ def evaluation(
         at_half=score(*arrays, half, FINDINGS),
         calibration=calibration,
         calibrated=before.join(after[["brier", "ece"]].add_prefix("calibrated_")),
-        resampled=bootstrap(*arrays, cuts, scored.patients, FINDINGS, resamples=40),
+        resampled=resampled,
+        intervals=all_intervals(resampled, *arrays, scored.patients, calibration.apply(scored.probabilities)),
         subgroups=subgroups(*arrays, shards.entries.loc[scored.rows], FINDINGS, cuts, resamples=40),
         folder=runs[0].path / "eval" / split,
     )
