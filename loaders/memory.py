@@ -1,6 +1,7 @@
-"""How much memory is free, on a GPU and on the host."""
+"""How much memory is free, on a GPU and on the host, and where something fits."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,6 +23,26 @@ def free_memory(device: torch.device) -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     (available,) = (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     return min(available, _left_in_container(available))
+
+
+def place_with_room(
+    needed: int, device: torch.device, share: float, free: Callable[[torch.device], float]
+) -> tuple[torch.device | None, str]:
+    """Return where so many bytes fit: the device, else the host, else None; and the figures in words.
+
+    They fit where they take at most this share of what `free` says of a place.
+    """
+    figures = f"takes {_gib(needed)}"
+    for place in dict.fromkeys((device, torch.device("cpu"))):
+        room = share * free(place)
+        figures += f", {share:.0%} of what is free on {place} are {_gib(room)}"
+        if needed <= room:
+            return place, figures
+    return None, figures
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"
 
 
 def _left_in_container(otherwise: int) -> int:

@@ -15,7 +15,7 @@ import torch
 from loaders.batch import Batch
 from loaders.buffers import HostBuffers
 from loaders.finishing import finish
-from loaders.memory import free_memory
+from loaders.memory import free_memory, place_with_room
 from loaders.own_stream import beside_the_step
 from loaders.registry import Loader
 from loaders.scheduled import ScheduledLoader
@@ -36,15 +36,14 @@ def place_for(spec: LoaderSpec) -> tuple[torch.device | None, str]:
     """Return where a split's images fit: the spec's device, else the host, else None; and the figures."""
     needed = spec.shards.manifest.splits[spec.split].images * spec.shards.manifest.size**2
     remove_unheld(spec.shards.digest[:_DIGITS])  # what a killed run left would count as used
-    figures = f"the decoded {spec.split} split takes {_gib(needed)}"
-    for device in dict.fromkeys((spec.device, _CPU)):
-        free = free_memory(device)
-        if device == _CPU and spec.world_size > 1:
-            free += shared_bytes(_shared_name(spec))  # by the rank that came first
-        figures += f", {SHARE:.0%} of what is free on {device} are {_gib(SHARE * free)}"
-        if needed <= SHARE * free:
-            return device, figures
-    return None, figures
+
+    def free(device: torch.device) -> float:
+        # What the rank that came first has taken, it has taken for all.
+        shared = device == _CPU and spec.world_size > 1
+        return free_memory(device) + (shared_bytes(_shared_name(spec)) if shared else 0)
+
+    place, figures = place_with_room(needed, spec.device, SHARE, free)
+    return place, f"the decoded {spec.split} split {figures}"
 
 
 class ResidentLoader(ScheduledLoader):
@@ -144,7 +143,3 @@ def _in_words(images: torch.Tensor) -> torch.Tensor:
     # [n, S * S / 8] of int64 over the same memory: gathered 1.6 times as fast as bytes are.
     flat = images.flatten(1)
     return flat.view(torch.int64) if flat.shape[1] % 8 == 0 else flat
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB"

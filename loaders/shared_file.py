@@ -23,6 +23,7 @@ class SharedFile:
     """uint8 `memory` [size] of this name, the same for all processes of this user on this machine.
 
     `fill` is called with it in one process, while the others wait; where it raises, the next one tries.
+    They wait at a file of its own beside it, which is empty and stays.
     Raises ResourceMissing for memory that cannot be had, of which a process else dies page by page.
     """
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from loaders import Loader, LoaderSpec, streaming_loader
 from loaders.batch import Batch
-from loaders.memory import free_memory
+from loaders.memory import free_memory, place_with_room
 from loaders.schedule import Slot
 from loaders.scheduled import ScheduledLoader
 from models import Classifier, frozen_part, trainable_part
@@ -196,15 +196,14 @@ def place_of_cache(
 
 def place_for(needed: int, device: torch.device) -> tuple[torch.device | None, str]:
     """Return where so many bytes fit: the device, else the host, else None; and the figures in words."""
-    figures = f"it takes {_gib(needed)}"
-    for place in dict.fromkeys((device, _CPU)):
-        # torchrun tells every rank how many of them share this machine's memory
+
+    def free(place: torch.device) -> float:
+        # torchrun tells every rank how many of them share this machine's memory.
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if place == _CPU else 1
-        room = SHARE * free_memory(place) / ranks
-        figures += f", {SHARE:.0%} of what is free on {place} are {_gib(room)}"
-        if needed <= room:
-            return place, figures
-    return None, figures
+        return free_memory(place) / ranks
+
+    place, figures = place_with_room(needed, device, SHARE, free)
+    return place, f"it {figures}"
 
 
 def compute_features(
@@ -292,7 +291,3 @@ def _shape(
     with precision.autocast():
         features = _as_stored(frozen(black))
     return features.shape[1:], features.dtype
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB"
