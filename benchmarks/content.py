@@ -7,6 +7,9 @@ They are packed as the NIH download is, and the folder passes scripts/verify_sha
 throughput only: crops of one X-ray stand in train and in test, so no score on it means anything.
 """
 
+if __name__ == "__main__":
+    import shards.startup  # noqa: F401  first: Ctrl-C ends in one line while the rest is imported
+
 import csv
 import functools
 import hashlib
@@ -24,6 +27,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from shards.console import Command, echo
 from shards.cores import available_cores
 from shards.errors import BadData
 from shards.findings import NO_FINDING
@@ -141,7 +145,7 @@ def _write_tree(tree: Path, originals: list[Original], prefix: str, images: int)
     for _, measured in map_in_processes(draw, tasks, available_cores()):
         sizes += measured
     before, after = (statistics.mean(size) for size in zip(*sizes, strict=True))
-    click.echo(f"mean JPEG of a crop: {before:.0f} bytes as it is, {after:.0f} with the noise", err=True)
+    echo(f"mean JPEG of a crop: {before:.0f} bytes as it is, {after:.0f} with the noise", err=True)
     with (tree / "Data_Entry_2017_v2020.csv").open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(_HEADER.split(","))
@@ -176,7 +180,7 @@ def _draw(prefix: Path, originals: list[Path], numbers: range) -> list[tuple[int
     return sizes
 
 
-@click.command(context_settings={"show_default": True, "max_content_width": 110})
+@click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
 @click.argument("out", type=click.Path(path_type=Path), default=OUT)
 @click.option(
     "--images", type=click.IntRange(1), default=8000, metavar="N", help="Different images in train."
@@ -192,13 +196,13 @@ def main(out: Path, images: int, source: Path | None) -> None:
     if source is None and SOURCE.is_file():
         source = SOURCE
     if source is None:
-        click.echo(f"note: {SOURCE} is not there, so phantoms are drawn; their JPEGs are larger", err=True)
+        echo(f"note: {SOURCE} is not there, so phantoms are drawn; their JPEGs are larger", err=True)
     with stoppable("the same command makes it all"):
         made = make_content(out, images, source)
     manifest = made.manifest
     total = sum(split.images for split in manifest.splits.values())
     size = sum(shard.bytes for shard in manifest.shards) / total
-    click.echo(
+    echo(
         f"{out}: {manifest.splits['train'].images} images in train, {total} in all, {size:.0f} bytes a sample"
     )
 

@@ -6,6 +6,9 @@ The ladder climbs from the student report's way to this project's, one change a 
 the frozen network run in every epoch stands against its output cached once.
 """
 
+if __name__ == "__main__":
+    import shards.startup  # noqa: F401  first: Ctrl-C ends in one line while the rest is imported
+
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -23,6 +26,7 @@ from benchmarks.plot import plot_epoch
 from benchmarks.trainee import Trainee
 from loaders import LOADER_CHOICES
 from models import known_archs
+from shards.console import Command, echo
 from shards.folder import open_shards
 from trainer.devices import choose_device
 from trainer.optimization.precision import choose_precision
@@ -34,7 +38,7 @@ SMALL = OUT.with_name(f"{OUT.name}-small")
 """With --freeze the whole network runs over every image in every epoch, so few are enough."""
 
 
-@click.command(context_settings={"show_default": True, "max_content_width": 110})
+@click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
 @click.option(
     "--shards", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
     help="Packed shards to train on.  [default: data/shards, or a set that is made]",
@@ -83,7 +87,7 @@ def main(
     if freeze != "none":
         record["frozen"] = frozen_against_cached(archs[0], freeze, folder, number, epochs, batch_size)
         _show_frozen(record["frozen"])
-        click.echo(write_result("frozen", record, out))
+        echo(write_result("frozen", record, out))
         return
     rung = Rung("end to end", "auto", channels_last=True, autocast=True, compiled=compiled, fused=True)
     record["archs"] = {}
@@ -100,7 +104,7 @@ def main(
         record["ladder"] = {"arch": archs[0], "rungs": _climb(trainees, steps, runs)}
         _show_ladder(record["ladder"])
     written = write_result("epoch", record, out)
-    click.echo(f"{written}\n{plot_epoch(record, written.with_suffix('.png'))}")
+    echo(f"{written}\n{plot_epoch(record, written.with_suffix('.png'))}")
 
 
 def _end_to_end(trainees: dict[str, Trainee], steps: int, runs: int) -> dict[str, Any]:
@@ -136,12 +140,12 @@ def _rates(trainees: dict[str, Trainee], steps: int, runs: int) -> dict[str, lis
 
 
 def _show_arch(arch: str, loaders: dict[str, Any]) -> None:
-    click.echo(
+    echo(
         f"\n{arch:16} {'images/s':>9} {'utilisation':>12} {'data wait':>10} {'step p50':>9} {'p99, ms':>9} {'MiB':>7} "
         + " ".join(f"{what:>26}" for what in EPOCHS)
     )
     for name, one in loaders.items():
-        click.echo(
+        echo(
             f"{name:16} {one['images_per_second']['median']:9.1f} {one['utilisation']:12.3f} "
             f"{one['data_wait']:10.2%} {one['step_ms_p50']:9.1f} {one['step_ms_p99']:9.1f} {one['memory_mib']:7,.0f} "
             + " ".join(f"{seconds / 60:22.1f} min" for seconds in one["epoch_seconds"].values())
@@ -149,17 +153,17 @@ def _show_arch(arch: str, loaders: dict[str, Any]) -> None:
 
 
 def _show_ladder(ladder: dict[str, Any]) -> None:
-    click.echo(f"\n{ladder['arch'] + ', each rung adds':28} {'images/s':>9} {'gain':>6} {'in all':>7}")
+    echo(f"\n{ladder['arch'] + ', each rung adds':28} {'images/s':>9} {'gain':>6} {'in all':>7}")
     first = before = None
     for name, figures in ladder["rungs"].items():
         median = figures["median"]
         first, before = first or median, before or median
-        click.echo(f"{name:28} {median:9.1f} {median / before:6.2f} {median / first:7.2f}")
+        echo(f"{name:28} {median:9.1f} {median / before:6.2f} {median / first:7.2f}")
         before = median
 
 
 def _show_frozen(frozen: dict[str, Any]) -> None:
-    click.echo(
+    echo(
         f"{frozen['arch']}, --freeze {frozen['freeze']}, {frozen['images']} images: an epoch takes "
         f"{frozen['streamed_seconds']:.2f} s streaming the frozen network, {frozen['cached_seconds']:.4f} s on "
         f"its cached output, {frozen['speedup']:.0f} times faster; caching took {frozen['caching_seconds']:.1f} s. "

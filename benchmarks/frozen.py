@@ -15,6 +15,7 @@ from trainer.frozen.features import cache_frozen
 from trainer.optimization.losses import make_loss
 from trainer.optimization.optimizers import make_optimizer
 from trainer.optimization.precision import Precision
+from trainer.optimization.schedules import LearningRate
 from trainer.step import Counters, Step
 from trainer.validation import validate
 
@@ -81,7 +82,15 @@ def _train(
     loss = make_loss("bce", "none", shards.manifest.splits["train"], precision.device)
     optimizer = make_optimizer("adam", model.parameters(), _LR, 0.0)
     counters = Counters(precision.device)
-    step = Step(part, loss, optimizer, [_LR], counters, precision.autocast, precision.make_scaler())
+    step = Step(
+        part,
+        loss,
+        optimizer,
+        LearningRate("constant", _LR, 1, 0),
+        counters,
+        precision.autocast,
+        precision.make_scaler(),
+    )
     trained, steps = _Trained(), 0
     never: Callable[[], bool] = lambda: False  # noqa: E731
     for _ in range(epochs):

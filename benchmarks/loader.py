@@ -12,6 +12,9 @@ report      as the student report ran it: RGB PNG files, ToTensor, Normalize, a 
 raw         the same from 1024 px files, resized on the fly
 """
 
+if __name__ == "__main__":
+    import shards.startup  # noqa: F401  first: Ctrl-C ends in one line while the rest is imported
+
 import math
 import os
 import statistics
@@ -28,6 +31,7 @@ from benchmarks.content import OUT, default_shards
 from benchmarks.harness import interleave, summary, write_result
 from benchmarks.plot import plot_loader
 from loaders import LOADERS
+from shards.console import Command, echo
 from shards.cores import available_cores
 from shards.folder import open_shards
 
@@ -38,7 +42,7 @@ _COLD = ("dali", "webdataset")
 _FEW_RUNS = 3  # of the side questions: threads, cold cache
 
 
-@click.command(context_settings={"show_default": True, "max_content_width": 110})
+@click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
 @click.option(
     "--shards", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
     help=f"Packed shards to load.  [default: data/shards, or a set of 8,000 images that is made in {OUT}]",
@@ -113,7 +117,7 @@ def main(
     if out is None and (limit or {*chosen, "raw"} != set(CONTENDERS)):
         return  # a part of the picture, which is kept only where it is told
     written = write_result("loader", record, out)
-    click.echo(f"{written}\n{plot_loader(record, written.with_suffix('.png'))}")
+    echo(f"{written}\n{plot_loader(record, written.with_suffix('.png'))}")
 
 
 def _race(tasks: list[Task], runs: int) -> dict[str, Any]:
@@ -157,7 +161,7 @@ def _show(record: dict[str, Any]) -> None:
     loaders = record["loaders"]
     limit = loaders.get("limit", {}).get("images_per_second", {}).get("median", math.nan)
     report = loaders.get("report", {}).get("images_per_second", {}).get("median", math.nan)
-    click.echo(
+    echo(
         f"{'':12} {'images/s':>9} {'95 % interval':>17} {'of limit':>9} {'x report':>9} {'cpu s/1000':>11} "
         f"{'MiB':>6} {'first s':>8} {'shuffle':>8}"
     )
@@ -165,7 +169,7 @@ def _show(record: dict[str, Any]) -> None:
         rate = one["images_per_second"]
         low, high = rate["interval95"]
         shuffle = "" if one["displacement"] is None else f"{one['displacement']:.3f}"
-        click.echo(
+        echo(
             f"{name:12} {rate['median']:9.0f} {low:8.0f}..{high:<7.0f} {rate['median'] / limit:9.2f} "
             f"{rate['median'] / report:9.1f} {one['cpu_seconds_per_1000_images']:11.3f} "
             f"{one['memory_mib']:6.0f} {one['first_batch_seconds']:8.2f} {shuffle:>8}"
@@ -174,7 +178,7 @@ def _show(record: dict[str, Any]) -> None:
         ("dali by threads", record.get("threads_of_dali", {})),
         ("first epoch from a cold page cache", record["cold_page_cache"]),
     ):
-        click.echo(f"{title}: " + "  ".join(f"{key}: {one['median']:.0f}" for key, one in figures.items()))
+        echo(f"{title}: " + "  ".join(f"{key}: {one['median']:.0f}" for key, one in figures.items()))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ on the machine disturb less. Stages and decoders are measured one image at a tim
 also by their distance to full Lanczos.
 """
 
+if __name__ == "__main__":
+    import shards.startup  # noqa: F401  first: Ctrl-C ends in one line while the rest is imported
+
 import io
 import itertools
 import statistics
@@ -30,6 +33,7 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_png
 
 from benchmarks.harness import interleave, summary, write_result
+from shards.console import JOBS, Command, echo
 from shards.cores import available_cores
 from shards.entries import find_images
 from shards.packing.fragment import Sample, make_fragment
@@ -39,7 +43,7 @@ SIZE = 224
 _LABELS = bytes(14)
 
 
-@click.command(context_settings={"show_default": True, "max_content_width": 110})
+@click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
 @click.option(
     "--source",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
@@ -54,9 +58,7 @@ _LABELS = bytes(14)
     metavar="N",
     help="Images packed a round; those of the tree, over again.",
 )
-@click.option(
-    "--jobs", type=click.IntRange(1), default=available_cores(), metavar="N", help="Most processes to try."
-)
+@click.option("--jobs", type=JOBS, default=available_cores(), metavar="N", help="Most processes to try.")
 @click.option("--runs", type=click.IntRange(1), default=3, metavar="N", help="Counted rounds.")
 @click.option(
     "--memory", is_flag=True, help="Also pack 2,000 and 10,000 images and say how much memory that takes."
@@ -79,7 +81,7 @@ def main(source: Path, images: int, jobs: int, runs: int, memory: bool) -> None:
         if memory:
             record["peak_rss_mib"] = {str(n): _peak_memory(source, n, jobs) for n in (2_000, 10_000)}
     _show(record, jobs)
-    click.echo(write_result("packing", record))
+    echo(write_result("packing", record))
 
 
 def enlarge(source: Path, tree: Path, images: int) -> None:
@@ -293,17 +295,17 @@ def _peak_memory(source: Path, images: int, jobs: int) -> dict[str, float]:
 def _show(record: dict[str, Any], jobs: int) -> None:
     for title in ("decoders_ms", "stages_ms"):
         cells = "  ".join(f"{name} {figure:.2f}" for name, figure in record[title].items())
-        click.echo(f"{title.removesuffix('_ms')}, ms an image: {cells}")
-    click.echo(f"\n{'resize':18} {'ms':>6} {'dB to full Lanczos':>20}")
+        echo(f"{title.removesuffix('_ms')}, ms an image: {cells}")
+    echo(f"\n{'resize':18} {'ms':>6} {'dB to full Lanczos':>20}")
     for name, choice in record["filters"].items():
-        click.echo(f"{name:18} {choice['ms']:6.2f} {choice['psnr_to_lanczos']:20.1f}")
-    click.echo(f"\n{'':18} {'images/s':>9} {'images/core-s':>14}")
+        echo(f"{name:18} {choice['ms']:6.2f} {choice['psnr_to_lanczos']:20.1f}")
+    echo(f"\n{'':18} {'images/s':>9} {'images/core-s':>14}")
     results = {
         name: (figures["images_per_second"]["median"], figures["images_per_core_second"]["median"])
         for name, figures in record["throughput"].items()
     }
     for name, (wall, core) in results.items():
-        click.echo(f"{name:18} {wall:9.1f} {core:14.1f}")
+        echo(f"{name:18} {wall:9.1f} {core:14.1f}")
     ratios = {
         "of the decode limit": _ratio(record, f"pack, {jobs} jobs", f"decode, {jobs} jobs", "second"),
         "of the decode limit, per core-second": _ratio(
@@ -316,9 +318,9 @@ def _show(record: dict[str, Any], jobs: int) -> None:
         "to the plain way, per core-second": _ratio(record, f"pack, {jobs} jobs", "plain", "core_second"),
     }
     record["ratios"] = ratios
-    click.echo("\n" + "\n".join(f"{name:38} {ratio:.2f}" for name, ratio in ratios.items()))
+    echo("\n" + "\n".join(f"{name:38} {ratio:.2f}" for name, ratio in ratios.items()))
     if "peak_rss_mib" in record:
-        click.echo(f"peak memory, MiB, by images: {record['peak_rss_mib']}")
+        echo(f"peak memory, MiB, by images: {record['peak_rss_mib']}")
 
 
 def _ratio(record: dict[str, Any], one: str, other: str, unit: str) -> float:

@@ -1,5 +1,8 @@
 """Draw what was measured: `python -m benchmarks.plot` redraws every result that has a plot."""
 
+if __name__ == "__main__":
+    import shards.startup  # noqa: F401  first: Ctrl-C ends in one line while the rest is imported
+
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.harness import RESULTS
+from shards.console import Command, echo
 
 
 def plot_loader(record: dict[str, Any], path: Path) -> Path:
@@ -66,12 +70,12 @@ PLOTS = {"loader": plot_loader, "epoch": plot_epoch}
 """What a result's file name begins with -> what draws it."""
 
 
-@click.command()
+@click.command(cls=Command)
 def main() -> None:
     """Redraw the plots in benchmarks/results from their JSON files."""
     for name, draw in PLOTS.items():
         for path in sorted(RESULTS.glob(f"{name}_*.json")):
-            click.echo(draw(json.loads(path.read_text(encoding="utf-8")), path.with_suffix(".png")))
+            echo(draw(json.loads(path.read_text(encoding="utf-8")), path.with_suffix(".png")))
 
 
 if __name__ == "__main__":

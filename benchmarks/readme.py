@@ -3,6 +3,9 @@
 Each stands between the comments <!-- NAME --> and <!-- end -->, so no figure is copied by hand.
 """
 
+if __name__ == "__main__":
+    import shards.startup  # noqa: F401  first: Ctrl-C ends in one line while the rest is imported
+
 import json
 import re
 from collections.abc import Callable
@@ -13,6 +16,7 @@ import click
 
 from benchmarks.epoch import EPOCHS
 from benchmarks.harness import RESULTS
+from shards.console import Command
 from shards.publishing import publish_text
 
 README = Path(__file__).parents[1] / "README.md"
@@ -134,7 +138,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-@click.command()
+@click.command(cls=Command)
 def main() -> None:
     """Write the tables of README.md anew."""
     publish_text(README, with_tables(README.read_text(encoding="utf-8")))

@@ -19,6 +19,7 @@ from shards.folder import ShardFolder
 from trainer.optimization.losses import make_loss
 from trainer.optimization.optimizers import make_optimizer
 from trainer.optimization.precision import Precision
+from trainer.optimization.schedules import LearningRate
 from trainer.records.timing import DataWait, StepTimes
 from trainer.step import Counters, Step
 
@@ -54,7 +55,15 @@ class Trainee:
         )
         loss = make_loss("bce", "none", shards.manifest.splits["train"], self._device)
         self._counters = Counters(self._device)
-        self._step = Step(forward, loss, optimizer, [_LR], self._counters, how.autocast, how.make_scaler())
+        self._step = Step(
+            forward,
+            loss,
+            optimizer,
+            LearningRate("constant", _LR, 1, 0),
+            self._counters,
+            how.autocast,
+            how.make_scaler(),
+        )
         self._steps = 0
         self._step_ms: list[float] = []
         self._waited = self._trained = 0.0

@@ -1,24 +1,28 @@
 """Draw an NIH-shaped tree of phantoms: `python scripts/make_phantoms.py OUT`."""
 
+if __name__ == "__main__":
+    import shards.startup  # noqa: F401  first: Ctrl-C ends in one line while the rest is imported
+
 from pathlib import Path
 
 import click
 
+from shards.console import JOBS, SEED, Command, echo
 from shards.cores import available_cores
 from shards.phantoms import make_phantoms
 from shards.signals import stoppable
 
 
-@click.command(context_settings={"show_default": True, "auto_envvar_prefix": "CXRAPID"})
+@click.command(cls=Command, context_settings={"show_default": True, "auto_envvar_prefix": "CXRAPID"})
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--images", type=click.IntRange(20), default=1200, metavar="N", help="How many to draw.")
+@click.option(
+    "--images", type=click.IntRange(20, 10_000_000), default=1200, metavar="N", help="How many to draw."
+)
 @click.option(
     "--size", type=click.IntRange(64, 4096), default=512, metavar="PIXELS", help="Height and width of images."
 )
-@click.option("--seed", type=click.IntRange(0), default=0, help="Another seed, other patients.")
-@click.option(
-    "--jobs", type=click.IntRange(1), default=None, metavar="N", help="Processes.  [default: all cores]"
-)
+@click.option("--seed", type=SEED, default=0, help="Another seed, other patients.")
+@click.option("--jobs", type=JOBS, default=None, metavar="N", help="Processes.  [default: all cores]")
 def main(out: Path, images: int, size: int, seed: int, jobs: int | None) -> None:
     """Draw chests with findings into OUT, in the form of the NIH download.
 
@@ -28,7 +32,7 @@ def main(out: Path, images: int, size: int, seed: int, jobs: int | None) -> None
     with stoppable("the same command draws them all"):
         made = make_phantoms(out, images, size, seed, jobs=jobs or available_cores(), progress=True)
     test = made.entries["split"] == "test"
-    click.echo(
+    echo(
         f"{out}: {images} images of {made.entries['patient'].nunique()} patients, "
         f"{test.sum()} for test with {len(made.boxes)} boxes; next: python scripts/make_shards.py {out}"
     )

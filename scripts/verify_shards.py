@@ -1,11 +1,15 @@
 """Prove a shard folder: `python scripts/verify_shards.py [SHARDS]`."""
 
+if __name__ == "__main__":
+    import shards.startup  # noqa: F401  first: Ctrl-C ends in one line while the rest is imported
+
 import dataclasses
 import json
 from pathlib import Path
 
 import click
 
+from shards.console import JOBS, Command, echo
 from shards.cores import available_cores
 from shards.errors import BadData
 from shards.publishing import publish_text
@@ -15,11 +19,9 @@ from shards.verification import Verification, verify_shards
 MOST_SHOWN = 20
 
 
-@click.command(context_settings={"show_default": True, "auto_envvar_prefix": "CXRAPID"})
+@click.command(cls=Command, context_settings={"show_default": True, "auto_envvar_prefix": "CXRAPID"})
 @click.argument("shards", type=click.Path(path_type=Path), default="data/shards")
-@click.option(
-    "--jobs", type=click.IntRange(1), default=None, metavar="N", help="Processes.  [default: all cores]"
-)
+@click.option("--jobs", type=JOBS, default=None, metavar="N", help="Processes.  [default: all cores]")
 @click.option(
     "--json",
     "record",
@@ -40,21 +42,21 @@ def main(shards: Path, jobs: int | None, record: Path | None) -> None:
     if record is not None:
         publish_text(record, json.dumps(dataclasses.asdict(found), indent=1) + "\n")
     for remark in found.remarks:
-        click.echo(f"note: {remark}", err=True)
+        echo(f"note: {remark}", err=True)
     if found.faults:
         raise BadData(_first(found))
-    click.echo(
+    echo(
         f"{shards}: proved. {found.shards} shards, {found.samples} samples, {found.bytes / 1e9:.3f} GB: "
         "every file as packed, every label as in entries.csv, every image decoded"
     )
     patients = ", ".join(f"{split} {count}" for split, count in found.patients.items())
-    click.echo(f"patients: {patients}; in two splits: 0")
+    echo(f"patients: {patients}; in two splits: 0")
 
 
 def _first(found: Verification) -> str:
     first, *others = found.faults
     for fault in others[: MOST_SHOWN - 1]:
-        click.echo(f"also: {fault}", err=True)
+        echo(f"also: {fault}", err=True)
     if not others:
         return first
     shown = "listed above" if len(others) < MOST_SHOWN else f"the first {MOST_SHOWN - 1} listed above"

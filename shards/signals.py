@@ -4,8 +4,18 @@ import contextlib
 import signal
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
-import click
+from shards.console import echo
+
+
+def heeded() -> dict[signal.Signals, Any]:
+    """Return SIGINT and SIGTERM with their handlers, without one that the parent set to be ignored.
+
+    A shell starts background jobs of a script with SIGINT ignored: Ctrl-C is then for others.
+    """
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    return {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
 
 
 class _Stopped(BaseException):
@@ -20,7 +30,7 @@ def stoppable(advice: str) -> Iterator[None]:
     """Run the block; on SIGINT or SIGTERM unwind it, print `advice` and exit with 130 or 143.
 
     For the main thread. Signals that follow the first are ignored while the block unwinds,
-    which must be short.
+    which must be short. A signal that was ignored when the command started stays so.
     """
 
     def stop(number: int, _frame: FrameType | None) -> None:
@@ -28,13 +38,13 @@ def stoppable(advice: str) -> Iterator[None]:
             signal.signal(each, signal.SIG_IGN)
         raise _Stopped(number)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = heeded()
     try:
         for each in before:
             signal.signal(each, stop)
         yield
     except _Stopped as stopped:
-        click.echo(f"stopped by {signal.Signals(stopped.number).name}; {advice}", err=True)
+        echo(f"stopped by {signal.Signals(stopped.number).name}; {advice}", err=True)
         raise SystemExit(128 + stopped.number) from None
     finally:
         for each, handler in before.items():

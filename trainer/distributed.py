@@ -1,7 +1,6 @@
 """Several processes that train as one: who this one is, what they agree on, and which of them writes."""
 
 import datetime
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from shards.errors import ResourceMissing
 from trainer.devices import choose_device
+from trainer.torchrun import only_the_writer_complains, rank_from_env
 
 T = TypeVar("T")
 # A process that dies is noticed at once, by its closed connection; this is for a machine that vanishes.
@@ -138,25 +138,8 @@ ALONE = Team()
 
 def told_team() -> Team:
     """Return which rank of how many torchrun made this process, alone without it; nothing can be sent yet."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if not all(name in os.environ for name in names):
-        return ALONE
-    rank, size, local_rank = (int(os.environ[name]) for name in names)
-    return ALONE if size == 1 else Team(rank, size, local_rank)
-
-
-@contextmanager
-def only_the_writer_complains(team: Team) -> Iterator[None]:
-    """Let the other ranks leave quietly where all of them find the same fault, before they have joined.
-
-    They do so with exit code 0: at another one torchrun would end the writer, maybe before it has spoken.
-    """
-    try:
-        yield
-    except click.ClickException as error:
-        if team.writes:
-            raise
-        raise SystemExit(0) from error
+    rank = rank_from_env()
+    return ALONE if rank.size == 1 else Team(*rank)
 
 
 @contextmanager
@@ -171,7 +154,7 @@ def join(device: str) -> Iterator[tuple[Team, torch.device]]:
     if told.size == 1:
         yield ALONE, choose_device(device)
         return
-    with only_the_writer_complains(told):
+    with only_the_writer_complains(rank_from_env()):
         if device.startswith("cuda:"):
             raise click.UsageError(f"torchrun gives each rank its own GPU; take --device cuda, not {device}")
     place = choose_device(device)

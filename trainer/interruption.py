@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from shards.signals import heeded
 from trainer.distributed import Team
 
 Item = TypeVar("Item")
@@ -102,10 +103,10 @@ def listen() -> Iterator[Interruption]:
     """Catch the first SIGINT or SIGTERM; a second one, three seconds later or more, has its usual effect.
 
     One sooner is the same request again: a Ctrl-C reaches all processes of a terminal, and the ranks of
-    torchrun then a second time, from torchrun.
+    torchrun then a second time, from torchrun. One that the parent set to be ignored stays ignored.
     """
     request, first = Interruption(), 0.0
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = heeded()
 
     def note(number: int, _frame: FrameType | None) -> None:
         nonlocal first

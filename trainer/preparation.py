@@ -89,7 +89,7 @@ def prepare(
         ),
         val_loss=make_loss(config.loss, config.pos_weight, splits["train"], device),
         stopping=EarlyStopping(config.patience, higher_is_better=MONITORS[config.monitor]),
-        train=train, val=val, rates=made.rates,
+        train=train, val=val, rate_of=made.rate,
         clock=SaveClock(config.checkpoint_every, config.checkpoint_steps), progress=Progress(), mirrors=[],
     )  # fmt: skip
     if team.rank:

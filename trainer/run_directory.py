@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from shards.console import echo, printable
 from shards.cores import available_cores
 from shards.errors import BadData, CannotResume, ResourceMissing
 from shards.findings import FINDINGS
@@ -92,8 +93,8 @@ class RunDirectory:
     def say(self, line: str) -> None:
         """Print a line and keep it in log.txt."""
         if self.writes:
-            click.echo(line)
-            _append(self.log, line)
+            echo(line)
+            _append(self.log, printable(line))
 
     def record(self, **values: Any) -> None:
         """Append a line to metrics.jsonl."""

@@ -18,6 +18,7 @@ from trainer.optimization.averaging import Average, trained_names
 from trainer.optimization.compilation import Forward
 from trainer.optimization.losses import FindingLoss
 from trainer.optimization.precision import Precision
+from trainer.optimization.schedules import LearningRate
 from trainer.portions import Portion
 from trainer.records.checkpoints import SaveClock, save_checkpoint
 from trainer.records.loggers import Mirror, show
@@ -74,8 +75,7 @@ class Session:
     stopping: EarlyStopping
     train: Portion
     val: Portion
-    rates: list[float]
-    """The learning rate of every step that is applied."""
+    rate_of: LearningRate
     clock: SaveClock
     progress: Progress
     mirrors: list[Mirror]
@@ -96,7 +96,7 @@ class Session:
     @property
     def rate(self) -> float:
         """The learning rate of the last step applied; waits for the device."""
-        return self.rates[min(max(int(self.counters.applied) - 1, 0), len(self.rates) - 1)]
+        return float(self.rate_of(self.counters.applied - 1))
 
     @property
     def mean_loss(self) -> float:

@@ -39,8 +39,8 @@ class Counters:
 class Step:
     """Changes the weights once for a group of batches.
 
-    The loss of a group is the mean over its images, whatever the sizes of its batches. The rate is the
-    schedule's for the number of steps applied so far: a step that fp16 skips does not advance it.
+    The loss of a group is the mean over its images, whatever the sizes of its batches. `rate` gives the
+    learning rate after the number of steps applied so far: a step that fp16 skips does not advance it.
     Nothing here waits for the device.
 
     `hold_back` gives the context in which ranks do not exchange their gradients.
@@ -51,7 +51,7 @@ class Step:
         forward: Callable[[Tensor], Tensor],
         loss: nn.Module,
         optimizer: torch.optim.Optimizer,
-        rates: list[float],
+        rate: Callable[[Tensor], Tensor],
         counters: Counters,
         autocast: Callable[[], AbstractContextManager[None]],
         scaler: torch.amp.GradScaler,
@@ -62,7 +62,7 @@ class Step:
         self._forward = forward
         self._loss = loss
         self._optimizer = optimizer
-        self._rates = torch.tensor(rates, device=counters.applied.device)
+        self._rate = rate
         self._counters = counters
         self._autocast = autocast
         self._scaler = scaler
@@ -99,7 +99,7 @@ class Step:
         if self._clip:
             nn.utils.clip_grads_with_norm_(self._trained, self._clip, norm)
         finite = norm.isfinite()
-        rate = torch.take(self._rates, counters.applied.clamp(max=len(self._rates) - 1))
+        rate = self._rate(counters.applied).float()
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._scaler.step(self._optimizer)

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from loaders.resident import ResidentLoader
 from shards.folder import ShardFolder
+from shards.signals import stoppable
 from tests.trainer.running import losses, terminate, train
 from trainer.interruption import Interruption, Stopped, let_signals_in, listen
 from trainer.records.checkpoints import load_checkpoint
@@ -92,7 +94,7 @@ def test_a_run_stopped_while_images_are_decoded_is_saved_at_once(
     assert_goes_on(phantom_shards, run, undisturbed)
 
 
-@pytest.mark.parametrize("place", ["trainer.preparation.load_weights", "trainer.__main__.open_shards"])
+@pytest.mark.parametrize("place", ["trainer.preparation.load_weights", "trainer.launch.open_shards"])
 def test_a_run_stopped_before_its_first_step_leaves_at_once(
     phantom_shards: ShardFolder, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +131,15 @@ def test_a_signal_in_a_long_backward_pass_on_a_cpu_ends_it() -> None:
     assert asked.exit_code == 143
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as in a terminal: in the background a shell has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_is_the_same_request_unless_it_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
     with listen() as asked:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
@@ -137,6 +148,15 @@ def test_a_second_signal_is_the_same_request_unless_it_is_late(monkeypatch: pyte
         monkeypatch.setattr("trainer.interruption._SAME_REQUEST", 0)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_signal_that_the_parent_ignores_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with listen() as asked, stoppable("nothing was begun"):
+        signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert asked.signal is None
 
 
 def test_a_signal_is_held_where_it_must_not_raise_and_raised_where_it_may() -> None:

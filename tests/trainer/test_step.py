@@ -14,6 +14,10 @@ from trainer.step import Counters, Step
 RATES = [0.5, 0.25, 0.125, 0.0625]
 
 
+def rate_after(applied: Tensor) -> Tensor:
+    return torch.tensor(RATES)[applied.clamp(max=len(RATES) - 1)]
+
+
 @contextlib.contextmanager
 def plainly() -> Iterator[None]:
     yield
@@ -32,7 +36,7 @@ class Bench:
         )
         loss = FindingLoss("bce", torch.ones(14))
         self.step = Step(
-            self.model, loss, self.optimizer, RATES, self.counters, plainly, self.scaler, clip
+            self.model, loss, self.optimizer, rate_after, self.counters, plainly, self.scaler, clip
         )  # fmt: skip
 
     def take(self, number: int, *batches: tuple[Tensor, Tensor]) -> None:

@@ -16,7 +16,7 @@ from trainer.config import TrainConfig
 from trainer.interruption import Interruption
 from trainer.loop import validate
 from trainer.optimization.precision import Precision
-from trainer.optimization.schedules import learning_rates
+from trainer.optimization.schedules import LearningRate
 from trainer.records.checkpoints import load_checkpoint
 from trainer.run_directory import RunDirectory
 from trainer.step import Step
@@ -215,7 +215,7 @@ def test_steps_that_overflow_fp16_are_on_record_and_the_scale_found_is_resumed(
     calm = go_on(RunDirectory(tmp_path / "calm"))
     skipped = [line["skipped_steps"] for line in calm]
     assert skipped == [*range(1, 4), *[3] * (len(calm) - 3)]
-    rates = learning_rates("onecycle", config.lr, len(calm), 0)
+    rates = LearningRate("onecycle", config.lr, len(calm), 0)(torch.arange(len(calm))).tolist()
     for line, sofar in zip(calm, skipped, strict=True):
         assert line["lr"] == rates[max(line["step"] - sofar - 1, 0)]
     scales = [line["grad_scale"] for line in calm]

@@ -3,23 +3,20 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from loaders import LOADER_CHOICES, Augment, Flip
-from models import FREEZES, has_imagenet_weights, known_archs
+from shards.console import SEED, FiniteRange
+from trainer.config import choices
+from trainer.config.sweeps import SWEPT, parse_sweep
 from trainer.devices import DEVICE_CHOICES
-from trainer.frozen.heads import SWEPT, parse_sweep
 from trainer.optimization.batch_size import parse_batch_size
-from trainer.optimization.compilation import COMPILE
-from trainer.optimization.losses import LOSSES, POS_WEIGHTS
-from trainer.optimization.optimizers import OPTIMIZERS
-from trainer.optimization.schedules import SCHEDULES
 from trainer.records.loggers import MIRRORS
 from trainer.stopping import MONITORS
 
-CACHES = ("auto", "on", "off")
+if TYPE_CHECKING:  # they import torch
+    from loaders import Augment, Flip
 
 
 def _option(default: Any, kind: Any, text: str, unit: str | None = None, *, identity: bool = True) -> Any:
@@ -32,7 +29,7 @@ def _option(default: Any, kind: Any, text: str, unit: str | None = None, *, iden
 class TrainConfig:
     """One run. The fields' metadata holds each option's type, unit and help text."""
 
-    arch: str = _option("resnet50", click.Choice(known_archs()), "Architecture.")
+    arch: str = _option("resnet50", click.Choice(choices.ARCHS), "Architecture.")
     shards: Path = _option(
         Path("data/shards"), click.Path(path_type=Path), "Folder of packed shards.", "FOLDER", identity=False
     )
@@ -47,25 +44,27 @@ class TrainConfig:
         "auto: imagenet, where the arch has such weights.", "auto|imagenet|none|FILE",
     )  # fmt: skip
     freeze: str = _option(
-        "none", click.Choice(FREEZES), "partial trains the last stage and the head, backbone the head only."
+        "none",
+        click.Choice(choices.FREEZES),
+        "partial trains the last stage and the head, backbone the head only.",
     )
     cache: str = _option(
-        "auto", click.Choice(CACHES), "Run the frozen part once and train on its output, kept in memory; "
+        "auto", click.Choice(choices.CACHES), "Run the frozen part once and train on its output, kept in memory; "
         "auto: with --freeze, where it fits and images are not augmented; off: run it in every epoch.",
     )  # fmt: skip
     loader: str = _option(
         "auto",
-        click.Choice(LOADER_CHOICES),
+        click.Choice(choices.LOADERS),
         "Where batches come from; auto: resident where the decoded split fits in memory, else dali.",
     )
-    flip: Flip = _option(
+    flip: "Flip" = _option(
         "random",
-        click.Choice(get_args(Flip)),
+        click.Choice(choices.FLIPS),
         "Mirror images left to right; both: each image and its mirror in every epoch.",
     )
-    augment: Augment = _option(
+    augment: "Augment" = _option(
         "none",
-        click.Choice(get_args(Augment)),
+        click.Choice(choices.AUGMENTS),
         "Small random rotations, shifts, scales, brightness and contrast of train images.",
     )
     batch_size: int = _option(
@@ -73,23 +72,28 @@ class TrainConfig:
         "fits a GPU, on each, or 64 on a CPU.", "IMAGES|auto",
     )  # fmt: skip
     accumulate: int = _option(
-        1, click.IntRange(1), "Batches a step: their gradients are added up before the weights change.",
+        1, click.IntRange(1, 2**20), "Batches a step: their gradients are added up before the weights change.",
         "BATCHES",
     )  # fmt: skip
-    epochs: int = _option(20, click.IntRange(1), "At most so many passes over train.", "N")
+    epochs: int = _option(20, click.IntRange(1, 1_000_000), "At most so many passes over train.", "N")
     monitor: str = _option(
         "loss", click.Choice(list(MONITORS)), "What names the best epoch on val: loss, or macro AUROC."
     )
     patience: int = _option(
-        1, click.IntRange(0), "Stop after so many epochs in a row that were not the best; 0: never.", "EPOCHS"
+        1,
+        click.IntRange(0, 1_000_000),
+        "Stop after so many epochs in a row that were not the best; 0: never.",
+        "EPOCHS",
     )
     optimizer: str = _option(
-        "adam", click.Choice(list(OPTIMIZERS)), "sgd has Nesterov momentum 0.9; all run as one fused kernel."
+        "adam",
+        click.Choice(choices.OPTIMIZERS),
+        "sgd has Nesterov momentum 0.9; all run as one fused kernel.",
     )
-    lr: float = _option(1e-4, click.FloatRange(0, min_open=True), "Highest learning rate.", "RATE")
+    lr: float = _option(1e-4, FiniteRange(0, min_open=True), "Highest learning rate.", "RATE")
     weight_decay: float = _option(
         1e-5,
-        click.FloatRange(0),
+        FiniteRange(0),
         "adam, sgd: L2 penalty in the gradient; adamw: decoupled; 0: off.",
         "FACTOR",
     )
@@ -99,56 +103,62 @@ class TrainConfig:
         '"OPTION=VALUE,.. .."',
     )  # fmt: skip
     schedule: str = _option(
-        "constant", click.Choice(list(SCHEDULES)), "Of the learning rate over the steps of all epochs."
+        "constant", click.Choice(choices.SCHEDULES), "Of the learning rate over the steps of all epochs."
     )
     warmup: float = _option(
-        0.0, click.FloatRange(0), "Epochs (or parts of one) in which the rate rises; 0: none, for onecycle "
+        0.0, FiniteRange(0), "Epochs (or parts of one) in which the rate rises; 0: none, for onecycle "
         "30 % of the steps.", "EPOCHS",
     )  # fmt: skip
     clip: float = _option(
-        0.0, click.FloatRange(0), "Scale a longer gradient (L2 norm over all weights) down to this; 0: off.",
+        0.0, FiniteRange(0), "Scale a longer gradient (L2 norm over all weights) down to this; 0: off.",
         "NORM",
     )  # fmt: skip
     ema: float = _option(
-        0.0, click.FloatRange(0, 1, max_open=True), "Validate and keep a moving average of the weights, "
+        0.0, FiniteRange(0, 1, max_open=True), "Validate and keep a moving average of the weights, "
         "which keeps this share of itself a step; 0: off.", "DECAY",
     )  # fmt: skip
     loss: str = _option(
-        "bce", click.Choice(list(LOSSES)), "focal and asymmetric let easy images count for less."
+        "bce", click.Choice(choices.LOSSES), "focal and asymmetric let easy images count for less."
     )
     pos_weight: str = _option(
         "none",
-        click.Choice(list(POS_WEIGHTS)),
+        click.Choice(choices.POS_WEIGHTS),
         "Weight of a finding's positives in the loss, from their number in train.",
     )
     label_smoothing: float = _option(
-        0.0, click.FloatRange(0, 1, max_open=True), "Train towards SHARE/2 and 1 - SHARE/2 instead of 0 and "
+        0.0, FiniteRange(0, 1, max_open=True), "Train towards SHARE/2 and 1 - SHARE/2 instead of 0 and "
         "1; 0: off.", "SHARE",
     )  # fmt: skip
     precision: str = _option(
-        "auto", click.Choice(["auto", "fp32", "bf16", "fp16"]),
+        "auto", click.Choice(choices.PRECISIONS),
         "auto: fp16 on a GPU; on a CPU bf16 where it has instructions for it, else fp32.",
     )  # fmt: skip
     compile: str = _option(
-        "auto", click.Choice(COMPILE), "torch.compile; auto: on a GPU. Falls back aloud if compiling fails."
+        "auto",
+        click.Choice(choices.COMPILE),
+        "torch.compile; auto: on a GPU. Falls back aloud if compiling fails.",
     )
     device: str = _option(
         "auto", str, "auto: the first GPU if there is one; with torchrun each rank's own.", DEVICE_CHOICES
     )
-    seed: int = _option(0, click.IntRange(0), "Of weights, order, flips and dropout.", "N")
+    seed: int = _option(0, SEED, "Of weights, order, flips and dropout.", "N")
     threads: int = _option(
-        0, click.IntRange(0), "Decoding threads; 0: the loader's own choice.", "N", identity=False
+        0, click.IntRange(0, 1024), "Decoding threads; 0: the loader's own choice.", "N", identity=False
     )
     log_every: int = _option(
-        50, click.IntRange(1), "Steps between two lines of metrics.jsonl.", "STEPS", identity=False
+        50, click.IntRange(1, 2**40), "Steps between two lines of metrics.jsonl.", "STEPS", identity=False
     )
 
     checkpoint_every: float = _option(
-        10.0, click.FloatRange(0), "Save this often within an epoch, too; 0: at the end of epochs only.",
+        10.0, FiniteRange(0), "Save this often within an epoch, too; 0: at the end of epochs only.",
         "MINUTES", identity=False,
     )  # fmt: skip
     checkpoint_steps: int = _option(
-        0, click.IntRange(0), "Save after every so many steps as well; 0: off.", "STEPS", identity=False
+        0,
+        click.IntRange(0, 2**40),
+        "Save after every so many steps as well; 0: off.",
+        "STEPS",
+        identity=False,
     )
     log_to: str = _option(
         "none", str, f"Mirrors of metrics.jsonl, several with commas between: {', '.join(MIRRORS)}.",
@@ -207,7 +217,9 @@ class TrainConfig:
 
     @property
     def start_weights(self) -> str:
-        """`weights` with auto resolved for the arch."""
+        """`weights` with auto resolved for the arch; imports torch."""
+        from models import has_imagenet_weights
+
         if self.weights != "auto":
             return self.weights
         return "imagenet" if has_imagenet_weights(self.arch) else "none"

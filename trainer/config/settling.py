@@ -141,7 +141,7 @@ def _choose_batch_size(
         optimizer = make_optimizer(config.optimizer, trial.parameters(), config.lr, config.weight_decay)
         loss = make_loss(config.loss, "none", shards.manifest.splits["train"], device)
         step = Step(
-            trainable_part(trial, config.freeze) if cached else trial, loss, optimizer, [0.0],
+            trainable_part(trial, config.freeze) if cached else trial, loss, optimizer, torch.zeros_like,
             Counters(device), precision.autocast, precision.make_scaler(), config.clip, average,
         )  # fmt: skip
         labels = torch.zeros(images, len(FINDINGS), dtype=torch.uint8, device=device)

@@ -1,15 +1,20 @@
 """`--batch-size auto`: the largest power of two whose step fits the GPU."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
-import torch
+
+if TYPE_CHECKING:  # options are read before it is imported
+    import torch
 
 AUTO = 0
 """What stands for `auto` until it is resolved."""
 ON_CPU = 64
 """The report's, and enough to keep a CPU busy."""
 LARGEST = 4096
+"""That auto tries."""
+_MOST = 2**20  # more than there are features in NIH's train split, mirrors counted
 # Of the GPU's memory; the rest is for the loader's decoder and for fragmentation.
 _USABLE = 0.9
 
@@ -18,7 +23,7 @@ def parse_batch_size(text: str | int) -> int:
     """Return the option's value: a positive whole number, or AUTO for `auto`; else BadParameter."""
     if text == "auto":
         return AUTO
-    return int(click.IntRange(1)(text))
+    return int(click.IntRange(1, _MOST)(text))
 
 
 def largest_power_of_two(fits: Callable[[int], bool], at_most: int) -> int:
@@ -30,12 +35,14 @@ def largest_power_of_two(fits: Callable[[int], bool], at_most: int) -> int:
 
 
 def fits_gpu(
-    try_step: Callable[[int], None], device: torch.device, share: float = 1.0
+    try_step: Callable[[int], None], device: "torch.device", share: float = 1.0
 ) -> Callable[[int], bool]:
     """Return a test of whether a step of so many images stays within nine tenths of the GPU's memory.
 
     With a share, of that share of it.
     """
+    import torch
+
     usable = _USABLE * share * torch.cuda.mem_get_info(device)[1]
 
     def fits(images: int) -> bool:

@@ -16,7 +16,7 @@ from trainer.optimization.compilation import Forward, compiles
 from trainer.optimization.losses import make_loss
 from trainer.optimization.optimizers import make_optimizer
 from trainer.optimization.precision import Precision
-from trainer.optimization.schedules import learning_rates
+from trainer.optimization.schedules import LearningRate
 from trainer.step import Counters, Step
 
 
@@ -27,8 +27,7 @@ class Made:
     step: Step
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    rates: list[float]
-    """The learning rate of every step that is applied."""
+    rate: LearningRate
 
 
 def make_step(
@@ -50,7 +49,7 @@ def make_step(
     train, device = shards.manifest.splits["train"], precision.device
     images = train.images * (2 if config.flip == "both" else 1)
     steps = -(-images // (config.accumulate * config.batch_size))
-    rates = learning_rates(config.schedule, config.lr, config.epochs * steps, round(config.warmup * steps))
+    rate = LearningRate(config.schedule, config.lr, config.epochs * steps, round(config.warmup * steps))
     together = team.train_together(part, device)
     optimizer = make_optimizer(config.optimizer, model.parameters(), config.lr, config.weight_decay)
     scaler = precision.make_scaler()
@@ -59,7 +58,7 @@ def make_step(
             together, config.batch_size // team.size, compiled=compiles(config.compile, device), say=say
         ),
         make_loss(config.loss, config.pos_weight, train, device, config.label_smoothing),
-        optimizer, rates, counters, precision.autocast, scaler, config.clip, average,
+        optimizer, rate, counters, precision.autocast, scaler, config.clip, average,
         team.hold_back(together),
     )  # fmt: skip
-    return Made(step, optimizer, scaler, rates)
+    return Made(step, optimizer, scaler, rate)

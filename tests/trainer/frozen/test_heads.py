@@ -10,6 +10,7 @@ import models
 from loaders import LoaderSpec
 from models import Classifier
 from shards.folder import ShardFolder
+from trainer.config.sweeps import parse_sweep
 from trainer.frozen.features import Cached, cache_frozen
 from trainer.frozen.heads import (
     Head,
@@ -17,7 +18,6 @@ from trainer.frozen.heads import (
     HeadTraining,
     Options,
     best_head,
-    parse_sweep,
     sweep_table,
     train_heads,
 )
@@ -26,7 +26,7 @@ from trainer.optimization.averaging import Average
 from trainer.optimization.losses import make_loss
 from trainer.optimization.optimizers import make_optimizer
 from trainer.optimization.precision import Precision
-from trainer.optimization.schedules import learning_rates
+from trainer.optimization.schedules import LearningRate
 from trainer.step import Counters, Step
 from trainer.validation import validate
 
@@ -64,9 +64,9 @@ def training(model: Classifier, cached: Cached, phantom_shards: ShardFolder) -> 
         optimizer = make_optimizer(
             "adam", cached.trainable.parameters(), options["lr"], options.get("weight-decay", 0.0)
         )
-        rates = learning_rates("constant", options["lr"], 1000, 0)
+        rate = LearningRate("constant", options["lr"], 1000, 0)
         step = Step(
-            cached.trainable, loss, optimizer, rates, counters, FP32.autocast, FP32.make_scaler(),
+            cached.trainable, loss, optimizer, rate, counters, FP32.autocast, FP32.make_scaler(),
             average=average,
         )  # fmt: skip
         kept = models.trainable_part(average.model, "backbone") if average else cached.trainable

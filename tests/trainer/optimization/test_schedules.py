@@ -7,7 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.optimization.schedules import SCHEDULES, learning_rates
+from trainer.optimization.schedules import SCHEDULES, LearningRate
+
+
+def learning_rates(schedule: str, lr: float, steps: int, warmup: int) -> list[float]:
+    rates: list[float] = LearningRate(schedule, lr, steps, warmup)(torch.arange(steps)).tolist()
+    return rates
 
 
 def of_torch(make: "type[torch.optim.lr_scheduler.LRScheduler]", steps: int, **options: float) -> list[float]:
@@ -50,3 +55,9 @@ def test_every_rate_is_above_zero_and_not_above_the_highest(schedule: str, steps
     rates = learning_rates(schedule, 2.0, steps, round(warm * steps))
     assert len(rates) == steps
     assert all(0 < rate <= 2.0 + 1e-12 for rate in rates)
+
+
+def test_a_rate_of_a_billion_steps_is_computed_when_it_is_needed() -> None:
+    rate = LearningRate("cosine", 1.0, 10**9, 0)
+    assert float(rate(torch.tensor(5 * 10**8))) == pytest.approx(0.5)
+    assert float(rate(torch.tensor(10**10))) == float(rate(torch.tensor(10**9 - 1)))
