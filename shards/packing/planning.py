@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from shards.boxes import find_box_list, read_box_list
-from shards.entries import find_images, image_folders, read_entries
+from shards.entries import find_images, image_folders, read_entries, unpacking_hint
 from shards.errors import BadData
 from shards.publishing import sha256_of
 from shards.splits import (
@@ -79,18 +79,22 @@ def make_plan(
     planned images are kept and the number of the others is remarked on.
     """
     read = read_entries(source)
+    if source.is_file():
+        raise BadData(f"{source} is a file; give the folder that it and the images are in")
     table = read.table
     table["folder"] = table["image"].map(find_images(source, folders))
     missing = table["image"][table["folder"].isna()]
     if len(missing) and not allow_missing and folders is None:
         raise BadData(
             f"{len(missing)} of {len(table)} images are not in {source}, the first are "
-            f"{', '.join(missing[:3])}; finish the download, or pack what is there with --allow-missing"
+            f"{', '.join(missing[:3])}{unpacking_hint(source) or '; finish the download'}, or pack what is "
+            "there with --allow-missing"
         )
     table = table[table["folder"].notna()]
     if table.empty:
         raise BadData(
             f"no image of {read.csv} is in {source} (looked into images*/images, images* and itself)"
+            f"{unpacking_hint(source)}"
         )
     names, lists = _split(table, source, split)
     patients = prove_disjoint(table, names)
@@ -121,7 +125,10 @@ def choose_folders(source: Path, choice: str) -> list[str]:
     numbers = [int(text) for text in choice.split(",")]
     picked = list(range(1, numbers[0] + 1)) if len(numbers) == 1 else numbers
     if min(picked, default=0) < 1 or max(picked) > len(names):
-        raise BadData(f"{source} has {len(names)} image folders; --folders {choice} asks for others")
+        raise BadData(
+            f"{source} has {len(names)} image folders; --folders {choice} asks for others"
+            f"{unpacking_hint(source) if source.is_dir() else ''}"
+        )
     return [names[number - 1] for number in picked]
 
 
@@ -137,6 +144,12 @@ def _split(table: pd.DataFrame, source: Path, split: SplitRecipe) -> tuple[Names
         "val_list": split.val_list,
         "test_list": split.test_list or source / "test_list.txt",
     }
+    absent = [path for path in paths.values() if path is not None and not path.exists()]
+    if split.rule == "official" and absent:
+        raise BadData(
+            f"cannot read the list {absent[0]}: there is no such file; it is part of the NIH download. "
+            "Without it, --split random draws a split of its own, by patient"
+        )
     lists = {key: read_list(path) for key, path in paths.items() if path is not None}
     recipe: dict[str, Any] = {
         f"{key}_sha256": sha256_of(path) for key, path in paths.items() if path is not None
