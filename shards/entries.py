@@ -29,6 +29,7 @@ COLUMNS = {
 _AGE = re.compile(r"(\d+)\s*([YMWD]?)")
 _DAYS = {"": 365.25, "Y": 365.25, "M": 30.4375, "W": 7.0, "D": 1.0}
 _OLDEST = 120
+UNKNOWN_AGE = -1
 # Of a foreign file's header in a message: columns, and characters of each.
 _SHOWN, _LONGEST = 12, 40
 
@@ -39,7 +40,7 @@ class Entries:
 
     table: pd.DataFrame
     """One row an entry, in the file's order: image (str), patient (int64), follow_up (int64),
-    age (years, int64), sex, view (str), and one uint8 column per finding."""
+    age (years, int64; -1 where it is empty), sex, view (str), and one uint8 column per finding."""
     csv: Path
     remarks: tuple[str, ...]
 
@@ -59,6 +60,11 @@ def read_entries(source: Path) -> Entries:
     if duplicate.any():
         row = int(np.flatnonzero(duplicate)[0])
         raise BadData(f"{csv}, row {raw['line'][row]}: image {raw['image'][row]} stands in the file twice")
+    for column in ("image", "sex", "view"):
+        broken = np.flatnonzero(raw[column].str.contains(r"[\0\r\n]").to_numpy(dtype=bool))
+        if len(broken):
+            row = int(broken[0])
+            raise BadData(f"{csv}, row {raw['line'][row]}: {column} {raw[column][row]!r} holds a line break")
     for column in ("patient", "follow_up"):
         table[column] = _whole_numbers(csv, raw, column)
     table["age"], remarks = _ages(csv, raw)
@@ -192,6 +198,9 @@ def _ages(csv: Path, raw: pd.DataFrame) -> tuple[npt.NDArray[np.int64], tuple[st
     texts = raw["age"]
     years_of: dict[str, int] = {}
     for text in texts.unique():
+        if not text.strip():
+            years_of[text] = UNKNOWN_AGE
+            continue
         match = _AGE.fullmatch(text.strip())
         if match is None:
             row = int(np.flatnonzero(texts == text)[0])

@@ -69,6 +69,8 @@ class Manifest:
     """0: packing stops before it would be anything else."""
     boxes_sha256: str | None = None
     """Of boxes.csv; None where it was packed without a list of boxes."""
+    warnings: dict[str, int] | None = None
+    """Images that look wrong in a way that `shards.packing.oddities` names; None where there are none."""
 
     @property
     def size(self) -> int:
@@ -89,6 +91,8 @@ class Manifest:
         record = {"format": FORMAT, "findings": list(FINDINGS), **dataclasses.asdict(self)}
         if self.boxes_sha256 is None:  # as manifests were before there were boxes
             del record["boxes_sha256"]
+        if self.warnings is None:
+            del record["warnings"]
         sha256 = hashlib.sha256(json.dumps(record, indent=1).encode()).hexdigest()
         return json.dumps({**record, "sha256": sha256}, indent=1) + "\n"
 

@@ -1,7 +1,7 @@
 """From an NIH tree and options to a plan: which entry goes where, decided before a pixel is read."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import pandas as pd
 from shards.boxes import find_box_list, read_box_list
 from shards.entries import find_images, image_folders, read_entries, unpacking_hint
 from shards.errors import BadData
+from shards.packing.oddities import Oddity, find_oddities
 from shards.publishing import sha256_of
 from shards.splits import (
     RANDOM_FRACTIONS,
@@ -55,6 +56,8 @@ class Plan:
     remarks: tuple[str, ...]
     boxes: pd.DataFrame | None = None
     """As `shards.boxes.read_box_list` returns it, of the planned images; None without a list of boxes."""
+    oddities: Mapping[str, Oddity] = field(default_factory=dict)
+    """What looks wrong though it can be packed, by its kind."""
 
     @property
     def images(self) -> list[str]:
@@ -82,7 +85,8 @@ def make_plan(
     if source.is_file():
         raise BadData(f"{source} is a file; give the folder that it and the images are in")
     table = read.table
-    table["folder"] = table["image"].map(find_images(source, folders))
+    images = find_images(source, folders)
+    table["folder"] = table["image"].map(images)
     missing = table["image"][table["folder"].isna()]
     if len(missing) and not allow_missing and folders is None:
         raise BadData(
@@ -96,6 +100,8 @@ def make_plan(
             f"no image of {read.csv} is in {source} (looked into images*/images, images* and itself)"
             f"{unpacking_hint(source)}"
         )
+    unlisted = sorted(images.keys() - set(read.table["image"]))
+    oddities = find_oddities(table, [f"{images[name]}/{name}" for name in unlisted])
     names, lists = _split(table, source, split)
     patients = prove_disjoint(table, names)
     if not patients["train"]:
@@ -116,7 +122,7 @@ def make_plan(
             others = f"{(~kept).sum()} of {len(kept)} boxes are of images that are not packed here"
             remarks = (*remarks, f"{box_list}: {others}")
         listed = listed[kept]
-    return Plan(table, source, sha256_of(read.csv), recipe, remarks, listed)
+    return Plan(table, source, sha256_of(read.csv), recipe, remarks, listed, oddities)
 
 
 def choose_folders(source: Path, choice: str) -> list[str]:
