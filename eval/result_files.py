@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from shards.errors import ResourceMissing
+from shards.formulas import escape_formulas
 from shards.publishing import publish_text
 
 
@@ -22,8 +23,11 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
 
 
 def write_table(path: Path, frame: pd.DataFrame, *, index: bool = True) -> None:
-    """Write a table as CSV, with all digits, whole or not at all; ResourceMissing from the disk."""
-    publish_text(path, frame.to_csv(index=index, lineterminator="\n"))
+    """Write a table as CSV, with all digits, whole or not at all; ResourceMissing from the disk.
+
+    Text that a spreadsheet would calculate is escaped as `shards.formulas` does it.
+    """
+    publish_text(path, escape_formulas(frame).to_csv(index=index, lineterminator="\n"))
 
 
 def remove(folder: Path, patterns: Iterable[str]) -> None:

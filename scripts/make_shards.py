@@ -100,6 +100,9 @@ _WORTH_A_PROCESS = 64
     metavar="N",
     help="Go on with up to N images that do not decode.",
 )
+@click.option(
+    "--strict", is_flag=True, help="Refuse images and metadata that look wrong though they can be packed."
+)
 def main(
     source: Path,
     out: Path,
@@ -119,6 +122,7 @@ def main(
     jobs: int | None,
     allow_missing: bool,
     max_rejects: int,
+    strict: bool,
 ) -> None:
     """Pack the images under SOURCE (an NIH download) into shards in OUT.
 
@@ -143,6 +147,7 @@ def main(
             shard_size=shard_size,
             jobs=jobs or min(available_cores(), max(len(plan.images) // _WORTH_A_PROCESS, 1)),
             max_rejects=max_rejects,
+            strict=strict,
         )
     click.echo(_summary(manifest))
     click.echo(

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from shards.archives import NOT_READ, is_archive, is_webdataset, packed_archives, unpack_command
 from shards.errors import BadData
 from shards.findings import FINDINGS, to_multi_hot
 
@@ -28,6 +29,9 @@ COLUMNS = {
 _AGE = re.compile(r"(\d+)\s*([YMWD]?)")
 _DAYS = {"": 365.25, "Y": 365.25, "M": 30.4375, "W": 7.0, "D": 1.0}
 _OLDEST = 120
+UNKNOWN_AGE = -1
+# Of a foreign file's header in a message: columns, and characters of each.
+_SHOWN, _LONGEST = 12, 40
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Entries:
 
     table: pd.DataFrame
     """One row an entry, in the file's order: image (str), patient (int64), follow_up (int64),
-    age (years, int64), sex, view (str), and one uint8 column per finding."""
+    age (years, int64; -1 where it is empty), sex, view (str), and one uint8 column per finding."""
     csv: Path
     remarks: tuple[str, ...]
 
@@ -49,13 +53,18 @@ def read_entries(source: Path) -> Entries:
     and remarked on. Raises BadData naming file, row and cause for a missing file or column,
     text that is not UTF-8, a duplicate image, a number that is none, or an unknown finding.
     """
-    csv = source if source.is_file() else _find_csv(source)
+    csv = _find_csv(source)
     raw = _read_columns(csv)
     table = pd.DataFrame({"image": raw["image"]})
     duplicate = raw["image"].duplicated()
     if duplicate.any():
         row = int(np.flatnonzero(duplicate)[0])
         raise BadData(f"{csv}, row {raw['line'][row]}: image {raw['image'][row]} stands in the file twice")
+    for column in ("image", "sex", "view"):
+        broken = np.flatnonzero(raw[column].str.contains(r"[\0\r\n]").to_numpy(dtype=bool))
+        if len(broken):
+            row = int(broken[0])
+            raise BadData(f"{csv}, row {raw['line'][row]}: {column} {raw[column][row]!r} holds a line break")
     for column in ("patient", "follow_up"):
         table[column] = _whole_numbers(csv, raw, column)
     table["age"], remarks = _ages(csv, raw)
@@ -94,19 +103,39 @@ def image_folders(source: Path) -> list[str]:
     return [folder.name for folder in _image_folders(source)]
 
 
+def unpacking_hint(source: Path) -> str:
+    """Return `; N archives are not unpacked, ...` with the first one's command, or nothing where all are."""
+    archives = packed_archives(source)
+    if not archives:
+        return ""
+    return f"; {len(archives)} archives are not unpacked, the first is: {unpack_command(archives[0])}"
+
+
 def _image_folders(source: Path) -> list[Path]:
     return sorted(path for path in source.glob("images*") if path.is_dir())
 
 
 def _find_csv(source: Path) -> Path:
+    wanted = "a folder that holds Data_Entry_2017*.csv and the images"
+    if source.is_file():
+        if is_webdataset(source):
+            raise BadData(f"{source} is a WebDataset tar: {NOT_READ}, {wanted}")
+        if is_archive(source):
+            raise BadData(f"{source} is an archive; unpack it, and give {wanted}: {unpack_command(source)}")
+        return source
     if not source.is_dir():
         raise BadData(
             f"{source} is no folder; give the folder of the NIH download, or make an imitation of it "
             f"with: python scripts/make_phantoms.py {source}"
         )
     found = sorted([*source.glob("Data_Entry_2017*.csv"), *source.glob("Data_Entry_2017*.csv.gz")])
+    if not found and (source / "manifest.json").is_file():
+        raise BadData(f"{source} holds shards that are packed already: python -m trainer --shards {source}")
+    tars = sorted(source.glob("*.tar"))
+    if not found and tars and is_webdataset(tars[0]):
+        raise BadData(f"{source} holds WebDataset tars such as {tars[0].name}: {NOT_READ}, {wanted}")
     if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
+        names = ", ".join(path.name for path in found) or f"none{unpacking_hint(source)}"
         raise BadData(f"{source} must hold one Data_Entry_2017*.csv; found {names}")
     return found[0]
 
@@ -117,7 +146,13 @@ def _read_columns(csv: Path) -> pd.DataFrame:
             # Of the empty field behind a trailing comma that only the rows have, not the header.
             warnings.simplefilter("ignore", pd.errors.ParserWarning)
             frame = pd.read_csv(
-                csv, dtype=str, encoding="utf-8-sig", index_col=False, na_filter=False, skip_blank_lines=False
+                csv,
+                dtype=str,
+                encoding="utf-8-sig",
+                index_col=False,
+                na_filter=False,
+                skip_blank_lines=False,
+                compression="gzip" if csv.suffix == ".gz" else None,
             )
     except UnicodeDecodeError as error:
         row = _undecodable_row(csv)
@@ -128,9 +163,9 @@ def _read_columns(csv: Path) -> pd.DataFrame:
         frame = frame.rename(columns={"Patient Gender": "Patient Sex"})
     missing = [name for name in COLUMNS if name not in frame.columns]
     if missing:
-        raise BadData(
-            f"{csv} has no column {missing[0]!r}; its columns are {', '.join(map(str, frame.columns))}"
-        )
+        others = f", and {len(frame.columns) - _SHOWN} more" if len(frame.columns) > _SHOWN else ""
+        shown = ", ".join(str(name)[:_LONGEST] for name in frame.columns[:_SHOWN])
+        raise BadData(f"{csv} has no column {missing[0]!r}; its columns are {shown}{others}")
     frame = frame[list(COLUMNS)].rename(columns=COLUMNS)
     frame["line"] = frame.index + 2  # as an editor counts: line 1 is the header, blank lines count
     blank = (frame.drop(columns=["image", "line"]) == "").all(axis=1) & (frame["image"].str.strip() == "")
@@ -163,6 +198,9 @@ def _ages(csv: Path, raw: pd.DataFrame) -> tuple[npt.NDArray[np.int64], tuple[st
     texts = raw["age"]
     years_of: dict[str, int] = {}
     for text in texts.unique():
+        if not text.strip():
+            years_of[text] = UNKNOWN_AGE
+            continue
         match = _AGE.fullmatch(text.strip())
         if match is None:
             row = int(np.flatnonzero(texts == text)[0])

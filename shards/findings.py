@@ -47,16 +47,18 @@ def canonical(name: str) -> str:
 def to_multi_hot(text: str) -> npt.NDArray[np.uint8]:
     """Turn `"Mass|Nodule"` into a uint8 vector of shape [14] in FINDINGS order.
 
-    `"No Finding"` alone is the zero vector. Raises ValueError for an unknown finding, an
-    empty text, a finding named twice, or `No Finding` beside a finding.
+    `"No Finding"` alone is the zero vector; blanks around a name are passed over. Raises
+    ValueError for an unknown finding, an empty text, a finding named twice, or `No Finding`
+    beside a finding.
 
     >>> to_multi_hot("Hernia").tolist()
     [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]
     """
     labels = np.zeros(len(FINDINGS), dtype=np.uint8)
-    if text == NO_FINDING:
+    names = [name.strip() for name in text.split("|")]
+    if names == [NO_FINDING]:
         return labels
-    for name in text.split("|"):
+    for name in names:
         if name == NO_FINDING:
             raise ValueError(f"{NO_FINDING!r} stands beside a finding in {text!r}")
         position = _POSITION[canonical(name)]

@@ -17,12 +17,15 @@ import pandas as pd
 from shards.boxes import BOXES, read_boxes
 from shards.errors import BadData, ResourceMissing
 from shards.findings import FINDINGS
+from shards.formulas import unescape_formulas
 from shards.index import index_tar, read_index
 from shards.manifest import NAME, Manifest, ShardRecord, read_manifest
 from shards.publishing import publish_text, sha256_of
 
 ENTRIES = "entries.csv"
 REJECTS = "rejects.csv"
+PACKED_CRC32 = "packed_crc32"
+"""The column of entries.csv with the CRC-32 of each sample's image; folders of earlier versions have none."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,9 @@ class ShardFolder:
         path = self.path / ENTRIES
         if not path.is_file() or sha256_of(path) != self.manifest.entries_sha256:
             raise BadData(f"{path} is missing or not the file that was packed; pack again")
-        return pd.read_csv(path, index_col="row", dtype={"sex": str, "view": str}, keep_default_na=False)
+        return unescape_formulas(
+            pd.read_csv(path, index_col="row", dtype={"sex": str, "view": str}, keep_default_na=False)
+        )
 
     @cached_property
     def boxes(self) -> pd.DataFrame | None:

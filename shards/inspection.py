@@ -4,6 +4,7 @@ import io
 import mmap
 import tarfile
 import warnings
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ class ShardInspection:
     """[samples], what entries.csv has in this shard, in order."""
     labels: npt.NDArray[np.uint8]
     """[samples, 14] in FINDINGS order."""
+    crc32s: npt.NDArray[np.int64] | None = None
+    """[samples], of the image members; None where entries.csv has no such column."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,9 @@ def inspect_shard(task: ShardInspection) -> Inspected:
 
     Proves that the tar is, byte for byte, the USTAR headers that packing writes, the members
     that entries.csv asks for in its order, and zeros; that every label and row byte is that of
-    entries.csv; that every image decodes to uint8 [size, size]; and that both files have their
-    recorded SHA-256. The faults that name a sample come first. A missing index is built again.
+    entries.csv; that every image decodes to uint8 [size, size] and has the CRC-32 that entries.csv
+    gives it; and that both files have their recorded SHA-256. The faults that name a sample come
+    first. A missing index is built again.
     """
     faults: list[str] = []
     remarks: tuple[str, ...] = ()
@@ -106,13 +110,15 @@ def _member_faults(task: ShardInspection) -> Iterator[str]:
     with task.tar.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             offset = 0
-            for row, labels in zip(task.rows.tolist(), task.labels, strict=True):
+            crc32s = [None] * len(task.rows) if task.crc32s is None else task.crc32s.tolist()
+            for row, labels, crc32 in zip(task.rows.tolist(), task.labels, crc32s, strict=True):
                 sample = f"{task.tar}, sample {row:08d}"
                 members: list[bytes] = []
                 for suffix in (task.extension, "labels", "row"):
                     content, offset = _member(data, offset, f"{row:08d}.{suffix}", sample)
                     members.append(content)
-                yield from (f"{sample}: {cause}" for cause in _content_faults(task, row, labels, *members))
+                causes = _content_faults(task, row, labels, crc32, *members)
+                yield from (f"{sample}: {cause}" for cause in causes)
             _check_end(data, offset, task)
         except _UnreadableError as error:
             yield str(error)
@@ -165,6 +171,7 @@ def _content_faults(
     task: ShardInspection,
     row: int,
     expected: npt.NDArray[np.uint8],
+    crc32: int | None,
     image: bytes,
     labels: bytes,
     stored: bytes,
@@ -189,3 +196,6 @@ def _content_faults(
             opened.load()
     except Exception as error:  # a forged image may break anything that a decoder relies on
         yield f"the image does not decode: {str(error).split(' <')[0]}"
+        return
+    if crc32 is not None and zlib.crc32(image) != crc32:
+        yield "the image decodes but is not the one that was packed (CRC-32 differs)"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shards.archives import NOT_READ
 from shards.errors import BadData
 from shards.findings import FINDINGS
 from shards.splits import SPLITS
@@ -68,6 +69,8 @@ class Manifest:
     """0: packing stops before it would be anything else."""
     boxes_sha256: str | None = None
     """Of boxes.csv; None where it was packed without a list of boxes."""
+    warnings: dict[str, int] | None = None
+    """Images that look wrong in a way that `shards.packing.oddities` names; None where there are none."""
 
     @property
     def size(self) -> int:
@@ -88,6 +91,8 @@ class Manifest:
         record = {"format": FORMAT, "findings": list(FINDINGS), **dataclasses.asdict(self)}
         if self.boxes_sha256 is None:  # as manifests were before there were boxes
             del record["boxes_sha256"]
+        if self.warnings is None:
+            del record["warnings"]
         sha256 = hashlib.sha256(json.dumps(record, indent=1).encode()).hexdigest()
         return json.dumps({**record, "sha256": sha256}, indent=1) + "\n"
 
@@ -96,12 +101,30 @@ def read_manifest(folder: Path) -> Manifest:
     """Read and check `folder/manifest.json`; raise BadData naming what is wrong with it."""
     path = folder / NAME
     if not path.is_file():
-        raise BadData(
-            f"no shards in {folder} (no {NAME}); pack the NIH download with "
-            f"`python scripts/make_shards.py SOURCE {folder}`, or try without it: "
-            f"`python scripts/make_phantoms.py data/phantoms` and pack that folder"
-        )
+        raise BadData(_no_shards(folder))
     return parse_manifest(path.read_bytes(), path)
+
+
+def _no_shards(folder: Path) -> str:
+    tars = [tar.name for tar in folder.glob("*.tar")]
+    if folder.is_file():
+        return f"{folder} is a file; give the folder of shards, which holds {NAME}"
+    if any(_TAR.fullmatch(tar) for tar in tars):
+        return (
+            f"no shards in {folder} yet: it holds tars but no {NAME}, which comes last; the command that "
+            "packs or fetches them, run again, finishes it"
+        )
+    if tars:
+        return (
+            f"no shards in {folder}: it holds tars but no {NAME}, and {NOT_READ}: "
+            "python scripts/make_shards.py SOURCE OUT"
+        )
+    absent = "" if folder.exists() else "; if they were moved, say where they are (--shards FOLDER)"
+    return (
+        f"no shards in {folder} ({f'no {NAME}' if folder.exists() else 'there is no such folder'}){absent}; "
+        f"pack the NIH download with `python scripts/make_shards.py SOURCE {folder}`, or try without it: "
+        "`python scripts/make_phantoms.py data/phantoms` and pack that folder"
+    )
 
 
 def parse_manifest(data: bytes, path: Path | str) -> Manifest:

@@ -1,4 +1,4 @@
-"""PNG bytes to gray, to the training size, to the bytes of a sample.
+"""Image bytes to gray, to the training size, to the bytes of a sample.
 
 Any PNG mode is taken: 1, 2, 4, 8 and 16 bit gray, gray with alpha, RGB, RGBA, palette.
 Sixteen bits are scaled to eight (not cut off), alpha is ignored, colour becomes luma
@@ -7,14 +7,17 @@ Sixteen bits are scaled to eight (not cut off), alpha is ignored, colour becomes
 
 import io
 import math
+import struct
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
-from shards.png import pixels_only
+from shards.png import SIGNATURE, pixels_only
 
 Gray = npt.NDArray[np.uint8]
 Encoding = Literal["jpeg", "png"]
@@ -26,6 +29,10 @@ SUFFIX: dict[str, str] = {"jpeg": "jpg", "png": "png"}
 # 4.2, from which it differs by 49.7 dB PSNR: less than JPEG 95 does from its input (47.3 dB). With a
 # gap of 2 it would be 1.7 ms and 54.0 dB (python -m benchmarks.packing).
 REDUCING_GAP = 1.5
+
+# In pixels. NIH's files have 1024, the largest originals about 3056. An image is padded to a square,
+# so this bounds the area, too: a strip of 1 x 60,000 would become 3.6 billion pixels.
+MAX_SIDE = 8192
 
 
 @dataclass(frozen=True)
@@ -42,24 +49,45 @@ class PixelRecipe:
 
 
 def open_gray(data: bytes) -> Image.Image:
-    """Decode a PNG file to a Pillow image of mode L.
+    """Decode a PNG file to a Pillow image of mode L; errors are those of `open_png`."""
+    return to_gray(open_png(data))
+
+
+def open_png(data: bytes) -> Image.Image:
+    """Decode a PNG file to a Pillow image of the mode that it has.
 
     The header and every chunk's CRC are checked before a pixel is decoded, so a file that
     claims an absurd size costs no memory; of the other chunks only those that decide pixels
     are given to the decoder, so no text in a file is ever read. Raises ValueError with the
-    reason for a file that is empty, no PNG, truncated, corrupt or has a side over png.MAX_SIDE.
+    reason for a file that is empty, no PNG, truncated, corrupt or has a side over MAX_SIDE.
     """
-    try:
-        with Image.open(io.BytesIO(pixels_only(data)), formats=["PNG"]) as image:
-            image.load()
-            image.info.pop("transparency", None)  # ignored as alpha is, and convert() would warn of it
-            if image.mode.startswith("I"):
-                return Image.fromarray(_scale_16_bit(np.asarray(image)))
-            return image if image.mode == "L" else image.convert("L")
-    except UnidentifiedImageError as error:
-        raise ValueError("pixels do not decode: the header makes no sense") from error
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"pixels do not decode: {error}") from error
+    return _decode(PngImageFile, pixels_only(data))
+
+
+def open_jpeg(data: bytes) -> Image.Image:
+    """Decode a JPEG file to a Pillow image of mode L.
+
+    Raises ValueError with the reason for a file that is no JPEG, truncated, corrupt or has a side
+    over MAX_SIDE, which is checked before a pixel is decoded.
+    """
+    return to_gray(_decode(JpegImageFile, data))
+
+
+def to_gray(image: Image.Image) -> Image.Image:
+    """Return a decoded image in mode L: 16 bits scaled, alpha ignored, colour as luma."""
+    image.info.pop("transparency", None)  # ignored as alpha is, and convert() would warn of it
+    if image.mode.startswith("I"):
+        return Image.fromarray(_scale_16_bit(np.asarray(image)))
+    return image if image.mode == "L" else image.convert("L")
+
+
+def is_12_bit(image: Image.Image) -> bool:
+    """Tell whether a decoded image has 16 bits of which the upper four are nowhere used.
+
+    Detectors and DICOM have 12 bits, 0 to 4095. Stored in 16 without being scaled, they come out of
+    `to_gray` as 0 to 16 of 255: nearly black.
+    """
+    return image.mode.startswith("I") and int(np.asarray(image).max()) < 4096
 
 
 def resize(gray: Gray | Image.Image, size: int, filter: Filter = "lanczos") -> Gray:
@@ -93,12 +121,14 @@ def encode(gray: Gray, encoding: Encoding, quality: int) -> bytes:
 
 def decode_sample(data: bytes, size: int) -> Gray:
     """Decode the image of a sample to uint8 [size, size]; raise ValueError where it is none."""
+    kind = PngImageFile if data.startswith(SIGNATURE) else JpegImageFile
     try:
-        with Image.open(io.BytesIO(data), formats=["JPEG", "PNG"]) as image:
-            gray = np.asarray(image)
-        if gray.shape != (size, size):
-            raise ValueError(f"{gray.shape} pixels instead of {size} x {size}")
-        return gray
+        image = _open(kind, data)
+        if (image.mode, image.size) != ("L", (size, size)):
+            raise ValueError(
+                f"{image.mode} {image.width}x{image.height} pixels instead of gray {size}x{size}"
+            )
+        return np.asarray(image)
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"image does not decode: {error}") from error
 
@@ -112,6 +142,30 @@ def psnr(gray: Gray, encoded: bytes) -> float:
     return 10 * math.log10(255**2 * gray.size / max(int((error * error).sum()), 1))
 
 
+def _decode(kind: type[PngImageFile] | type[JpegImageFile], data: bytes) -> Image.Image:
+    try:
+        image = _open(kind, data)
+        image.load()
+        return image
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"pixels do not decode: {error}") from error
+
+
+def _open(kind: type[PngImageFile] | type[JpegImageFile], data: bytes) -> Image.Image:
+    # By the format's own class: Image.open warns of large areas or refuses them, and knows no side.
+    try:
+        image = kind(io.BytesIO(data))
+    except (SyntaxError, IndexError, TypeError, struct.error) as error:  # those that Image.open expects
+        raise ValueError("pixels do not decode: the header makes no sense") from error
+    if max(image.size) > MAX_SIDE:
+        raise ValueError(f"claims {image.width}x{image.height} pixels; at most {MAX_SIDE} a side are allowed")
+    return image
+
+
 def _scale_16_bit(pixels: npt.NDArray[np.generic]) -> Gray:
-    # Rounded to nearest: 65535 becomes 255, 257 becomes 1.
-    return ((pixels.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    # Rounded to nearest: 65535 becomes 255, 257 becomes 1. In place, for the largest image has 268 MB here.
+    wide = pixels.astype(np.uint32)
+    wide *= 255
+    wide += 32767
+    wide //= 65535
+    return wide.astype(np.uint8)

@@ -1,6 +1,7 @@
 """Files that appear under their final name whole or not at all."""
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from shards.errors import ResourceMissing
 
 PARTIAL = ".partial"
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 @contextlib.contextmanager
@@ -36,7 +38,8 @@ def publish(path: Path) -> Iterator[Path]:
         _remove(partial)
         raise ResourceMissing(
             f"cannot write {path}: {error.strerror or error}; what was finished before is kept, "
-            "so make room and run the same command again"
+            f"so {'make room' if error.errno in _FULL else 'allow it or name another folder'} and run the "
+            "same command again"
         ) from error
     except BaseException:
         _remove(partial)

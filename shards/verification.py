@@ -9,7 +9,7 @@ import pandas as pd
 from shards.boxes import BOXES, read_boxes
 from shards.errors import BadData
 from shards.findings import FINDINGS
-from shards.folder import ENTRIES, REJECTS
+from shards.folder import ENTRIES, PACKED_CRC32, REJECTS
 from shards.inspection import ShardInspection, inspect_shard
 from shards.manifest import NAME, Manifest, read_manifest
 from shards.packing.resuming import WORK
@@ -99,6 +99,8 @@ def _file_faults(path: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
 
 def _read_entries(path: Path) -> pd.DataFrame:
     dtype = {"image": str, "patient": np.int64, "split": str, **dict.fromkeys(FINDINGS, np.uint8)}
+    if PACKED_CRC32 in pd.read_csv(path / ENTRIES, nrows=0):
+        dtype[PACKED_CRC32] = np.int64
     entries = pd.read_csv(path / ENTRIES, index_col="row", usecols=["row", *dtype], dtype=dtype)
     if entries.index.dtype != np.int64 or not entries["split"].isin(SPLITS).all():
         raise ValueError("a row is not a number, or a split is none of train, val, test")
@@ -150,6 +152,7 @@ def _box_faults(path: Path, manifest: Manifest, entries: pd.DataFrame) -> list[s
 
 def _tasks(path: Path, manifest: Manifest, entries: pd.DataFrame) -> list[ShardInspection]:
     labels = entries[list(FINDINGS)].to_numpy(dtype=np.uint8)
+    crc32s = entries[PACKED_CRC32].to_numpy(dtype=np.int64) if PACKED_CRC32 in entries else None
     tasks = []
     for split in SPLITS:
         places = np.flatnonzero(entries["split"] == split)
@@ -159,7 +162,13 @@ def _tasks(path: Path, manifest: Manifest, entries: pd.DataFrame) -> list[ShardI
             rows = entries.index.to_numpy(dtype=np.int32)[mine]
             tasks.append(
                 ShardInspection(
-                    path / shard.name, shard, manifest.extension, manifest.size, rows, labels[mine]
+                    path / shard.name,
+                    shard,
+                    manifest.extension,
+                    manifest.size,
+                    rows,
+                    labels[mine],
+                    None if crc32s is None else crc32s[mine],
                 )
             )
     return tasks

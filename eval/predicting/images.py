@@ -1,18 +1,16 @@
 """Image files that are in no shard folder, as a model takes them, and what it says of them."""
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 
 from eval.scores.calibration import Calibration
 from eval.scores.thresholds import Floats, apply_thresholds
 from shards.errors import BadData
 from shards.findings import FINDINGS
-from shards.pixels import Gray, PixelRecipe, decode_sample, encode, open_gray, resize
+from shards.pixels import Gray, PixelRecipe, decode_sample, encode, open_gray, open_jpeg, resize
 from trainer.model_header import ModelHeader
 
 
@@ -32,16 +30,16 @@ def read_image(path: Path, size: int) -> Gray:
     """Return a PNG or JPEG file as uint8 [size, size], made as `scripts/make_shards.py` makes a sample.
 
     That is resized with Lanczos and gone through JPEG 95, its defaults. Raises BadData naming the
-    file where it is missing or no image.
+    file where it is missing, no image, or larger than `shards.pixels.MAX_SIDE` to a side.
     """
     recipe = PixelRecipe(size)
     try:
         data = path.read_bytes()
-        gray = open_gray(data) if data.startswith(b"\x89PNG") else _open_jpeg(data)
+        if not data.startswith((b"\x89PNG", b"\xff\xd8")):
+            raise BadData(f"{path} is neither PNG nor JPEG")
+        gray = open_gray(data) if data.startswith(b"\x89PNG") else open_jpeg(data)
         encoded = encode(resize(gray, size, recipe.filter), recipe.encoding, recipe.quality)
         return decode_sample(encoded, size)
-    except UnidentifiedImageError as error:
-        raise BadData(f"{path} is neither PNG nor JPEG") from error
     except (OSError, ValueError) as error:
         raise BadData(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
@@ -63,8 +61,3 @@ def decide(header: ModelHeader, probabilities: npt.NDArray[np.float32]) -> Decis
     known = np.where(np.isnan(thresholds), 0, thresholds)[None]
     on_scale = np.where(np.isnan(thresholds), np.nan, calibration.apply(known)[0])
     return Decisions(calibration.apply(probabilities), on_scale, positive)
-
-
-def _open_jpeg(data: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
-        return image.convert("L")

@@ -15,6 +15,7 @@ from eval.result_files import remove
 from shards.errors import BadData
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
+from shards.formulas import escape_formulas, unescape_formulas
 from shards.publishing import publish_text, sha256_of
 
 _PROBABILITIES = [f"prob_{finding}" for finding in FINDINGS]
@@ -53,14 +54,14 @@ class Predictions:
         table = pd.DataFrame({"image": images, "patient": self.patients, "row": self.rows})
         table[_PROBABILITIES] = self.probabilities.astype(np.float64)
         table[_LABELS] = self.labels
-        publish_text(path, table.to_csv(index=False, lineterminator="\n"))
+        publish_text(path, escape_formulas(table).to_csv(index=False, lineterminator="\n"))
 
     @classmethod
     def from_csv(cls, path: Path, shards: ShardFolder) -> "Predictions":
         """Read what `to_csv` wrote; BadData where it is another file, or its rows are other images."""
         try:
             # Whatever pandas may do to the last bit of a float64, the float32 it came from is the nearest.
-            table = pd.read_csv(path, keep_default_na=False)
+            table = unescape_formulas(pd.read_csv(path, keep_default_na=False))
             probabilities = table[_PROBABILITIES].to_numpy(dtype=np.float32)
             labels, patients = table[_LABELS].to_numpy(dtype=np.uint8), table["patient"].to_numpy(np.int64)
             rows = table["row"].to_numpy(dtype=np.int32)

@@ -27,11 +27,15 @@ def group_images(entries: pd.DataFrame) -> list[Group]:
     `entries` has a row for each image, with age (years), sex, view and follow_up. The groups, in
     this order: sex and view as they are spelt, decades of age from `0-9` to `80-89` and then `90+`, and
     `first` for NIH's follow-up number 0, which each patient has once, or `follow-up`. A group without
-    an image is not there. A sex or view that is empty, and an age over 120, is `unknown`.
+    an image is not there. A sex or view that is empty, and an age under 0 or over 120, is `unknown`.
     """
     decades = entries["age"].to_numpy() // 10 * 10
     age = [
-        UNKNOWN if years > _OLDEST else f"{decade}-{decade + 9}" if decade < _LAST_DECADE else f"{decade}+"
+        UNKNOWN
+        if not 0 <= years <= _OLDEST
+        else f"{decade}-{decade + 9}"
+        if decade < _LAST_DECADE
+        else f"{decade}+"
         for years, decade in zip(entries["age"], np.minimum(decades, _LAST_DECADE), strict=True)
     ]
     columns: dict[str, Any] = {

@@ -19,10 +19,12 @@ from PIL import __version__ as pillow
 from shards import boxes
 from shards.errors import BadData, ResourceMissing
 from shards.findings import FINDINGS
-from shards.folder import ENTRIES, REJECTS
+from shards.folder import ENTRIES, PACKED_CRC32, REJECTS
+from shards.formulas import escape_formulas
 from shards.locking import only_one
 from shards.manifest import NAME, Manifest, SplitRecord, read_manifest
 from shards.packing.fragment import PixelStatistics, Sample
+from shards.packing.oddities import Oddity, report
 from shards.packing.planning import Plan
 from shards.packing.resuming import (
     WORK,
@@ -43,7 +45,14 @@ _SOURCE_SHA256 = "source_sha256"
 
 
 def pack(
-    plan: Plan, out: Path, pixels: PixelRecipe, *, shard_size: int = 1024, jobs: int = 1, max_rejects: int = 0
+    plan: Plan,
+    out: Path,
+    pixels: PixelRecipe,
+    *,
+    shard_size: int = 1024,
+    jobs: int = 1,
+    max_rejects: int = 0,
+    strict: bool = False,
 ) -> Manifest:
     """Write the shard folder `out` with `jobs` processes and return its manifest.
 
@@ -51,7 +60,9 @@ def pack(
     with another recipe, or of an image that is no longer the same, raises CannotResume naming
     what differs. Finding `out` finished and whole, it writes nothing; a shard that was damaged
     since is packed again. More than `max_rejects` images that do not decode, or none of train
-    that does, raise BadData; all of them are listed in rejects.csv. A full disk, too little
+    that does, raise BadData; all of them are listed in rejects.csv. What looks wrong though it can
+    be packed (`oddities.MESSAGES`) is printed on stderr and counted in the manifest, or, if `strict`,
+    raises BadData. A full disk, too little
     memory, or another command at work in `out` raise ResourceMissing.
     """
     recipe = {
@@ -64,6 +75,7 @@ def pack(
     identity = {"recipe": recipe, "source_sha256": plan.source_sha256}
     tasks = _tasks(plan, out, shard_size)
     write = functools.partial(write_shards, source=plan.source, pixels=pixels, jobs=jobs)
+    report(plan.oddities, strict=strict)
     try:
         with only_one(out):
             if (out / NAME).is_file():
@@ -72,6 +84,8 @@ def pack(
                     out, identity, {"recipe": manifest.recipe, "source_sha256": manifest.source_sha256}
                 )
                 prove_finished(out, manifest, plan, tasks, write, jobs)
+                found = {kind: Oddity(count) for kind, count in (manifest.warnings or {}).items()}
+                report({kind: odd for kind, odd in found.items() if kind not in plan.oddities}, strict=strict)
             else:
                 start_or_resume(out, identity)
                 receipts = finished_shards(tasks, plan.source, jobs)
@@ -79,7 +93,11 @@ def pack(
                 done = len(plan.images) - sum(len(task.samples) for task in todo)
                 receipts |= {task.tar: receipt for task, receipt in write(todo, done=done)}
                 prove_sources(receipts.values(), plan.source, jobs)  # some may have changed meanwhile
-                manifest = _publish(plan, out, identity, [receipts[task.tar] for task in tasks], max_rejects)
+                ordered = [receipts[task.tar] for task in tasks]
+                found = _oddities(plan, ordered)
+                report(found, strict=strict)
+                warnings = {kind: odd.images for kind, odd in [*plan.oddities.items(), *found.items()]}
+                manifest = _publish(plan, out, identity, ordered, max_rejects, warnings)
             _tidy(out)
     except MemoryError as error:
         raise ResourceMissing(
@@ -108,7 +126,12 @@ def _tasks(plan: Plan, out: Path, shard_size: int) -> list[ShardTask]:
 
 
 def _publish(
-    plan: Plan, out: Path, identity: dict[str, Any], receipts: list[Receipt], max_rejects: int
+    plan: Plan,
+    out: Path,
+    identity: dict[str, Any],
+    receipts: list[Receipt],
+    max_rejects: int,
+    warnings: dict[str, int],
 ) -> Manifest:
     planned = plan.table.assign(
         **{_SOURCE_SHA256: [sha256 for receipt in receipts for _, sha256 in receipt.sources]}
@@ -116,7 +139,7 @@ def _publish(
     rejects = {row: reason for receipt in receipts for row, reason in receipt.rejects}
     left_out = planned.loc[sorted(rejects), ["image", "folder", _SOURCE_SHA256]]
     left_out.insert(1, "reason", [rejects[row] for row in left_out.index])
-    publish_text(out / REJECTS, left_out.to_csv(index=False, lineterminator="\n"))
+    publish_text(out / REJECTS, escape_formulas(left_out).to_csv(index=False, lineterminator="\n"))
     entries = planned.drop(index=left_out.index)
     too_many = len(rejects) > max_rejects
     if too_many or not (entries["split"] == "train").any():
@@ -126,7 +149,10 @@ def _publish(
             f"{len(rejects)} images do not decode, {bound}; the first is {first['folder']}/{first['image']}: "
             f"{first['reason']} (all in {out / REJECTS})"
         )
-    publish_text(out / ENTRIES, entries[[*_ENTRY_COLUMNS, _SOURCE_SHA256]].to_csv(lineterminator="\n"))
+    crc32s = {row: crc32 for receipt in receipts for row, crc32 in receipt.packed}
+    entries = entries.assign(**{PACKED_CRC32: [crc32s[row] for row in entries.index]})
+    columns = [*_ENTRY_COLUMNS, _SOURCE_SHA256, PACKED_CRC32]
+    publish_text(out / ENTRIES, escape_formulas(entries[columns]).to_csv(lineterminator="\n"))
     if plan.boxes is not None:
         publish_text(out / boxes.BOXES, boxes.to_csv(boxes.by_row(plan.boxes, entries["image"])))
     manifest = Manifest(
@@ -140,9 +166,18 @@ def _publish(
         rejects=len(rejects),
         patients_in_two_splits=int((entries.groupby("patient")["split"].nunique() > 1).sum()),
         boxes_sha256=None if plan.boxes is None else sha256_of(out / boxes.BOXES),
+        warnings=warnings or None,
     )
     publish_text(out / NAME, manifest.to_json())
     return manifest
+
+
+def _oddities(plan: Plan, receipts: Iterable[Receipt]) -> dict[str, Oddity]:
+    rows: dict[str, list[int]] = {}
+    for receipt in receipts:
+        for row, kind in receipt.oddities:
+            rows.setdefault(kind, []).append(row)
+    return {kind: Oddity(len(rows[kind]), plan.images[rows[kind][0]]) for kind in sorted(rows)}
 
 
 def _tidy(out: Path) -> None:

@@ -7,13 +7,14 @@ shard. That makes the unit smaller than a shard, and a set of a hundred images b
 import hashlib
 import tarfile
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from shards.pixels import SUFFIX, PixelRecipe, encode, open_gray, psnr, resize
+from shards.pixels import SUFFIX, PixelRecipe, encode, is_12_bit, open_png, psnr, resize, to_gray
 
 # Every so-manieth row is decoded again to measure what the encoding costs: 7,000 of NIH's images,
 # at 1 % of the time that measuring all would take.
@@ -61,6 +62,10 @@ class Fragment:
     """Image and SHA-256 of its file (empty where it cannot be read), of every sample in order."""
     rejects: list[tuple[int, str]]
     """Row and reason of each image that does not decode."""
+    packed: list[tuple[int, int]]
+    """Row and CRC-32 of the image member of each image that was packed."""
+    oddities: list[tuple[int, str]]
+    """Row and kind (a key of `oddities.MESSAGES`) of each image that looks wrong though it decodes."""
     statistics: PixelStatistics
     read_ns: int
     """A time before the first file was read, in nanoseconds since 1970."""
@@ -72,19 +77,26 @@ def make_fragment(source: Path, samples: list[Sample], recipe: PixelRecipe) -> F
     members: list[bytes] = []
     sources: list[tuple[str, str]] = []
     rejects: list[tuple[int, str]] = []
+    packed: list[tuple[int, int]] = []
+    oddities: list[tuple[int, str]] = []
     statistics = PixelStatistics()
     for row, image, labels in samples:
         sha256 = ""
         try:
             data = (source / image).read_bytes()
             sha256 = hashlib.sha256(data).hexdigest()
-            gray = resize(open_gray(data), recipe.size, recipe.filter)
+            image_file = open_png(data)
+            gray = resize(to_gray(image_file), recipe.size, recipe.filter)
         except (ValueError, OSError) as error:
             # An OSError's text has the folder in it, which the same images elsewhere have not.
             rejects.append((row, getattr(error, "strerror", None) or str(error)))
             continue
         finally:
             sources.append((image, sha256))
+        if max(image_file.size) < recipe.size:
+            oddities.append((row, "enlarged"))
+        if is_12_bit(image_file):
+            oddities.append((row, "twelve_bits"))
         encoded = encode(gray, recipe.encoding, recipe.quality)
         measured = recipe.encoding != "png" and row % PSNR_STEP == 0
         wide = gray.astype(np.uint64)
@@ -95,10 +107,11 @@ def make_fragment(source: Path, samples: list[Sample], recipe: PixelRecipe) -> F
             int(measured),
             psnr(gray, encoded) if measured else 0.0,
         )
+        packed.append((row, zlib.crc32(encoded)))
         row_bytes = np.array(row, dtype="<i4").tobytes()
         for suffix, content in ((SUFFIX[recipe.encoding], encoded), ("labels", labels), ("row", row_bytes)):
             members += _member(f"{row:08d}.{suffix}", content)
-    return Fragment(b"".join(members), sources, rejects, statistics, read_ns)
+    return Fragment(b"".join(members), sources, rejects, packed, oddities, statistics, read_ns)
 
 
 def _member(name: str, content: bytes) -> tuple[bytes, bytes, bytes]:

@@ -1,7 +1,7 @@
 """From an NIH tree and options to a plan: which entry goes where, decided before a pixel is read."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from shards.boxes import find_box_list, read_box_list
-from shards.entries import find_images, image_folders, read_entries
+from shards.entries import find_images, image_folders, read_entries, unpacking_hint
 from shards.errors import BadData
+from shards.packing.oddities import Oddity, find_oddities
 from shards.publishing import sha256_of
 from shards.splits import (
     RANDOM_FRACTIONS,
@@ -55,6 +56,8 @@ class Plan:
     remarks: tuple[str, ...]
     boxes: pd.DataFrame | None = None
     """As `shards.boxes.read_box_list` returns it, of the planned images; None without a list of boxes."""
+    oddities: Mapping[str, Oddity] = field(default_factory=dict)
+    """What looks wrong though it can be packed, by its kind."""
 
     @property
     def images(self) -> list[str]:
@@ -79,19 +82,26 @@ def make_plan(
     planned images are kept and the number of the others is remarked on.
     """
     read = read_entries(source)
+    if source.is_file():
+        raise BadData(f"{source} is a file; give the folder that it and the images are in")
     table = read.table
-    table["folder"] = table["image"].map(find_images(source, folders))
+    images = find_images(source, folders)
+    table["folder"] = table["image"].map(images)
     missing = table["image"][table["folder"].isna()]
     if len(missing) and not allow_missing and folders is None:
         raise BadData(
             f"{len(missing)} of {len(table)} images are not in {source}, the first are "
-            f"{', '.join(missing[:3])}; finish the download, or pack what is there with --allow-missing"
+            f"{', '.join(missing[:3])}{unpacking_hint(source) or '; finish the download'}, or pack what is "
+            "there with --allow-missing"
         )
     table = table[table["folder"].notna()]
     if table.empty:
         raise BadData(
             f"no image of {read.csv} is in {source} (looked into images*/images, images* and itself)"
+            f"{unpacking_hint(source)}"
         )
+    unlisted = sorted(images.keys() - set(read.table["image"]))
+    oddities = find_oddities(table, [f"{images[name]}/{name}" for name in unlisted])
     names, lists = _split(table, source, split)
     patients = prove_disjoint(table, names)
     if not patients["train"]:
@@ -112,7 +122,7 @@ def make_plan(
             others = f"{(~kept).sum()} of {len(kept)} boxes are of images that are not packed here"
             remarks = (*remarks, f"{box_list}: {others}")
         listed = listed[kept]
-    return Plan(table, source, sha256_of(read.csv), recipe, remarks, listed)
+    return Plan(table, source, sha256_of(read.csv), recipe, remarks, listed, oddities)
 
 
 def choose_folders(source: Path, choice: str) -> list[str]:
@@ -121,7 +131,10 @@ def choose_folders(source: Path, choice: str) -> list[str]:
     numbers = [int(text) for text in choice.split(",")]
     picked = list(range(1, numbers[0] + 1)) if len(numbers) == 1 else numbers
     if min(picked, default=0) < 1 or max(picked) > len(names):
-        raise BadData(f"{source} has {len(names)} image folders; --folders {choice} asks for others")
+        raise BadData(
+            f"{source} has {len(names)} image folders; --folders {choice} asks for others"
+            f"{unpacking_hint(source) if source.is_dir() else ''}"
+        )
     return [names[number - 1] for number in picked]
 
 
@@ -137,6 +150,12 @@ def _split(table: pd.DataFrame, source: Path, split: SplitRecipe) -> tuple[Names
         "val_list": split.val_list,
         "test_list": split.test_list or source / "test_list.txt",
     }
+    absent = [path for path in paths.values() if path is not None and not path.exists()]
+    if split.rule == "official" and absent:
+        raise BadData(
+            f"cannot read the list {absent[0]}: there is no such file; it is part of the NIH download. "
+            "Without it, --split random draws a split of its own, by patient"
+        )
     lists = {key: read_list(path) for key, path in paths.items() if path is not None}
     recipe: dict[str, Any] = {
         f"{key}_sha256": sha256_of(path) for key, path in paths.items() if path is not None

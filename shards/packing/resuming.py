@@ -12,6 +12,7 @@ from PIL import __version__ as pillow
 
 from shards.errors import BadData, CannotResume
 from shards.folder import REJECTS, ShardFolder, open_shards, restore_index
+from shards.formulas import unescape_formulas
 from shards.manifest import NAME, Manifest
 from shards.packing.planning import Plan
 from shards.packing.shard import Receipt, ShardTask, is_whole, read_receipt
@@ -117,7 +118,7 @@ def _prove_same_sources(out: Path, manifest: Manifest, plan: Plan, jobs: int) ->
         raise BadData(
             f"{rejects_csv} is missing or not the file that was packed; delete {out} and pack again"
         )
-    rejects = pd.read_csv(rejects_csv, keep_default_na=False, dtype=str)
+    rejects = unescape_formulas(pd.read_csv(rejects_csv, keep_default_na=False, dtype=str))
     columns = ["folder", "image", "source_sha256"]
     known = pd.concat([entries[columns], rejects[columns]])
     images = (known["folder"] + "/" + known["image"]).tolist()

@@ -32,6 +32,10 @@ class Receipt:
     """Image and SHA-256 of its file, of every sample of the task in order."""
     rejects: list[tuple[int, str]]
     """Row and reason of each image that does not decode."""
+    packed: list[tuple[int, int]]
+    """Row and CRC-32 of the image member of each image that was packed."""
+    oddities: list[tuple[int, str]]
+    """Row and kind (a key of `oddities.MESSAGES`) of each image that looks wrong though it decodes."""
     statistics: PixelStatistics
     read_ns: int
     """A time before the first source was read, in nanoseconds since 1970."""
@@ -44,12 +48,16 @@ def write_shard(task: ShardTask, fragments: Iterable[Fragment]) -> Receipt:
     """
     sources: list[tuple[str, str]] = []
     rejects: list[tuple[int, str]] = []
+    packed: list[tuple[int, int]] = []
+    oddities: list[tuple[int, str]] = []
     statistics, read_ns = PixelStatistics(), []
     with publish(task.tar) as partial, partial.open("wb") as file:
         for fragment in fragments:
             file.write(fragment.tar)
             sources += fragment.sources
             rejects += fragment.rejects
+            packed += fragment.packed
+            oddities += fragment.oddities
             statistics += fragment.statistics
             read_ns.append(fragment.read_ns)
         # An archive ends with two empty blocks and fills its last record, as `tar` itself does.
@@ -65,7 +73,7 @@ def write_shard(task: ShardTask, fragments: Iterable[Fragment]) -> Receipt:
         task.tar.unlink()
         idx.unlink(missing_ok=True)
         shard = ShardRecord(task.tar.name, 0, 0, "", "")
-    receipt = Receipt(shard, sources, rejects, statistics, min(read_ns))
+    receipt = Receipt(shard, sources, rejects, packed, oddities, statistics, min(read_ns))
     publish_text(task.receipt, json.dumps(dataclasses.asdict(receipt)))
     return receipt
 
@@ -80,6 +88,8 @@ def read_receipt(task: ShardTask) -> Receipt | None:
         receipt = Receipt(
             ShardRecord(**record.pop("shard")),
             [(image, sha256) for image, sha256 in record.pop("sources")],
+            packed=[(row, crc32) for row, crc32 in record.pop("packed")],
+            oddities=[(row, kind) for row, kind in record.pop("oddities")],
             statistics=PixelStatistics(**record.pop("statistics")),
             **record,
         )

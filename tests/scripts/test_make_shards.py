@@ -218,6 +218,18 @@ def test_what_is_bad_can_be_left_out_when_asked(
     assert len(open_shards(tmp_path / "out").entries) == 95
 
 
+def test_images_smaller_than_the_size_are_warned_of_and_refused_by_strict(
+    phantom_tree: Path, tmp_path: Path
+) -> None:
+    arguments = [str(phantom_tree), str(tmp_path / "out"), "--size", "160", "--jobs", "1"]
+    assert_says(CliRunner().invoke(main, [*arguments, "--strict"]), 3, "96 images are smaller than --size")
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    (line,) = (line for line in result.stderr.splitlines() if line.startswith("warning: "))
+    assert line.startswith("warning: 96 images are smaller than --size (the first is images_0")
+    assert open_shards(tmp_path / "out").manifest.warnings == {"enlarged": 96}
+
+
 def test_folders_restrict_what_is_packed(phantom_tree: Path, tmp_path: Path, run: Run) -> None:
     assert_says(
         run(phantom_tree, tmp_path / "out", "--folders", "99"),

@@ -48,7 +48,8 @@ def test_an_alias_means_its_finding(alias: str, finding: str) -> None:
         ("Nodul", "unknown finding 'Nodul'; the nearest valid name is 'Nodule'"),
         ("mass", "the nearest valid name is 'Mass'"),
         ("no finding", "the nearest valid name is 'No Finding'"),
-        ("Mass| Edema", "unknown finding ' Edema'; the nearest valid name is 'Edema'"),
+        ("Mass | Mass", "'Mass' stands twice in 'Mass | Mass'"),
+        ("Mass| |Edema", "unknown finding ''"),
         ("", "unknown finding ''"),
         ("Mass|", "unknown finding ''"),
         ("No Finding|Mass", "'No Finding' stands beside a finding in 'No Finding|Mass'"),
@@ -60,3 +61,9 @@ def test_an_alias_means_its_finding(alias: str, finding: str) -> None:
 def test_any_other_text_is_an_error_that_says_what_is_wrong(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         to_multi_hot(text)
+
+
+@pytest.mark.parametrize("text", ["Mass| Edema", " Mass |Edema ", "Mass\t|Edema"])
+def test_blanks_around_a_name_are_passed_over(text: str) -> None:
+    assert np.array_equal(to_multi_hot(text), to_multi_hot("Mass|Edema"))
+    assert not to_multi_hot(" No Finding ").any()

@@ -15,8 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from shards.pixels import Filter, Gray, encode, open_gray, psnr, resize
-from shards.png import MAX_SIDE
+from shards.pixels import (
+    MAX_SIDE,
+    Filter,
+    Gray,
+    decode_sample,
+    encode,
+    open_gray,
+    psnr,
+    resize,
+)
 
 ROOT = Path(__file__).parents[2]
 Png = Callable[..., bytes]
@@ -102,9 +110,9 @@ def test_nothing_but_pixels_is_read(png: Png) -> None:
 VALID = raw_png(4, 4, 8, 0, bytes(20))
 
 
-def jpeg() -> bytes:
+def jpeg(image: Image.Image = Image.fromarray(GRAY)) -> bytes:  # noqa: B008
     buffer = io.BytesIO()
-    Image.fromarray(GRAY).save(buffer, "JPEG")
+    image.save(buffer, "JPEG")
     return buffer.getvalue()
 
 
@@ -194,6 +202,20 @@ except ValueError as error:
     )  # fmt: skip
     reason, grown = done.stdout.split(";")[0], int(done.stdout.rsplit(";", 1)[1])
     assert reason.startswith("claims 30000x30000 pixels") and grown < 1024  # KiB
+
+
+@pytest.mark.parametrize("side", [17, MAX_SIDE, 65_500])
+def test_a_sample_of_another_size_is_refused_by_its_header_without_memory(side: int) -> None:
+    data = jpeg()
+    forged = data.replace(b"\x08\x00\x14\x00\x1e", b"\x08" + struct.pack(">HH", side, side))
+    assert decode_sample(jpeg(Image.fromarray(GRAY[:16, :16])), 16).shape == (16, 16) and forged != data
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=f"^image does not decode: .*{side}x{side} pixels"):
+            decode_sample(forged, 16)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_text_is_not_even_unpacked() -> None:
