@@ -238,10 +238,9 @@ def _list(runs: Path) -> None:
     if not found:
         click.echo(f"no runs in {runs}; train one with: python -m trainer --arch custom_cnn")
         return
-    click.echo(f"{'run':24} {'arch':12} {'state':10} macro AUROC on test")
+    click.echo(f"{'run':24} {'arch':12} {'state':13} macro AUROC on test")
     for run in found:
-        state = "finished" if run.model.is_file() else "unfinished"
-        click.echo(f"{run.name:24} {_arch(run):12} {state:10} {_macro_auroc(run)}")
+        click.echo(f"{run.name:24} {_arch(run):12} {run.state:13} {_macro_auroc(run)}")
 
 
 def _arch(run: RunDirectory) -> str:

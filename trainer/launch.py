@@ -8,7 +8,6 @@ import torch
 
 from shards.errors import ResourceMissing
 from shards.folder import ShardFolder, open_shards
-from shards.locking import only_one
 from trainer.config import TrainConfig
 from trainer.config.settling import settle
 from trainer.distributed import Team, join, raise_where_lost
@@ -45,7 +44,7 @@ def _train(
         def begin() -> tuple[TrainConfig, ShardFolder, str, bool]:
             shards = open_shards(settings.shards)
             precision = choose_precision(settings.precision, device)
-            held.enter_context(only_one(run.path))
+            held.enter_context(run.at_work(result=Diverged))
             config, told = settle(settings, sources, run, shards, precision, team)
             run.begin(config, told, shards, device, precision.name, team.size)
             return config, shards, precision.name, run.model.is_file()
@@ -54,12 +53,15 @@ def _train(
             with asked.at_once(team.size == 1):
                 config, shards, precision, is_done = team.from_writer(begin)
             if is_done:
+                run.keep_one_checkpoint()
                 run.say(f"{run.name} has finished already; score it with: python -m eval {run.path}")
                 return True
             with _advising(config):
                 return train(config, run, shards, Precision(precision, device), asked, team)
         except Stopped:
-            if run.config.is_file():
+            if run.features.is_dir():
+                run.say("stopped before a step; the same command goes on with the features that are saved")
+            elif run.config.is_file():
                 run.say("stopped before a step, so there is nothing to save; the same command starts again")
             sys.exit(asked.exit_code)
         except Diverged as error:

@@ -12,7 +12,7 @@ from trainer.interruption import Interruption, Stopped
 from trainer.model_file import save_model
 from trainer.optimization.precision import Precision
 from trainer.preparation import prepare
-from trainer.records.checkpoints import load_checkpoint
+from trainer.records.checkpoints import load_newest
 from trainer.records.curves import draw_curves
 from trainer.records.timing import DataWait, StepTimes
 from trainer.run_directory import RunDirectory
@@ -30,10 +30,10 @@ def train(
 ) -> bool:
     """Train a run to its end, or go on with it; return False if `asked` stopped it early.
 
-    The run folder then holds the best weights as model.safetensors and a line an epoch in
-    metrics.jsonl. On a CPU the same config and shards give the same weights to the last bit,
-    however often the run was killed on its way. A loss or a weight that is no number ends it
-    with Diverged, and is never saved.
+    The run folder then holds the best weights as model.safetensors, a line an epoch in metrics.jsonl, and
+    of its checkpoints the last. On a CPU the same config and shards give the same weights to the last bit,
+    however often the run was killed on its way. A loss or a weight that is no number ends it with Diverged,
+    and is never saved.
 
     With a team all its ranks call this; the run is theirs together, and only one writes it.
 
@@ -215,7 +215,7 @@ def _save_epoch(session: Session) -> None:
 
 def _keep_best(session: Session, shards: ShardFolder) -> None:
     stopping, run, monitor = session.stopping, session.run, session.config.monitor
-    best = load_checkpoint(run.best)
+    best = load_newest([run.best], run.say)
     scores: dict[str, float] = {key: best[key] for key in ("val_loss", "val_auroc") if key in best}
     metadata: dict[str, Any] = {
         "arch": session.config.arch,
@@ -226,6 +226,7 @@ def _keep_best(session: Session, shards: ShardFolder) -> None:
         **scores,
     }
     save_model(run.model, best["model"], metadata)
+    run.keep_one_checkpoint()
     what = "val AUROC has not risen" if monitor == "auroc" else "val loss has not fallen"
     why = f"{what} for {stopping.epochs_since_best} epochs" if stopping.should_stop else "all epochs done"
     run.say(

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from loaders import Batch, Loader, LoaderSpec, make_loader, streaming_loader
+from loaders import Batch, Loader, make_loader
 from models import Classifier, WeightsUnavailable, freeze, load_weights, parameter_counts, trainable_part
 from shards.errors import BadData, ResourceMissing
 from shards.findings import FINDINGS
@@ -163,13 +163,11 @@ def _cache(
         said.append(line)
         run.say(line)
 
-    def decoding(spec: LoaderSpec) -> Loader:
-        return streaming_loader(spec) if config.loader == "auto" else make_loader(config.loader, spec)
-
     train, val = (loader_spec(config, shards, precision.device, split, team) for split in ("train", "val"))
     cached = cache_frozen(
-        model, config.freeze, train, val, precision, say, decoding=decoding, stop=stop, team=team
-    )
+        model, config.freeze, train, val, precision, say,
+        loader=config.loader, stop=stop, team=team, save_in=run.features,
+    )  # fmt: skip
     if cached is None:
         raise ResourceMissing(
             f"{run.name} trains on a cache, which does not fit: {said[-1]}. Free the memory, or give another "

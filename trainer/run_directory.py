@@ -1,9 +1,14 @@
 """runs/NAME: what a run was told, on what, what it measured, and the weights it kept."""
 
+import contextlib
+import errno
 import json
+import os
 import platform
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +20,7 @@ from shards.cores import available_cores
 from shards.errors import BadData, CannotResume, ResourceMissing
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
+from shards.locking import only_one
 from shards.publishing import publish_text
 
 if TYPE_CHECKING:  # what is written here can be read where torch is not wanted
@@ -31,6 +37,10 @@ _VERSIONS_OF = (
     "numpy",
     "pandas",
 )
+
+# Bytes. File systems take 255, and files made of a run may be named after it with something around.
+_LONGEST_NAME = 200
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class RunDirectory:
@@ -52,11 +62,65 @@ class RunDirectory:
         self.curves = path / "curves.png"
         self.sweep = path / "sweep.csv"
         self.evaluations = path / "eval"
+        self.features = path / "features"
+        """What a frozen part has computed so far, until the run has finished."""
+        self._made: set[Path] = set()
+
+    @property
+    def state(self) -> str:
+        """`finished`, `unfinished`, or `nothing saved`: such a start was killed, and the next begins anew."""
+        if self.model.is_file():
+            return "finished"
+        return "unfinished" if self.has_checkpoint else "nothing saved"
 
     @property
     def has_checkpoint(self) -> bool:
         """Whether an earlier start saved anything, be it whole or damaged."""
         return self.last.is_file() or self.previous.is_file()
+
+    @contextlib.contextmanager
+    def at_work(self, *, result: type[BaseException]) -> Iterator[None]:
+        """Keep other commands out of the run, and remove what killed ones left half written.
+
+        A start that fails before its first checkpoint leaves nothing that looks like a run: the files it
+        made are removed, and the folder if it made that and nothing else is in it. Features of a frozen part
+        stay for the next start. So does everything after a `result`, an exception that is one.
+        """
+        is_new = not self.path.exists()
+        with only_one(self.path):
+            self._made = {path for path in self._before_a_checkpoint if not os.path.lexists(path)}
+            for folder in (self.path, self.last.parent, self.features, *self.evaluations.rglob("")):
+                _remove_partials(folder)
+            try:
+                yield
+            except BaseException as error:
+                if not self.has_checkpoint and not self.model.is_file() and not isinstance(error, result):
+                    self._remove_start(is_new)
+                raise
+
+    @property
+    def _before_a_checkpoint(self) -> list[Path]:
+        """The files that training writes before, or with, its first checkpoint."""
+        hashes = (path.with_name(f"{path.name}.sha256") for path in (self.best, self.last))
+        return [
+            self.config, self.environment, self.metrics, self.log, self.curves, self.sweep, self.best, *hashes
+        ]  # fmt: skip
+
+    def _remove_start(self, is_new: bool) -> None:
+        for path in self._made:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        for folder in (self.last.parent, self.features, *([self.path] if is_new else [])):
+            with contextlib.suppress(OSError):  # something else is in it
+                folder.rmdir()
+
+    def keep_one_checkpoint(self) -> None:
+        """Remove what only an unfinished run needs: all checkpoints but the last, and features."""
+        if self.writes:
+            for path in (self.best, self.previous):
+                path.unlink(missing_ok=True)
+                path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
+            shutil.rmtree(self.features, ignore_errors=True)
 
     def begin(
         self,
@@ -70,12 +134,16 @@ class RunDirectory:
         """Write config.json and environment.json, or check that those of an earlier start fit.
 
         A start that saved nothing does not count: its files are written anew. Raises CannotResume
-        naming what differs from the earlier start's.
+        naming what differs from the earlier start's, BadData where the folder holds another program's
+        config.json.
         """
         now = {"device_type": device.type, "precision": precision, "world_size": world_size}
         if self.has_checkpoint or self.model.is_file():
             self._check_same(config, shards, now)
         else:
+            if self.config.is_file():
+                self._require_ours()
+            self._made |= {self.config, self.environment}
             record = {
                 key: {"value": value, "from": sources.get(key, "default")}
                 for key, value in config.to_json().items()
@@ -146,6 +214,15 @@ class RunDirectory:
         """Return environment.json; BadData where it is damaged."""
         return _read_json(self.environment)
 
+    def _require_ours(self) -> None:
+        try:
+            self.read_config()
+        except BadData as error:
+            raise BadData(
+                f"{self.path} is no run's folder, and its config.json would be overwritten: {error.message}; "
+                "give another --name"
+            ) from error
+
     def _check_same(self, config: "TrainConfig", shards: ShardFolder, now: dict[str, Any]) -> None:
         then = self.read_config()
         differing = [
@@ -168,11 +245,31 @@ class RunDirectory:
 
 def find_run(text: str, runs: Path) -> RunDirectory:
     """Return the run of this name in `runs`, or at this path; UsageError lists the runs there are."""
-    for path in (runs / text, Path(text)):
-        if (path / "config.json").is_file():
-            return RunDirectory(path.resolve() if path.name in ("", ".", "..") else path)
+    paths = [Path(text)] if what_is_wrong_with(text) else [runs / text, Path(text)]
+    for path in paths:
+        with contextlib.suppress(OSError, ValueError):  # too long for the file system, or with a NUL in it
+            if (path / "config.json").is_file():
+                return RunDirectory(path.resolve() if path.name in ("", ".", "..") else path)
     known = ", ".join(run.name for run in list_runs(runs)) or "none yet; train one with python -m trainer"
     raise click.UsageError(f"no run {text!r} in {runs}; the runs there: {known}")
+
+
+def require_plain_name(name: str) -> None:
+    """Raise UsageError where a run of this name would not be one new folder in that of the runs."""
+    if problem := what_is_wrong_with(name):
+        raise click.UsageError(f"--name {name!r} {problem}; it names one folder in that of --runs")
+
+
+def what_is_wrong_with(name: str) -> str:
+    """Return why a run cannot have this name; nothing where it can."""
+    if not name.strip():
+        return "is empty"
+    if name in (".", "..") or "/" in name or "\\" in name:
+        return "is no plain name but a path"
+    if not name.isprintable():
+        return "has characters that cannot be printed"
+    length = len(name.encode())
+    return f"has {length} bytes, and at most {_LONGEST_NAME} are taken" if length > _LONGEST_NAME else ""
 
 
 def list_runs(runs: Path) -> list[RunDirectory]:
@@ -199,10 +296,18 @@ def _append(path: Path, line: str) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
     except OSError as error:
-        raise ResourceMissing(
-            f"cannot write {path}: {error.strerror}; make room, and the same command goes on from the last "
-            "checkpoint"
-        ) from error
+        advice = (
+            "make room, and the same command goes on from the last checkpoint"
+            if error.errno in _NO_ROOM
+            else "let this user write there, or give another --runs"
+        )
+        raise ResourceMissing(f"cannot write {path}: {error.strerror}; {advice}") from error
+
+
+def _remove_partials(folder: Path) -> None:
+    for partial in folder.glob(".*.partial"):
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def _environment(shards: ShardFolder, device: "torch.device") -> dict[str, Any]:

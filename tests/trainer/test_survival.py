@@ -2,7 +2,9 @@
 
 import contextlib
 import random
+import shutil
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from shards.folder import ShardFolder
-from tests.trainer.running import command, kill, losses, metrics, stop_at, terminate, train
+from tests.trainer.running import ROOT, TIMEOUT, command, kill, losses, metrics, stop_at, terminate, train
 from trainer import loop
 from trainer.config import TrainConfig
 from trainer.interruption import Interruption
@@ -62,12 +64,13 @@ def test_kills_at_random_moments_leave_the_weights_of_an_undisturbed_run(
     assert_same_end(run, runs / calm)
 
 
-def written(path: Path) -> int | None:
-    """Return when a file was written last, if it is there."""
-    try:
-        return path.stat().st_mtime_ns
-    except FileNotFoundError:
-        return None
+def half_written(run: Path) -> set[tuple[str, int]]:
+    """Return the name of every temporary file of last.pt, and when it was written."""
+    found = set()
+    for path in (run / "checkpoints").glob(".last.pt*.partial"):
+        with contextlib.suppress(FileNotFoundError):  # it got its name
+            found.add((path.name, path.stat().st_mtime_ns))
+    return found
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
@@ -76,17 +79,16 @@ def test_kills_inside_saving_all_resume(
 ) -> None:
     run = runs / f"saving-{kills}"
     saved = [run / "checkpoints" / name for name in ("last.pt", "previous.pt")]
-    partial = run / "checkpoints" / ".last.pt.partial"
     draw = random.Random(kills)
     inside = 0
     while inside < kills:
-        stale = written(partial)
+        stale = half_written(run)
 
-        def saves(stale: int | None = stale) -> bool:
-            return any(path.is_file() for path in saved) and written(partial) not in (None, stale)
+        def saves(stale: set[tuple[str, int]] = stale) -> bool:
+            return any(path.is_file() for path in saved) and bool(half_written(run) - stale)
 
         kill(command(phantom_shards, runs, run.name, checkpoint_steps=1), saves, draw.uniform(0, 0.1))
-        inside += written(partial) is not None  # a save that ends takes this file away
+        inside += bool(half_written(run))  # a save that ends takes this file away
     done = train(phantom_shards, runs, run.name)
     assert done.exit_code == 0, done.stderr
     assert "from its last checkpoint" in done.stdout
@@ -130,18 +132,20 @@ def damage(path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_falls_back_aloud_and_two_end_the_run(
-    undisturbed: Path, phantom_shards: ShardFolder, runs: Path
+    undisturbed: Path, phantom_shards: ShardFolder, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = runs / "damaged"
-    assert train(phantom_shards, runs, run.name).exit_code == 0
-    (run / "model.safetensors").unlink()
+    with monkeypatch.context() as patch:
+        stop_at(patch, 20)
+        assert train(phantom_shards, runs, run.name).exit_code == 143
+    shutil.copytree(run, runs / "twice")
     damage(run / "checkpoints" / "last.pt")
     again = train(phantom_shards, runs, run.name)
     assert again.exit_code == 0
     assert "last.pt is damaged" in again.stdout
     assert "previous.pt" in again.stdout
     assert_same_end(run, undisturbed)
-    (run / "model.safetensors").unlink()
+    run = runs / "twice"
     for name in ("last.pt", "previous.pt"):
         damage(run / "checkpoints" / name)
     refused = train(phantom_shards, runs, run.name)
@@ -151,7 +155,6 @@ def test_a_damaged_checkpoint_falls_back_aloud_and_two_end_the_run(
     assert not (run / "model.safetensors").exists()
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_disk_that_is_full_when_saving_is_exit_4_and_loses_nothing(
     undisturbed: Path, phantom_shards: ShardFolder, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,10 +162,12 @@ def test_a_disk_that_is_full_when_saving_is_exit_4_and_loses_nothing(
         stop_at(patch, 5)
         assert train(phantom_shards, runs, "full-disk").exit_code == 143
     checkpoints = runs / "full-disk" / "checkpoints"
-    (checkpoints / ".last.pt.partial").symlink_to("/dev/full")
-    full = train(phantom_shards, runs, "full-disk")
-    assert full.exit_code == 4
-    assert "last.pt: No space left on device" in full.stderr
+    # As good as a full disk, also for root: no file may be as large as a checkpoint.
+    limit = f'ulimit -f {(checkpoints / "last.pt").stat().st_size // 2**11}; exec "$@"'
+    arguments = ["bash", "-c", limit, "bash", *command(phantom_shards, runs, "full-disk")]
+    full = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
+    assert full.returncode == 4, full.stderr
+    assert "last.pt: File too large" in full.stderr
     assert load_checkpoint(checkpoints / "last.pt")["progress"]["step"] == 5
     assert train(phantom_shards, runs, "full-disk").exit_code == 0
     assert_same_end(runs / "full-disk", undisturbed)
@@ -241,14 +246,17 @@ def test_steps_that_overflow_fp16_are_on_record_and_the_scale_found_is_resumed(
         assert [line[key] for line in resumed] == [line[key] for line in calm], key
 
 
-def test_checkpoints_can_be_had_by_the_minute(phantom_shards: ShardFolder, tmp_path: Path) -> None:
-    done = train(phantom_shards, tmp_path, "often", epochs=1, checkpoint_every=1e-9)
-    assert done.exit_code == 0
-    # The last is of the end of the epoch, the one before of its last step.
-    before = load_checkpoint(tmp_path / "often" / "checkpoints" / "previous.pt")["progress"]
-    last = load_checkpoint(tmp_path / "often" / "checkpoints" / "last.pt")["progress"]
-    assert (before["epoch"], last["epoch"]) == (1, 2)
-    assert before["step"] == last["step"]
+def test_checkpoints_can_be_had_by_the_minute(
+    phantom_shards: ShardFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at(monkeypatch, 12)
+    assert train(phantom_shards, tmp_path, "often", epochs=2, checkpoint_every=1e-9).exit_code == 143
+    # The last is of the step in which it was stopped, the one before of the step before.
+    last, before = (
+        load_checkpoint(tmp_path / "often" / "checkpoints" / f"{name}.pt")["progress"]["step"]
+        for name in ("last", "previous")
+    )
+    assert (before, last) == (11, 12)
 
 
 def test_an_epoch_on_record_whose_end_no_checkpoint_holds_is_forgotten(tmp_path: Path) -> None:

@@ -11,16 +11,22 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file
 
+from loaders import LoaderSpec, make_loader
 from shards.folder import ShardFolder, open_shards
 from shards.locking import only_one
 from shards.packing import SplitRecipe, make_plan, pack
 from shards.pixels import PixelRecipe
 from tests.trainer.running import ROOT, TIMEOUT, command, losses, metrics, train
 from trainer.__main__ import main
+from trainer.model_file import load_model
+from trainer.optimization.losses import make_loss
+from trainer.optimization.precision import choose_precision
 from trainer.records.checkpoints import load_checkpoint
 from trainer.step import Step
+from trainer.validation import validate
+
+CPU = torch.device("cpu")
 
 
 def stop_in_epoch_2(shards: ShardFolder, runs: Path, name: str, with_signal: int) -> int:
@@ -60,13 +66,17 @@ def test_a_run_folder_holds_what_a_reader_needs(undisturbed: Path, phantom_shard
     assert (undisturbed / "log.txt").read_text().count("val loss 0.") == 4
 
 
-def test_the_best_weights_are_what_is_kept(undisturbed: Path) -> None:
+def test_the_best_weights_are_what_is_kept(undisturbed: Path, phantom_shards: ShardFolder) -> None:
     best = min(metrics(undisturbed, "epoch"), key=lambda line: line["val_loss"])
     assert best["best"]
-    kept = load_file(undisturbed / "model.safetensors")
-    saved = load_checkpoint(undisturbed / "checkpoints" / "best.pt")["model"]
-    assert kept.keys() == saved.keys()
-    assert all(torch.equal(kept[name], saved[name]) for name in kept)
+    model, metadata = load_model(undisturbed / "model.safetensors")
+    assert (metadata["epoch"], metadata["val_loss"]) == (best["epoch"], best["val_loss"])
+    precision = choose_precision("auto", CPU)
+    loss = make_loss("bce", "none", phantom_shards.manifest.splits["train"], CPU)
+    with make_loader("dali", LoaderSpec(phantom_shards, "val", 8, CPU, training=False)) as val:
+        score = validate(val, model, loss, precision.autocast, auroc=False, stop=lambda: False)
+    assert score is not None
+    assert score.loss == pytest.approx(best["val_loss"], rel=1e-4)
 
 
 def test_the_same_seed_gives_the_same_losses_to_the_last_digit(

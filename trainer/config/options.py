@@ -13,6 +13,7 @@ from trainer.config.sweeps import SWEPT, parse_sweep
 from trainer.devices import DEVICE_CHOICES
 from trainer.optimization.batch_size import parse_batch_size
 from trainer.records.loggers import MIRRORS
+from trainer.run_directory import require_plain_name
 from trainer.stopping import MONITORS
 
 if TYPE_CHECKING:  # they import torch
@@ -169,8 +170,7 @@ class TrainConfig:
         """Raise UsageError for values that do not go together."""
         if self.flip == "both" and self.batch_size % 2:
             raise click.UsageError(f"--flip both needs an even --batch-size, not {self.batch_size}")
-        if Path(self.run_name).name != self.run_name:
-            raise click.UsageError(f"--name {self.name!r} is no plain name; --runs says in which folder")
+        require_plain_name(self.run_name)
         if self.warmup >= self.epochs:
             raise click.UsageError(f"--warmup {self.warmup:g} leaves nothing of --epochs {self.epochs}")
         if self.cache == "on" and self.freeze == "none":

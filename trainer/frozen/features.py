@@ -1,17 +1,20 @@
 """The cache of a frozen network: its output, computed once, is what the trained part then trains on."""
 
+import contextlib
 import itertools
+import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from loaders import Loader, LoaderSpec, streaming_loader
+from loaders import LoaderSpec, make_loader, streaming_loader
 from loaders.batch import Batch
 from loaders.memory import free_memory, place_with_room
 from loaders.schedule import Slot
@@ -20,6 +23,7 @@ from models import Classifier, frozen_part, trainable_part
 from shards.findings import FINDINGS
 from shards.progress import progress_bar
 from trainer.distributed import ALONE, Team
+from trainer.frozen.chunks import FeatureChunks, digest_of_frozen
 from trainer.interruption import Stopped
 from trainer.optimization.precision import Precision
 
@@ -115,9 +119,10 @@ def cache_frozen(
     precision: Precision,
     say: Say,
     *,
-    decoding: Callable[[LoaderSpec], Loader] = streaming_loader,
+    loader: str = "auto",
     stop: Callable[[], bool] = lambda: False,
     team: Team = ALONE,
+    save_in: Path | None = None,
 ) -> Cached | None:
     """Run the frozen part once over train and val where its output fits in memory; say what was chosen.
 
@@ -131,6 +136,10 @@ def cache_frozen(
     they take at most SHARE of its free memory, else on the host under the same rule. Every rank keeps all
     of them: the ranks of one machine divide what is free on the host.
 
+    With `save_in`, features that take over a minute to compute are saved there on the way, by each rank its
+    share, unless they take more than a tenth of what is free on the disk. Another call with the same weights,
+    shards and options then computes only the rest, or nothing, and on a CPU comes to the same bits.
+
     Args:
         model: on the specs' device, with the weights to train from, frozen by `freeze(model, how)`. Its
             mode is evaluation afterwards.
@@ -139,9 +148,10 @@ def cache_frozen(
         val: of the split to evaluate on.
         precision: as it will be in training.
         say: is given lines for the user.
-        decoding: makes the loader for the one pass over the images.
+        loader: for the one pass over the images; auto: a streaming one.
         stop: is asked between batches, equally often on all ranks.
         team: the ranks that call this with the same of everything but the rank in the specs.
+        save_in: a folder for this alone, made when it is needed in one that is there; None: nothing is saved.
 
     Returns:
         The trained part and its two loaders. None where the frozen network has to be run in every epoch:
@@ -158,20 +168,53 @@ def cache_frozen(
         say(f"the {name} runs in every epoch: {figures}")
         return None
     say(f"the {name} runs once, its output is kept in the memory of {place}: {figures}")
+    trained, identity = trainable_part(model, how), {"freeze": how, "loader": loader}
+    if save_in is not None:
+        identity["weights_sha256"] = digest_of_frozen(model, trained)
     loaders = []
     for spec in (train, val):
+        chunks = None if save_in is None else _chunks(save_in, model, spec, precision, identity, team, say)
         start = time.perf_counter()
-        features = compute_features(frozen, spec, precision, place, decoding=decoding, stop=stop, team=team)
+        features = compute_features(
+            frozen, spec, precision, place, loader=loader, stop=stop, team=team, chunks=chunks
+        )
         seconds = time.perf_counter() - start
         ranks = f" on {team.size} ranks" if team.size > 1 else ""
         views, images = features.values.shape[:2]
+        loaded = sum(team.gather(0 if chunks is None else chunks.loaded))
         say(
             f"cached {spec.split}: {images:,} images{' and their mirrors' if views == 2 else ''}, each "
             f"{list(features.values.shape[2:])} of {str(features.values.dtype).removeprefix('torch.')}, in "
-            f"{seconds:.1f} s{ranks} ({views * images / seconds:,.0f} images/s)"
+            f"{seconds:.1f} s{ranks} ({views * (images - loaded) / seconds:,.0f} images/s)"
+            f"{f'; {loaded:,} of them were computed by an earlier start' if loaded else ''}"
         )
         loaders.append(FeatureLoader(features, spec))
-    return Cached(trainable_part(model, how), *loaders)
+    return Cached(trained, *loaders)
+
+
+def _chunks(
+    folder: Path,
+    model: Classifier,
+    spec: LoaderSpec,
+    precision: Precision,
+    identity: dict[str, str],
+    team: Team,
+    say: Say,
+) -> FeatureChunks:
+    # Numbers depend on the composition of batches, by their rounding, and so on batch size and ranks.
+    bound_to = {
+        **identity,
+        "arch": model.arch,
+        "manifest_sha256": spec.shards.digest,
+        "split": spec.split,
+        "views": _views(spec),
+        "batch_size": spec.batch_size,
+        "precision": precision.name,
+        "device": spec.device.type,
+        "torch": torch.__version__,
+    }
+    name = f"{spec.split}-{team.rank}-of-{team.size}"
+    return FeatureChunks(folder, name, json.dumps(bound_to, sort_keys=True), say)
 
 
 def place_of_cache(
@@ -212,46 +255,80 @@ def compute_features(
     precision: Precision,
     place: torch.device,
     *,
-    decoding: Callable[[LoaderSpec], Loader] = streaming_loader,
+    loader: str = "auto",
     stop: Callable[[], bool] = lambda: False,
     team: Team = ALONE,
+    chunks: FeatureChunks | None = None,
 ) -> Features:
     """Run the frozen part over every image of a split in row order, and over its mirror if spec flips.
 
-    Of n ranks, rank r runs every n-th image from the r-th on; then each is given what the others have.
+    Of n ranks, rank r runs every n-th image from the r-th on; then each is given what the others have. What
+    `chunks` hold already is not run again, though its images are decoded where others are missing.
 
     Raises:
-        Stopped: `stop` said so.
+        Stopped: `stop` said so; what was computed is in `chunks` if it is worth it.
     """
     views, images = _views(spec), spec.shards.manifest.splits[spec.split].images
-    once = replace(spec, training=False, flip="none", rank=team.rank, world_size=team.size)
     shape, dtype = _shape(frozen, spec, precision)
     values = torch.empty((views, images, *shape), dtype=dtype, device=place)
     labels = torch.empty((images, len(FINDINGS)), dtype=torch.uint8, device=place)
     rows = torch.empty(images, dtype=torch.int32, device=place)
+    whole = {"values": values.swapaxes(0, 1), "labels": labels, "rows": rows}
+    own = {name: part[team.rank :: team.size] for name, part in whole.items()}
+    done = chunks.load(own) if chunks is not None else 0
+    try:
+        with contextlib.closing(_decoded(spec, loader, stop, team, done)) as batches:
+            for batch, places in batches:
+                for view in range(views):
+                    with precision.autocast():
+                        part = frozen(batch.images.flip(-1) if view else batch.images)
+                    own["values"][places, view] = _as_stored(part)
+                own["labels"][places], own["rows"][places] = batch.labels, batch.rows
+                done = places.stop
+                if chunks is not None:
+                    chunks.save_if_due(own, done)
+    finally:
+        # Also where a signal raised Stopped.
+        if chunks is not None and done:
+            chunks.save_rest(own, done)
+    for each in whole.values():
+        _complete(each, team)
+    return Features(values, labels, rows)
+
+
+def _decoded(
+    spec: LoaderSpec, loader: str, stop: Callable[[], bool], team: Team, done: int
+) -> Generator[tuple[Batch, slice], None, None]:
+    """Yield this rank's batches after its first `done` images, and where their images are among its own.
+
+    Raises:
+        Stopped: `stop` said so, which is asked before each batch, equally often on all ranks.
+    """
+    views, images = _views(spec), spec.shards.manifest.splits[spec.split].images
+    (is_missing,) = team.agree(done < len(range(team.rank, images, team.size)))
+    if not is_missing:
+        return
+    once = replace(spec, training=False, flip="none", rank=team.rank, world_size=team.size)
     # Another rank may have one batch more, before which all are asked.
     batches = -(-images // (team.size * spec.batch_size))
-    done = team.rank
+    position = 0
     with (
-        decoding(once) as loader,
-        progress_bar(views * images, f"caching {spec.split}", "img", disable=not team.writes) as bar,
-    ):
-        for batch in itertools.chain(loader, [None] * (batches - loader.batches)):
+        streaming_loader(once) if loader == "auto" else make_loader(loader, once) as decoded,
+        progress_bar(
+            views * images, f"caching {spec.split}", "img", initial=min(team.size * done, images) * views,
+            disable=not team.writes,
+        ) as bar,
+    ):  # fmt: skip
+        for batch in itertools.chain(decoded, [None] * (batches - decoded.batches)):
             if stop():
                 raise Stopped
             if batch is None:
                 continue
-            places = slice(done, done + team.size * len(batch.rows), team.size)
-            for view in range(views):
-                with precision.autocast():
-                    part = frozen(batch.images.flip(-1) if view else batch.images)
-                values[view, places] = _as_stored(part)
-            labels[places], rows[places] = batch.labels, batch.rows
-            done = places.stop
-            bar.update(min(team.size * views * len(batch.rows), views * images - bar.n))
-    for whole in (values.swapaxes(0, 1), labels, rows):
-        _complete(whole, team)
-    return Features(values, labels, rows)
+            places = slice(position, position + len(batch.rows))
+            position = places.stop
+            if places.start >= done:
+                yield batch, places
+                bar.update(min(team.size * views * len(batch.rows), views * images - bar.n))
 
 
 def _complete(whole: Tensor, team: Team) -> None:
