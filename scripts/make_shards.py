@@ -1,10 +1,14 @@
 """Pack the NIH download into shards: `python scripts/make_shards.py [SOURCE] [OUT]`."""
 
+if __name__ == "__main__":
+    import shards.startup  # noqa: F401  first: Ctrl-C ends in one line while the rest is imported
+
 import re
 from pathlib import Path
 
 import click
 
+from shards.console import JOBS, SEED, Command, FiniteRange, echo
 from shards.cores import available_cores
 from shards.findings import FINDINGS
 from shards.manifest import Manifest
@@ -25,7 +29,7 @@ def _folder_numbers(context: click.Context, option: click.Parameter, text: str |
 _WORTH_A_PROCESS = 64
 
 
-@click.command(context_settings={"show_default": True, "auto_envvar_prefix": "CXRAPID"})
+@click.command(cls=Command, context_settings={"show_default": True, "auto_envvar_prefix": "CXRAPID"})
 @click.argument("source", type=click.Path(path_type=Path), default="data")
 @click.argument("out", type=click.Path(path_type=Path), default="data/shards")
 @click.option(
@@ -36,10 +40,10 @@ _WORTH_A_PROCESS = 64
     default="official",
     help="official: NIH's lists, val drawn from train_val; random: 70/10/20; file: three lists. All by patient.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, help="Of the split and of the order of train.")
+@click.option("--seed", type=SEED, default=0, help="Of the split and of the order of train.")
 @click.option(
     "--val-fraction",
-    type=click.FloatRange(0, 0.5, max_open=True),
+    type=FiniteRange(0, 0.5, max_open=True),
     default=None,
     metavar="SHARE",
     help="Share of images for val.  [default: 0.125 of train_val; 0.1 of all with --split random]",
@@ -87,11 +91,13 @@ _WORTH_A_PROCESS = 64
 @click.option("--encoding", type=click.Choice(["jpeg", "png"]), default="jpeg", help="png is lossless.")
 @click.option("--quality", type=click.IntRange(1, 100), default=95, help="Of JPEG.")
 @click.option(
-    "--shard-size", type=click.IntRange(1), default=1024, metavar="SAMPLES", help="Samples a shard."
+    "--shard-size",
+    type=click.IntRange(1, 10_000_000),
+    default=1024,
+    metavar="SAMPLES",
+    help="Samples a shard.",
 )
-@click.option(
-    "--jobs", type=click.IntRange(1), default=None, metavar="N", help="Processes.  [default: one a core]"
-)
+@click.option("--jobs", type=JOBS, default=None, metavar="N", help="Processes.  [default: one a core]")
 @click.option("--allow-missing", is_flag=True, help="Pack the images that are there.")
 @click.option(
     "--max-rejects",
@@ -139,7 +145,7 @@ def main(
         chosen = None if folders is None else choose_folders(source, folders)
         plan = make_plan(source, split, folders=chosen, allow_missing=allow_missing, boxes=boxes)
         for remark in plan.remarks:
-            click.echo(f"note: {remark}", err=True)
+            echo(f"note: {remark}", err=True)
         manifest = pack(
             plan,
             out,
@@ -149,8 +155,8 @@ def main(
             max_rejects=max_rejects,
             strict=strict,
         )
-    click.echo(_summary(manifest))
-    click.echo(
+    echo(_summary(manifest))
+    echo(
         f"{out}: {len(manifest.shards)} shards, {manifest.rejects} rejects; next: python -m trainer --shards {out}"
     )
 

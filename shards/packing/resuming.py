@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import click
 import pandas as pd
 from PIL import __version__ as pillow
 
+from shards.console import echo
 from shards.errors import BadData, CannotResume
 from shards.folder import REJECTS, ShardFolder, open_shards, restore_index
 from shards.formulas import unescape_formulas
@@ -98,9 +98,9 @@ def prove_finished(
         if tar not in lost:
             tar.with_suffix(".idx").unlink(missing_ok=True)
             restore_index(tar, records[tar])
-            click.echo(f"note: the index of {tar} was damaged or missing and is built again", err=True)
+            echo(f"note: the index of {tar} was damaged or missing and is built again", err=True)
     for tar in lost:
-        click.echo(f"note: {tar} is damaged or missing and is packed again", err=True)
+        echo(f"note: {tar} is damaged or missing and is packed again", err=True)
     for task, receipt in write([task for task in tasks if task.tar in lost]):
         if receipt.shard != records[task.tar]:
             raise BadData(
