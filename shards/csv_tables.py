@@ -1,0 +1,71 @@
+"""The CSV tables of a shard folder, read within bounds, each cell checked against its column."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from shards.errors import BadData
+from shards.findings import FINDINGS
+
+_ROW, _WHOLE, _TEXT, _NAME = r"[0-9]{1,9}", r"[0-9]{1,18}", r"[^\0\r\n]{0,1000}", r"[^\0\r\n/]{1,255}"
+_SHA256 = r"[0-9a-f]{64}"
+ENTRY_COLUMNS = {
+    "row": _ROW, "image": _NAME, "patient": _WHOLE, "split": "train|val|test",
+    **dict.fromkeys(FINDINGS, "0|1"), "age": _WHOLE, "sex": _TEXT, "view": _TEXT, "follow_up": _WHOLE,
+    "folder": _TEXT, "source_sha256": _SHA256,
+}  # fmt: skip
+"""Column of entries.csv -> what a cell of it matches."""
+_REJECT_COLUMNS = {"image": _NAME, "reason": _TEXT, "folder": _TEXT, "source_sha256": f"({_SHA256})?"}
+_SHOWN = 40  # characters of a wrong cell
+
+
+def largest_table(rows: int) -> int:
+    """Return the most bytes that a table of so many rows may have: 1 KiB a row, of which NIH's need 155."""
+    return 1024 * (rows + 1)
+
+
+def parse_table(data: bytes, columns: Mapping[str, str], name: Path | str) -> pd.DataFrame:
+    """Return a CSV of exactly these columns as text; `columns` gives the pattern that cells match.
+
+    Raises BadData naming the file, the line and the column of the first cell that does not.
+    """
+    try:
+        if b"\0" in data:
+            raise ValueError("there is a NUL byte in it")
+        table = pd.read_csv(io.BytesIO(data), dtype=str, na_filter=False, skip_blank_lines=False)
+    except (ValueError, OverflowError) as error:  # pandas' own and a wrong encoding are ValueErrors
+        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BadData(f"{name} cannot be read: {cause}") from error
+    if table.columns.tolist() != list(columns) or not isinstance(table.index, pd.RangeIndex):
+        found = ", ".join(map(str, table.columns))[:300]
+        raise BadData(f"{name} cannot be read: its columns are {found}, not {', '.join(columns)}")
+    for column, pattern in columns.items():
+        wrong = np.flatnonzero(~table[column].str.fullmatch(pattern).to_numpy(dtype=bool))
+        if len(wrong):
+            cell = str(table[column].iloc[wrong[0]])[:_SHOWN]
+            raise BadData(f"{name}, line {wrong[0] + 2}: {cell!r} is no {column}")
+    return table
+
+
+def parse_entries(data: bytes, name: Path | str) -> pd.DataFrame:
+    """Return an entries.csv with `row` as the index: int64 numbers, uint8 findings, the rest text.
+
+    Raises BadData as parse_table does, and where rows are not in ascending order or an image is there twice.
+    """
+    table = parse_table(data, ENTRY_COLUMNS, name)
+    whole = [column for column, pattern in ENTRY_COLUMNS.items() if pattern in (_ROW, _WHOLE)]
+    table = table.astype(dict.fromkeys(whole, "int64") | dict.fromkeys(FINDINGS, "uint8")).set_index("row")
+    if not (table.index.is_monotonic_increasing and table.index.is_unique):
+        raise BadData(f"{name}: its rows are not in order")
+    twice = table["image"].duplicated()
+    if twice.any():
+        raise BadData(f"{name}: the image {table['image'][twice].iloc[0]} is there twice")
+    return table
+
+
+def parse_rejects(data: bytes, name: Path | str) -> pd.DataFrame:
+    """Return a rejects.csv as text; raise BadData as parse_table does."""
+    return parse_table(data, _REJECT_COLUMNS, name)
