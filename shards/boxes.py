@@ -1,16 +1,15 @@
 """BBox_List_2017.csv <-> boxes.csv: where in an image a finding was seen, as shares of its sides."""
 
 import csv
-import gzip
+import io
 import math
-import zlib
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from shards.csv_tables import largest_table, parse_table
+from shards.csv_tables import largest_table, parse_table, read_csv_text
 from shards.documents import read_bytes
 from shards.errors import BadData
 from shards.findings import FINDINGS, canonical
@@ -45,14 +44,9 @@ def read_box_list(path: Path) -> pd.DataFrame:
     is no number, a box without area or not wholly in the image.
     """
     try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-            if path.suffix == ".gz"
-            else path.open(encoding="utf-8-sig", newline="") as file
-        ):
-            lines = list(csv.reader(file))
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        raise BadData(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        lines = list(csv.reader(io.StringIO(read_csv_text(path), newline="")))
+    except csv.Error as error:
+        raise BadData(f"{path} cannot be read as CSV: {error}") from error
     if not lines or [cell.strip() for cell in lines[0][:6]] != _HEADER:
         raise BadData(f"{path} is no list of boxes: its header must begin with {','.join(_HEADER)}")
     boxes = []

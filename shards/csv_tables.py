@@ -1,13 +1,15 @@
 """The CSV tables of a shard folder, read within bounds, each cell checked against its column."""
 
+import gzip
 import io
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from shards.errors import BadData
+from shards.errors import BadData, ResourceMissing
 from shards.findings import FINDINGS
 
 _ROW, _WHOLE, _TEXT, _NAME = r"[0-9]{1,9}", r"[0-9]{1,18}", r"[^\0\r\n]{0,1000}", r"[^\0\r\n/]{1,255}"
@@ -19,7 +21,36 @@ ENTRY_COLUMNS = {
 }  # fmt: skip
 """Column of entries.csv -> what a cell of it matches."""
 _REJECT_COLUMNS = {"image": _NAME, "reason": _TEXT, "folder": _TEXT, "source_sha256": f"({_SHA256})?"}
+LARGEST = 64 * 2**20
+"""Bytes of a CSV from outside, once decompressed. NIH's metadata has 7.6 MB."""
 _SHOWN = 40  # characters of a wrong cell
+
+
+def read_csv_text(path: Path) -> str:
+    """Return the text of a CSV from outside (or .csv.gz), at most LARGEST bytes, without its byte order mark.
+
+    Raises BadData naming the file and the row of what is not UTF-8 text; ResourceMissing where it may not
+    be read.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            data = file.read(LARGEST + 1)
+    except (FileNotFoundError, IsADirectoryError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise BadData(f"{path} cannot be read as CSV: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        raise ResourceMissing(f"{path} cannot be read: {error.strerror}") from error
+    if len(data) > LARGEST:
+        raise BadData(f"{path} has more than {LARGEST:,} bytes, which is too many for what it holds")
+    if (nul := data.find(b"\0")) >= 0:
+        raise BadData(f"{path}, row {_line(data, nul)}: not text (a NUL byte)")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadData(f"{path}, row {_line(data, error.start)}: not UTF-8 text ({error.reason})") from error
+
+
+def _line(data: bytes, position: int) -> int:
+    return data.count(b"\n", 0, position) + 1
 
 
 def largest_table(rows: int) -> int:
