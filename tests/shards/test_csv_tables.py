@@ -98,14 +98,6 @@ def test_entries_that_were_changed_and_signed_again_are_refused_with_file_and_ca
     assert found and found[0].startswith(str(csv))
 
 
-def test_entries_of_another_number_than_the_manifest_says_are_refused(shards: Path) -> None:
-    csv = shards / "entries.csv"
-    csv.write_bytes(lines(csv.read_bytes(), *range(18)))
-    sign(shards)
-    with pytest.raises(BadData, match=r"entries\.csv has 5 images of test, the manifest says 6"):
-        open_shards(shards).rows("train")
-
-
 BOX = b"1,Mass,0.100000,0.100000,0.200000,0.200000\n"
 BOXES_CHANGED: dict[str, tuple[bytes, str]] = {
     "not UTF-8": (BOX_HEADER + b"\xff", "boxes.csv cannot be read: "),

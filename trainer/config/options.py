@@ -9,6 +9,7 @@ import click
 
 from loaders import LOADER_CHOICES, Augment, Flip
 from models import FREEZES, has_imagenet_weights, known_archs
+from shards.errors import BadData
 from trainer.devices import DEVICE_CHOICES
 from trainer.frozen.heads import SWEPT, parse_sweep
 from trainer.optimization.batch_size import parse_batch_size
@@ -211,6 +212,20 @@ class TrainConfig:
         if self.weights != "auto":
             return self.weights
         return "imagenet" if has_imagenet_weights(self.arch) else "none"
+
+    def with_stored(self, values: dict[str, Any], source: Path) -> "TrainConfig":
+        """Return this with options as a run has them on record in `source`.
+
+        Raises BadData naming one that its option does not take.
+        """
+        kinds = {field.name: field.metadata["type"] for field in dataclasses.fields(self)}
+        stored = {}
+        for key, value in values.items():
+            try:
+                stored[key] = click.types.convert_type(kinds[key])(str(value))
+            except click.BadParameter as error:
+                raise BadData(f"{source}, {key} is damaged: {error.message}") from error
+        return dataclasses.replace(self, **stored)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
