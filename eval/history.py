@@ -4,10 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shards.errors import BadData
-from trainer.run_directory import RunDirectory
-
-_NEEDED = ("epoch", "train_loss", "val_loss", "seconds", "data_wait", "images_per_second")
+from trainer.run_directory import Environment, RunDirectory
 
 
 @dataclass(frozen=True)
@@ -19,7 +16,7 @@ class History:
     """The lines of metrics.jsonl of kind `epoch`, in order."""
     config: Mapping[str, Any]
     """Option -> value, from config.json."""
-    environment: Mapping[str, Any]
+    environment: Environment
     """environment.json."""
 
     @property
@@ -61,27 +58,8 @@ def read_history(run: RunDirectory) -> History:
     """
     return History(
         name=run.name,
-        epochs=_read_epochs(run),
+        # The lines of a sweep stand before step 1.
+        epochs=tuple(line for line in run.read_metrics() if line["kind"] == "epoch" and line["step"]),
         config=run.read_config() if run.config.is_file() else {},
         environment=run.read_environment() if run.environment.is_file() else {},
     )
-
-
-def _read_epochs(run: RunDirectory) -> tuple[Mapping[str, Any], ...]:
-    epochs = []
-    for number, record in enumerate(run.read_metrics(), start=1):
-        try:
-            if record["kind"] == "epoch" and record["step"]:  # the lines of a sweep stand before step 1
-                epochs.append({**record, **{name: _number(record[name]) for name in _NEEDED}})
-        except (ValueError, KeyError) as error:
-            raise BadData(
-                f"{run.metrics}, line {number} is damaged: {error}; delete that line and the report is "
-                "written without its epoch"
-            ) from error
-    return tuple(epochs)
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{value!r} is no number")
-    return value

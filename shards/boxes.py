@@ -1,15 +1,16 @@
 """BBox_List_2017.csv <-> boxes.csv: where in an image a finding was seen, as shares of its sides."""
 
 import csv
-import gzip
+import io
 import math
-import zlib
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from shards.csv_tables import largest_table, parse_table, read_csv_text
+from shards.documents import read_bytes
 from shards.errors import BadData
 from shards.findings import FINDINGS, canonical
 
@@ -17,6 +18,9 @@ BOXES = "boxes.csv"
 BOX_LIST = "BBox_List_2017.csv"
 _SHARES = ["x", "y", "width", "height"]
 COLUMNS = ["row", "finding", *_SHARES]
+_CELLS = {"row": "[0-9]{1,9}", "finding": "|".join(FINDINGS), **dict.fromkeys(_SHARES, r"[0-9]\.[0-9]{1,9}")}
+MOST_BOXES = 2**20
+"""Rows of a boxes.csv; NIH's has 984."""
 # NIH's images are 1024 pixels to a side, and its boxes are in these pixels, with digits behind the point.
 _GRID = 1024
 _HEADER = ["Image Index", "Finding Label", "Bbox [x", "y", "w", "h]"]
@@ -40,14 +44,9 @@ def read_box_list(path: Path) -> pd.DataFrame:
     is no number, a box without area or not wholly in the image.
     """
     try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-            if path.suffix == ".gz"
-            else path.open(encoding="utf-8-sig", newline="") as file
-        ):
-            lines = list(csv.reader(file))
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        raise BadData(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        lines = list(csv.reader(io.StringIO(read_csv_text(path), newline="")))
+    except csv.Error as error:
+        raise BadData(f"{path} cannot be read as CSV: {error}") from error
     if not lines or [cell.strip() for cell in lines[0][:6]] != _HEADER:
         raise BadData(f"{path} is no list of boxes: its header must begin with {','.join(_HEADER)}")
     boxes = []
@@ -82,16 +81,21 @@ def to_csv(boxes: pd.DataFrame) -> str:
 
 
 def read_boxes(path: Path) -> pd.DataFrame:
-    """Read a boxes.csv: COLUMNS, row as int64, shares as float64. Raises ValueError for any other file."""
-    boxes = pd.read_csv(path)
-    if boxes.columns.tolist() != COLUMNS:
-        raise ValueError(f"its columns are {', '.join(map(str, boxes.columns))}, not {', '.join(COLUMNS)}")
-    boxes = boxes.astype({"row": "int64", "finding": str, **dict.fromkeys(_SHARES, "float64")})
-    unknown = boxes["finding"][~boxes["finding"].isin(FINDINGS)]
-    if len(unknown):
-        raise ValueError(f"{unknown.iloc[0]!r} is no finding")
-    for box in boxes[_SHARES].to_numpy().tolist():
-        _check(*box)
+    """Read a boxes.csv as `parse_boxes` does."""
+    return parse_boxes(read_bytes(path, largest_table(MOST_BOXES)), path)
+
+
+def parse_boxes(data: bytes, name: Path | str) -> pd.DataFrame:
+    """Return a boxes.csv: COLUMNS, row as int64, shares as float64.
+
+    Raises BadData naming the file and the line of what is no box.
+    """
+    boxes = parse_table(data, _CELLS, name).astype({"row": "int64", **dict.fromkeys(_SHARES, "float64")})
+    for line, box in enumerate(boxes[_SHARES].to_numpy().tolist(), start=2):
+        try:
+            _check(*box)
+        except ValueError as error:
+            raise BadData(f"{name}, line {line}: {error}") from error
     return boxes
 
 

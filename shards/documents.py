@@ -15,12 +15,16 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
+Scalar = str | int | float | bool | None
+Value = Scalar | list[Scalar]
+"""What a field may hold that nobody reads: nothing nested."""
 
 LARGEST = 64 * 2**20
 """Bytes of a JSON file. All of NIH's manifest has 32 KB, a safetensors header of ViT-B/16 20 KB."""
 # Tomllib's time and memory grow with the square of a key's dots: 50,000 of them took 7 GB. All options
 # of a run are 2 KB.
 _LARGEST_TOML = 16 * 2**10
+_LONGEST_CAUSE = 300  # characters; a value that is quoted in it may be as long as the file
 _FIELD = re.compile(r" - at `\$\.?(.*)`$")
 
 
@@ -82,4 +86,5 @@ def _cause(error: Exception) -> str:
         return "it is nested too deeply"
     text = (str(error).splitlines() or [type(error).__name__])[0]
     field = _FIELD.search(text)
-    return text if field is None else f"{field[1] or 'it'}: {text[: field.start()]}"
+    cause = text if field is None else f"{field[1] or 'it'}: {text[: field.start()]}"
+    return cause if len(cause) <= _LONGEST_CAUSE else f"{cause[:_LONGEST_CAUSE]} ..."

@@ -1,10 +1,11 @@
 """NIH's metadata CSV and image folders as one table of entries."""
 
-import gzip
+import io
 import re
 import warnings
-import zlib
 from collections.abc import Sequence
+from csv import Error as CsvError
+from csv import reader
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from shards.archives import NOT_READ, is_archive, is_webdataset, packed_archives, unpack_command
+from shards.csv_tables import read_csv_text
 from shards.errors import BadData
 from shards.findings import FINDINGS, to_multi_hot
 
@@ -26,12 +28,13 @@ COLUMNS = {
     "Patient Sex": "sex",
     "View Position": "view",
 }
-_AGE = re.compile(r"(\d+)\s*([YMWD]?)")
+_AGE = re.compile(r"(\d{1,9})\s*([YMWD]?)")
 _DAYS = {"": 365.25, "Y": 365.25, "M": 30.4375, "W": 7.0, "D": 1.0}
 _OLDEST = 120
 UNKNOWN_AGE = -1
+_LONGEST = 1000  # characters of a cell; all findings at once are 150
 # Of a foreign file's header in a message: columns, and characters of each.
-_SHOWN, _LONGEST = 12, 40
+_SHOWN, _SHOWN_OF_NAME = 12, 40
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,6 @@ def read_entries(source: Path) -> Entries:
     if duplicate.any():
         row = int(np.flatnonzero(duplicate)[0])
         raise BadData(f"{csv}, row {raw['line'][row]}: image {raw['image'][row]} stands in the file twice")
-    for column in ("image", "sex", "view"):
-        broken = np.flatnonzero(raw[column].str.contains(r"[\0\r\n]").to_numpy(dtype=bool))
-        if len(broken):
-            row = int(broken[0])
-            raise BadData(f"{csv}, row {raw['line'][row]}: {column} {raw[column][row]!r} holds a line break")
     for column in ("patient", "follow_up"):
         table[column] = _whole_numbers(csv, raw, column)
     table["age"], remarks = _ages(csv, raw)
@@ -141,30 +139,23 @@ def _find_csv(source: Path) -> Path:
 
 
 def _read_columns(csv: Path) -> pd.DataFrame:
+    text = read_csv_text(csv)
     try:
+        _require_one_each(csv, text)
         with warnings.catch_warnings():
             # Of the empty field behind a trailing comma that only the rows have, not the header.
             warnings.simplefilter("ignore", pd.errors.ParserWarning)
             frame = pd.read_csv(
-                csv,
-                dtype=str,
-                encoding="utf-8-sig",
-                index_col=False,
-                na_filter=False,
-                skip_blank_lines=False,
-                compression="gzip" if csv.suffix == ".gz" else None,
+                io.StringIO(text), dtype=str, index_col=False, na_filter=False, skip_blank_lines=False
             )
-    except UnicodeDecodeError as error:
-        row = _undecodable_row(csv)
-        raise BadData(f"{csv}, row {row}: not UTF-8 text ({error.reason})") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, OSError, EOFError, zlib.error) as error:
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, CsvError) as error:
         raise BadData(f"{csv} cannot be read as CSV: {str(error).strip()}") from error
     if "Patient Sex" not in frame.columns:
         frame = frame.rename(columns={"Patient Gender": "Patient Sex"})
     missing = [name for name in COLUMNS if name not in frame.columns]
     if missing:
         others = f", and {len(frame.columns) - _SHOWN} more" if len(frame.columns) > _SHOWN else ""
-        shown = ", ".join(str(name)[:_LONGEST] for name in frame.columns[:_SHOWN])
+        shown = ", ".join(str(name)[:_SHOWN_OF_NAME] for name in frame.columns[:_SHOWN])
         raise BadData(f"{csv} has no column {missing[0]!r}; its columns are {shown}{others}")
     frame = frame[list(COLUMNS)].rename(columns=COLUMNS)
     frame["line"] = frame.index + 2  # as an editor counts: line 1 is the header, blank lines count
@@ -172,17 +163,26 @@ def _read_columns(csv: Path) -> pd.DataFrame:
     frame = frame[~blank].reset_index(drop=True)
     if frame.empty:
         raise BadData(f"{csv} has a header but no row")
+    _require_short_cells(csv, frame)
     return frame
 
 
-def _undecodable_row(csv: Path) -> int:
-    with gzip.open(csv) if csv.suffix == ".gz" else csv.open("rb") as file:
-        for row, line in enumerate(file, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError:
-                return row
-    return 0
+def _require_one_each(csv: Path, text: str) -> None:
+    # Pandas takes the first of two columns that have one name.
+    names = next(reader(io.StringIO(text, newline="")), [])
+    for name in (*COLUMNS, "Patient Gender"):
+        if names.count(name) > 1:
+            raise BadData(f"{csv} has more than one column {name!r}; remove the others")
+
+
+def _require_short_cells(csv: Path, raw: pd.DataFrame) -> None:
+    for column in COLUMNS.values():
+        wrong = np.flatnonzero(~raw[column].str.fullmatch(rf"[^\r\n]{{0,{_LONGEST}}}").to_numpy(dtype=bool))
+        if len(wrong):
+            row = int(wrong[0])
+            raise BadData(
+                f"{csv}, row {raw['line'][row]}: {column} has a line break or over {_LONGEST} characters"
+            )
 
 
 def _whole_numbers(csv: Path, raw: pd.DataFrame, column: str) -> npt.NDArray[np.int64]:

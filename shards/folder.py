@@ -14,18 +14,17 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from shards.boxes import BOXES, read_boxes
+from shards.boxes import BOXES, MOST_BOXES, parse_boxes
+from shards.csv_tables import largest_table, parse_entries
+from shards.documents import read_bytes
 from shards.errors import BadData, ResourceMissing
 from shards.findings import FINDINGS
-from shards.formulas import unescape_formulas
-from shards.index import index_tar, read_index
+from shards.index import index_tar, largest_index, read_index
 from shards.manifest import NAME, Manifest, ShardRecord, read_manifest
-from shards.publishing import publish_text, sha256_of
+from shards.publishing import publish_text
 
 ENTRIES = "entries.csv"
 REJECTS = "rejects.csv"
-PACKED_CRC32 = "packed_crc32"
-"""The column of entries.csv with the CRC-32 of each sample's image; folders of earlier versions have none."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,13 @@ class ShardFolder:
 
     @cached_property
     def entries(self) -> pd.DataFrame:
-        """entries.csv with `row` as the index; checked against the manifest's hash."""
+        """entries.csv as `shards.csv_tables.parse_entries` returns it.
+
+        Checked against the manifest's hash.
+        """
         path = self.path / ENTRIES
-        if not path.is_file() or sha256_of(path) != self.manifest.entries_sha256:
-            raise BadData(f"{path} is missing or not the file that was packed; pack again")
-        return unescape_formulas(
-            pd.read_csv(path, index_col="row", dtype={"sex": str, "view": str}, keep_default_na=False)
-        )
+        rows = sum(split.images for split in self.manifest.splits.values())
+        return parse_entries(read_packed(path, self.manifest.entries_sha256, rows), path)
 
     @cached_property
     def boxes(self) -> pd.DataFrame | None:
@@ -56,13 +55,20 @@ class ShardFolder:
         if self.manifest.boxes_sha256 is None:
             return None
         path = self.path / BOXES
-        if not path.is_file() or sha256_of(path) != self.manifest.boxes_sha256:
-            raise BadData(f"{path} is missing or not the file that was packed; pack again")
-        return read_boxes(path)
+        return parse_boxes(read_packed(path, self.manifest.boxes_sha256, MOST_BOXES), path)
 
     def rows(self, split: str) -> npt.NDArray[np.int32]:
         """Return int32 [samples]: the rows of a split in ascending order, as they lie in its shards."""
         return self.entries.index[self.entries["split"] == split].to_numpy(dtype=np.int32)
+
+
+def read_packed(path: Path, sha256: str, rows: int) -> bytes:
+    """Return the bytes of a table of at most so many rows; BadData where it is not the one of this hash."""
+    if path.is_file():
+        data = read_bytes(path, largest_table(rows))
+        if hashlib.sha256(data).hexdigest() == sha256:
+            return data
+    raise BadData(f"{path} is missing or not the file that was packed; pack again")
 
 
 def open_shards(path: Path) -> ShardFolder:
@@ -83,7 +89,7 @@ def open_shards(path: Path) -> ShardFolder:
         idx = tar.with_suffix(".idx")
         if restore_index(tar, shard):
             click.echo(f"note: {idx} was missing and is built again", err=True)
-        index = idx.read_bytes()
+        index = read_bytes(idx, largest_index(shard.samples))
         if hashlib.sha256(index).hexdigest() != shard.idx_sha256:
             raise BadData(f"{idx} is not the index that was packed; delete it and it is built again")
         samples = index.count(b"\n") - 1

@@ -10,9 +10,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from shards.documents import read_bytes
 from shards.errors import BadData
 
 VERSION = "v1.2"
+# What ends an archive lies behind its last member.
+_END = 2 * tarfile.BLOCKSIZE
+
+
+def largest_index(samples: int) -> int:
+    """Return the most bytes that an index of so many samples may have: 512 each; NIH's have 100."""
+    return 512 * (samples + 1)
 
 
 def index_tar(tar: Path) -> str:
@@ -32,10 +40,14 @@ def index_tar(tar: Path) -> str:
 def read_index(idx: Path, extensions: tuple[str, ...]) -> npt.NDArray[np.int64]:
     """Return int64 [samples, members, 2]: offset and size in bytes of each member.
 
-    Members are in the order of `extensions`, which every sample must have. Raises BadData
-    where the file says anything else.
+    Members are in the order of `extensions`, which every sample must have, and lie within the tar beside
+    the index. Raises BadData where the file says anything else.
     """
-    lines = idx.read_text(encoding="ascii", errors="replace").splitlines()
+    tar = idx.with_suffix(".tar")
+    size = tar.stat().st_size if tar.is_file() else 0
+    # Each sample has blocks of the tar, so its size bounds their number.
+    data = read_bytes(idx, largest_index(size // tarfile.BLOCKSIZE))
+    lines = data.decode("ascii", errors="replace").splitlines()
     if not lines or lines[0].split() != [VERSION, str(len(lines) - 1)]:
         raise BadData(f"{idx} is not a {VERSION} index of {max(len(lines) - 1, 0)} samples")
     places = np.empty((len(lines) - 1, len(extensions), 2), dtype=np.int64)
@@ -52,4 +64,7 @@ def read_index(idx: Path, extensions: tuple[str, ...]) -> npt.NDArray[np.int64]:
             )
         places[sample, :, 0] = fields[1::4]
         places[sample, :, 1] = fields[2::4]
+    outside = np.flatnonzero((places.sum(axis=2, dtype=np.float64) > size - _END).any(axis=1))
+    if len(outside):
+        raise BadData(f"{idx}, line {outside[0] + 2}: a member does not lie within {tar.name}")
     return places

@@ -6,16 +6,26 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from shards.archives import NOT_READ
+from shards.documents import Value, convert, parse_json, read_bytes
 from shards.errors import BadData
 from shards.findings import FINDINGS
 from shards.splits import SPLITS
 
 FORMAT = 1
 NAME = "manifest.json"
+LARGEST = 8 * 2**20
+"""Bytes of a manifest. All of NIH's has 32 KB, and a shard adds 250 bytes."""
 _TAR = re.compile(r"(train|val|test)-\d{5}\.tar")
+_Count = Annotated[int, Meta(ge=0, lt=2**31)]
+_Positive = Annotated[int, Meta(ge=1, lt=2**53)]
+_Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+_Gray = Annotated[float, Meta(ge=0, le=255)]
+_Name = Annotated[str, Meta(max_length=64)]
 
 
 @dataclass(frozen=True)
@@ -24,19 +34,19 @@ class ShardRecord:
 
     name: str
     """`{split}-{number:05}.tar`"""
-    samples: int
-    bytes: int
-    sha256: str
-    idx_sha256: str
+    samples: _Positive
+    bytes: _Positive
+    sha256: _Sha256
+    idx_sha256: _Sha256
 
 
 @dataclass(frozen=True)
 class SplitRecord:
     """One split."""
 
-    images: int
-    patients: int
-    positives: dict[str, int]
+    images: _Count
+    patients: _Count
+    positives: dict[str, _Count]
     """Images that show each finding, in FINDINGS order."""
     prevalence: dict[str, float | None]
     """Share of images that show each finding, to six digits; None in a split without images."""
@@ -48,28 +58,28 @@ class Manifest:
 
     recipe: dict[str, Any]
     """Every option that decides the bytes: split rule and seed, size, encoding, quality, ..."""
-    source_sha256: str
+    source_sha256: _Sha256
     """Of the metadata CSV as it was read."""
-    entries_sha256: str
+    entries_sha256: _Sha256
     """Of entries.csv."""
-    rejects_sha256: str
+    rejects_sha256: _Sha256
     """Of rejects.csv."""
-    mean: float
+    mean: _Gray
     """Of the train pixels before encoding, 0..255."""
-    std: float
+    std: _Gray
     psnr: float | None
     """Mean peak signal-to-noise ratio of the encoding in dB, over the rows that 16 divides; None
     for png, which is lossless, and where no such row was packed."""
-    pillow: str
+    pillow: _Name
     """Version of Pillow, which decoded, resized and encoded."""
     splits: dict[str, SplitRecord]
     shards: tuple[ShardRecord, ...]
-    rejects: int
-    patients_in_two_splits: int
+    rejects: _Count
+    patients_in_two_splits: _Count
     """0: packing stops before it would be anything else."""
-    boxes_sha256: str | None = None
+    boxes_sha256: _Sha256 | None = None
     """Of boxes.csv; None where it was packed without a list of boxes."""
-    warnings: dict[str, int] | None = None
+    warnings: dict[str, _Count] | None = None
     """Images that look wrong in a way that `shards.packing.oddities` names; None where there are none."""
 
     @property
@@ -97,12 +107,33 @@ class Manifest:
         return json.dumps({**record, "sha256": sha256}, indent=1) + "\n"
 
 
+@dataclass(frozen=True)
+class _Head:
+    """What tells whether a file is a manifest that this version reads; fields are those of the file."""
+
+    format: int
+    findings: Annotated[list[_Name], Meta(max_length=256)]
+    recipe: dict[str, Value]
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What is read of a recipe, which may have more."""
+
+    split: Literal["official", "random", "file"]
+    size: Annotated[int, Meta(ge=16, le=1024)]
+    encoding: Literal["jpeg", "png"]
+
+
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check `folder/manifest.json`; raise BadData naming what is wrong with it."""
+    """Read and check `folder/manifest.json`; raise BadData naming what is wrong with it.
+
+    Raises ResourceMissing where it may not be read.
+    """
     path = folder / NAME
     if not path.is_file():
         raise BadData(_no_shards(folder))
-    return parse_manifest(path.read_bytes(), path)
+    return parse_manifest(read_bytes(path, LARGEST), path)
 
 
 def _no_shards(folder: Path) -> str:
@@ -128,36 +159,27 @@ def _no_shards(folder: Path) -> str:
 
 
 def parse_manifest(data: bytes, path: Path | str) -> Manifest:
-    """Check the bytes of the manifest.json at `path`; raise BadData naming what is wrong with it."""
-    try:
-        text = data.decode("utf-8")
-        record = json.loads(text)
-        if record.pop("format") != FORMAT:
-            raise BadData(f"{path} has another format than {FORMAT}; pack again")
-        findings = record.pop("findings")
-        if findings != list(FINDINGS):
-            raise BadData(f"{path} has other findings, or another order: {', '.join(map(str, findings))}")
-        splits = {name: SplitRecord(**split) for name, split in record.pop("splits").items()}
-        shards = tuple(ShardRecord(**shard) for shard in record.pop("shards"))
-        del record["sha256"]  # made anew and compared below, with the rest of the text
-        manifest = Manifest(splits=splits, shards=shards, **record)
-        if tuple(splits) != SPLITS or manifest.size < 1 or not manifest.extension:
-            raise ValueError(f"splits {', '.join(splits)}")
-        if not all(isinstance(number, int) for shard in shards for number in (shard.samples, shard.bytes)):
-            raise ValueError("a shard's samples or bytes are not a whole number")
-        if not all(tuple(each.positives) == tuple(each.prevalence) == FINDINGS for each in splits.values()):
-            raise ValueError("a split counts other findings")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BadData(f"{path} is damaged: {error or type(error).__name__}") from error
-    for shard in shards:
-        if not isinstance(shard.name, str) or not _TAR.fullmatch(shard.name):
-            raise BadData(f"{path} names {shard.name!r}, which is no shard")
-    for split in SPLITS:
+    """Check the bytes of the manifest.json at `path`; raise BadData naming the field that is wrong."""
+    head = parse_json(data, _Head, path)
+    if head.format != FORMAT:
+        raise BadData(f"{path} has another format than {FORMAT}; pack again")
+    if head.findings != list(FINDINGS):
+        raise BadData(f"{path} has other findings, or another order: {', '.join(head.findings)}")
+    convert(head.recipe, _Recipe, f"{path}, recipe")
+    manifest = parse_json(data, Manifest, path)
+    for shard in manifest.shards:
+        if not _TAR.fullmatch(shard.name):
+            raise BadData(f"{path} names {shard.name[:64]!r}, which is no shard")
+    if len({shard.name for shard in manifest.shards}) < len(manifest.shards):
+        raise BadData(f"{path} is damaged: it names a shard twice")
+    if tuple(manifest.splits) != SPLITS:
+        raise BadData(f"{path} is damaged: its splits are not {', '.join(SPLITS)}")
+    for split, record in manifest.splits.items():
+        if not tuple(record.positives) == tuple(record.prevalence) == FINDINGS:
+            raise BadData(f"{path} is damaged: the split {split} counts other findings")
         counted = sum(shard.samples for shard in manifest.shards_of(split))
-        if counted != splits[split].images:
-            raise BadData(
-                f"{path}: the shards of {split} hold {counted} samples, the split {splits[split].images}"
-            )
-    if manifest.to_json() != text:
+        if counted != record.images:
+            raise BadData(f"{path}: the shards of {split} hold {counted} samples, the split {record.images}")
+    if manifest.to_json().encode() != data:
         raise BadData(f"{path} is damaged: its text is not the one that its sha256 was made of")
     return manifest

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from shards.documents import read_bytes
 from shards.errors import BadData
 
 SPLITS = ("train", "val", "test")
@@ -70,8 +71,8 @@ def prove_disjoint(entries: pd.DataFrame, names: Names) -> dict[str, int]:
 def read_list(path: Path) -> frozenset[str]:
     """Read a list of image names, one a line; raise BadData where it is missing or empty."""
     try:
-        names = frozenset(path.read_text(encoding="utf-8-sig").split())
-    except (OSError, UnicodeDecodeError) as error:
+        names = frozenset(read_bytes(path).decode("utf-8-sig").split())
+    except (BadData, UnicodeDecodeError) as error:
         raise BadData(f"cannot read the list {path}: {error}") from error
     if not names:
         raise BadData(f"the list {path} names no image")

@@ -7,9 +7,11 @@ import numpy as np
 import pandas as pd
 
 from shards.boxes import BOXES, read_boxes
+from shards.csv_tables import PACKED_CRC32, largest_table, parse_entries
+from shards.documents import read_bytes
 from shards.errors import BadData
 from shards.findings import FINDINGS
-from shards.folder import ENTRIES, PACKED_CRC32, REJECTS
+from shards.folder import ENTRIES, REJECTS
 from shards.inspection import ShardInspection, inspect_shard
 from shards.manifest import NAME, Manifest, read_manifest
 from shards.packing.resuming import WORK
@@ -49,13 +51,14 @@ def verify_shards(path: Path, *, jobs: int = 1) -> Verification:
     patients = dict.fromkeys(SPLITS, 0)
     tasks: list[ShardInspection] = []
     try:
-        entries = _read_entries(path)
+        csv, rows = path / ENTRIES, sum(split.images for split in manifest.splits.values())
+        entries = parse_entries(read_bytes(csv, largest_table(rows)), csv)
         patients = {split: entries["patient"][entries["split"] == split].nunique() for split in SPLITS}
         faults += _count_faults(path, manifest, entries)
         faults += _box_faults(path, manifest, entries)
         tasks = _tasks(path, manifest, entries)
-    except (OSError, ValueError, OverflowError) as error:
-        faults.append(f"{path / ENTRIES} cannot be read, so that no shard can be compared with it: {error}")
+    except BadData as error:
+        faults.append(f"{error.message}; so no shard can be compared with it")
     samples = sum(shard.samples for shard in manifest.shards)
     with progress_bar(samples, "verifying", "img") as bar:
         inspected = {}
@@ -97,16 +100,6 @@ def _file_faults(path: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
     return faults, remarks
 
 
-def _read_entries(path: Path) -> pd.DataFrame:
-    dtype = {"image": str, "patient": np.int64, "split": str, **dict.fromkeys(FINDINGS, np.uint8)}
-    if PACKED_CRC32 in pd.read_csv(path / ENTRIES, nrows=0):
-        dtype[PACKED_CRC32] = np.int64
-    entries = pd.read_csv(path / ENTRIES, index_col="row", usecols=["row", *dtype], dtype=dtype)
-    if entries.index.dtype != np.int64 or not entries["split"].isin(SPLITS).all():
-        raise ValueError("a row is not a number, or a split is none of train, val, test")
-    return entries
-
-
 def _count_faults(path: Path, manifest: Manifest, entries: pd.DataFrame) -> list[str]:
     faults = []
     try:
@@ -117,8 +110,6 @@ def _count_faults(path: Path, manifest: Manifest, entries: pd.DataFrame) -> list
         faults.append(
             f"{path / NAME} itself says that {manifest.patients_in_two_splits} patients are in two splits"
         )
-    if not (entries.index.is_monotonic_increasing and entries.index.is_unique and entries["image"].is_unique):
-        faults.append(f"{path / ENTRIES}: its rows are not in order, or an image stands there twice")
     for split in SPLITS:
         record, rows = manifest.splits[split], entries[entries["split"] == split]
         counts: list[tuple[str, object, object]] = [
@@ -144,8 +135,8 @@ def _box_faults(path: Path, manifest: Manifest, entries: pd.DataFrame) -> list[s
         return []
     try:
         rows = read_boxes(path / BOXES)["row"]
-    except (OSError, ValueError) as error:
-        return [f"{path / BOXES} cannot be read: {error}"]
+    except BadData as error:
+        return [error.message]
     stray = rows[~rows.isin(entries.index)]
     return [f"{path / BOXES} has a box of row {row}, which {ENTRIES} has not" for row in stray.unique()]
 

@@ -14,9 +14,10 @@ from trainer.optimization.precision import Precision
 from trainer.preparation import prepare
 from trainer.records.checkpoints import load_newest
 from trainer.records.curves import draw_curves
+from trainer.records.states import require_like
 from trainer.records.timing import DataWait, StepTimes
 from trainer.run_directory import RunDirectory
-from trainer.session import Session
+from trainer.session import Session, restoring
 from trainer.validation import Score, validate
 
 
@@ -215,8 +216,12 @@ def _save_epoch(session: Session) -> None:
 
 def _keep_best(session: Session, shards: ShardFolder) -> None:
     stopping, run, monitor = session.stopping, session.run, session.config.monitor
-    best = load_newest([run.best], run.say)
-    scores: dict[str, float] = {key: best[key] for key in ("val_loss", "val_auroc") if key in best}
+    names = ("val_loss", "val_auroc") if monitor == "auroc" else ("val_loss",)
+    with restoring(run):
+        best = load_newest([run.best], run.say)
+        like = {"model": session.kept_model.state_dict(), "epoch": 1, **dict.fromkeys(names, 0.0)}
+        require_like(best, like, run.best.name)
+    scores: dict[str, float] = {name: best[name] for name in names}
     metadata: dict[str, Any] = {
         "arch": session.config.arch,
         "size": shards.manifest.size,

@@ -9,14 +9,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import click
+from msgspec import Meta
 
 from shards.console import echo, printable
 from shards.cores import available_cores
+from shards.documents import Scalar, convert, parse_json, read_bytes, read_json
 from shards.errors import BadData, CannotResume, ResourceMissing
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
@@ -41,6 +44,75 @@ _VERSIONS_OF = (
 # Bytes. File systems take 255, and files made of a run may be named after it with something around.
 _LONGEST_NAME = 200
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+LARGEST_CONFIG = 2**20
+"""Bytes of config.json and environment.json, which have 5 KB."""
+_LARGEST_METRICS = 2**30  # bytes; a million steps on record have 300 MB
+_TEXTS = {"arch", "shards"}  # of the options, those that are read before the command line is
+_Count = Annotated[int, Meta(ge=0, le=2**53)]
+_Number = Annotated[float, Meta(ge=-1e100, le=1e100)]  # so that sums and curves of them are finite
+_Positive = Annotated[float, Meta(gt=0, le=1e100)]
+
+
+@dataclass(frozen=True)
+class _Option:
+    """An option in config.json."""
+
+    value: Scalar
+
+
+@dataclass(frozen=True)
+class _Text(_Option):
+    value: str
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of metrics.jsonl."""
+
+    kind: Literal["step", "epoch", "sweep"]
+    epoch: _Count
+    step: _Count
+    """0: of a sweep, before the first step."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What a line after the first step has besides."""
+
+    lr: _Number
+    train_loss: _Number
+
+
+@dataclass(frozen=True)
+class _Epoch(_Step):
+    """What a line at the end of an epoch has."""
+
+    val_loss: _Number
+    best: bool
+    seconds: _Positive
+    data_wait: _Number
+    images_per_second: _Number
+    val_auroc: _Number | None = None
+
+
+class Environment(TypedDict, total=False):
+    """environment.json: what a run was trained on; files of other versions may lack some."""
+
+    device_type: str
+    precision: str
+    world_size: int
+    command: str
+    commit: str | None
+    manifest_sha256: str
+    findings: list[str]
+    device: str
+    cores: int
+    python: str
+    platform: str
+    versions: dict[str, str | None]
+    cuda: str | None
 
 
 class RunDirectory:
@@ -154,7 +226,7 @@ class RunDirectory:
 
     def choose(self, values: dict[str, Any], source: str) -> None:
         """Put on record in config.json what options came to after the start, and from what."""
-        record = _read_json(self.config)
+        record = self._read_options()
         record.update({key: {"value": value, "from": source} for key, value in values.items()})
         publish_text(self.config, json.dumps(record, indent=1) + "\n")
 
@@ -172,21 +244,19 @@ class RunDirectory:
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl; a last one that a kill cut off is left out.
 
-        Raises BadData naming any other line that is damaged.
+        Each has kind, epoch and step; after the first step also lr, at the end of an epoch its losses,
+        times and whether it was the best. Raises BadData naming any other line that is damaged.
         """
         if not self.metrics.is_file():
             return []
         records = []
-        lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        lines = read_bytes(self.metrics, _LARGEST_METRICS).splitlines(keepends=True)
         for number, line in enumerate(lines, start=1):
             try:
-                records.append(_parse_object(line))
-            except ValueError as error:
-                if number < len(lines) or line.endswith("\n"):
-                    raise BadData(
-                        f"{self.metrics}, line {number} is damaged: {error}; delete that line to go on "
-                        "without it"
-                    ) from error
+                records.append(_parse_metrics(line, f"{self.metrics}, line {number}"))
+            except BadData as error:
+                if number < len(lines) or line.endswith(b"\n"):
+                    raise BadData(f"{error.message}; delete that line to go on without it") from error
         return records
 
     def forget_after(self, epoch: int, step: int) -> None:
@@ -204,15 +274,17 @@ class RunDirectory:
 
     def read_config(self) -> dict[str, Any]:
         """Return option -> value as the run was started with; BadData where config.json is damaged."""
-        record = _read_json(self.config)
-        try:
-            return {key: option["value"] for key, option in record.items()}
-        except (KeyError, TypeError) as error:
-            raise BadData(f"{self.config} cannot be read: an option in it has no value") from error
+        return {key: option["value"] for key, option in self._read_options().items()}
 
-    def read_environment(self) -> dict[str, Any]:
+    def read_environment(self) -> Environment:
         """Return environment.json; BadData where it is damaged."""
-        return _read_json(self.environment)
+        return read_json(self.environment, Environment, largest=LARGEST_CONFIG)
+
+    def _read_options(self) -> dict[str, Any]:
+        found = read_json(self.config, dict[str, Any], largest=LARGEST_CONFIG)
+        for key, option in found.items():
+            convert(option, _Text if key in _TEXTS else _Option, f"{self.config}, {key[:64]}")
+        return found
 
     def _require_ours(self) -> None:
         try:
@@ -277,17 +349,11 @@ def list_runs(runs: Path) -> list[RunDirectory]:
     return [RunDirectory(path.parent) for path in sorted(runs.glob("*/config.json"))]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return _parse_object(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadData(f"{path} cannot be read: {error}") from error
-
-
-def _parse_object(text: str) -> dict[str, Any]:
-    record = json.loads(text)
-    if not isinstance(record, dict):
-        raise ValueError("no JSON object")
+def _parse_metrics(line: bytes, name: str) -> dict[str, Any]:
+    record = parse_json(line, dict[str, Scalar], name)
+    found = convert(record, _Line, name)
+    if found.step:
+        convert(record, _Epoch if found.kind == "epoch" else _Step, name)
     return record
 
 

@@ -22,6 +22,7 @@ from trainer.optimization.schedules import LearningRate
 from trainer.portions import Portion
 from trainer.records.checkpoints import SaveClock, save_checkpoint
 from trainer.records.loggers import Mirror, show
+from trainer.records.states import require_like, require_optimizer_state
 from trainer.rewinding import StepStart
 from trainer.run_directory import RunDirectory
 from trainer.step import Counters, Step
@@ -191,25 +192,46 @@ class Session:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what state_dict returned; CannotResume for another number of ranks."""
+        """Restore what state_dict returned, once all of it is known to fit; all ranks must ask.
+
+        Raises CannotResume for another number of ranks, ValueError naming what is not as it must be.
+        """
         ranks = state["ranks"]
         if len(ranks) != self.team.size:
             raise CannotResume(f"world_size was {len(ranks)}, is now {self.team.size}")
-        own = ranks[self.team.rank]
+        # What the options decide of the optimizer is not taken from a file.
+        kept = state["optimizer"]["state"]
+        require_optimizer_state(kept, self.optimizer, "optimizer.state")
+        mine = self.state_dict()
+        require_like({**state, "optimizer": {}}, {**mine, "optimizer": {}}, "state")
+        own, progress = ranks[self.team.rank], Progress(**state["progress"])
+        self._require_consistent(progress, own)
         device = self.precision.device
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict({**mine["optimizer"], "state": kept})
         self.scaler.load_state_dict(state["scaler"])
         self.counters.load_state_dict(own["counters"])
         self.stopping.load_state_dict(state["stopping"])
         self.train.loader.load_state_dict(own["loader"])
-        self.progress = Progress(**state["progress"])
+        self.progress = progress
         self._saved = dict(state["progress"])
         torch.set_rng_state(own["rng"])
         if own["cuda_rng"] is not None:
             torch.cuda.set_rng_state(own["cuda_rng"], device)
+
+    def _require_consistent(self, progress: Progress, own: dict[str, Any]) -> None:
+        """Raise ValueError where counters and loader do not stand where this progress does."""
+        counters, loader = own["counters"], own["loader"]
+        applied, skipped = int(counters["applied"]), int(counters["skipped"])
+        if min(applied, skipped) < 0 or applied + skipped != progress.step or int(counters["first_bad"]):
+            raise ValueError(f"the counters are not those of {progress.step} good steps")
+        done = min(-(-progress.images // self.train.batch_size), self.train.loader.batches)
+        # A loader that has given its last batch stands at the next epoch, which it counts from 0.
+        place = (progress.epoch, 0) if progress.trained else (progress.epoch - 1, done)
+        if progress.images > self.train.samples or (loader["epoch"], loader["batch"]) != place:
+            raise ValueError(f"the loader is at another place than image {progress.images}")
 
 
 @contextmanager
@@ -217,10 +239,12 @@ def restoring(run: RunDirectory) -> Iterator[None]:
     """Turn what goes wrong in restoring a whole checkpoint of the run into CannotResume."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [""])[0]
+    except (click.ClickException, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # what is in a file may break anything that restoring relies on
+        reason = (str(error).splitlines() or [""])[0][:300]
         raise CannotResume(
-            f"the checkpoints in {run.last.parent} are of another version of CXRapid "
+            f"the checkpoints in {run.last.parent} are damaged, or of another version of CXRapid "
             f"({type(error).__name__}: {reason}); give another --name"
         ) from error
 

@@ -155,6 +155,8 @@ def open_candidate(
     arch, size, trained_on = (header.metadata.get(key) for key in ("arch", "size", "manifest_sha256"))
     if arch != config.get("arch"):
         raise BadData(f"{run.model} is a {arch}, but {run.config} says {config.get('arch')}")
+    if shards_path is None and "shards" not in config:
+        raise BadData(f"{run.config} does not say where its shards are; give --shards")
     shards = open_shards(shards_path or Path(config["shards"]))
     if shards.digest != trained_on and not other_shards:
         raise BadData(

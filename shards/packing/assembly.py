@@ -17,9 +17,10 @@ import pandas as pd
 from PIL import __version__ as pillow
 
 from shards import boxes
+from shards.csv_tables import PACKED_CRC32
 from shards.errors import BadData, ResourceMissing
 from shards.findings import FINDINGS
-from shards.folder import ENTRIES, PACKED_CRC32, REJECTS
+from shards.folder import ENTRIES, REJECTS
 from shards.formulas import escape_formulas
 from shards.locking import only_one
 from shards.manifest import NAME, Manifest, SplitRecord, read_manifest

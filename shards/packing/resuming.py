@@ -1,8 +1,10 @@
 """What is already in a shard folder: whether it may be gone on with, and what of it is whole."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,10 @@ import pandas as pd
 from PIL import __version__ as pillow
 
 from shards.console import echo
+from shards.csv_tables import parse_rejects
+from shards.documents import Value, read_json
 from shards.errors import BadData, CannotResume
-from shards.folder import REJECTS, ShardFolder, open_shards, restore_index
-from shards.formulas import unescape_formulas
+from shards.folder import REJECTS, ShardFolder, open_shards, read_packed, restore_index
 from shards.manifest import NAME, Manifest
 from shards.packing.planning import Plan
 from shards.packing.shard import Receipt, ShardTask, is_whole, read_receipt
@@ -20,7 +23,17 @@ from shards.packing.sources import Packed, prove_same_images, prove_unchanged
 from shards.publishing import publish_text, sha256_of
 
 WORK = ".packing"
+_LARGEST_PLAN = 2**20  # bytes; the names of NIH's folders and all options are 2 KB
 Write = Callable[[list[ShardTask]], Iterator[tuple[ShardTask, Receipt]]]
+
+
+@dataclass(frozen=True)
+class _Identity:
+    """What plan.json holds."""
+
+    recipe: dict[str, Value]
+    source_sha256: str
+    pillow: str
 
 
 def start_or_resume(out: Path, identity: dict[str, Any]) -> None:
@@ -32,10 +45,10 @@ def start_or_resume(out: Path, identity: dict[str, Any]) -> None:
     now = {**identity, "pillow": pillow}  # another version may encode to other bytes
     if plan_file.is_file():
         try:
-            then = json.loads(plan_file.read_bytes())
-            prove_same_plan(out, now, then)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise BadData(f"{plan_file} is damaged; delete {out} and pack again") from error
+            then = read_json(plan_file, _Identity, largest=_LARGEST_PLAN)
+        except BadData as error:
+            raise BadData(f"{error.message}; delete {out} and pack again") from error
+        prove_same_plan(out, now, dataclasses.asdict(then))
     elif any(path.name != WORK for path in out.iterdir()):
         raise BadData(f"{out} holds other files and no shards; give an empty or new folder")
     else:
@@ -113,12 +126,8 @@ def prove_finished(
 def _prove_same_sources(out: Path, manifest: Manifest, plan: Plan, jobs: int) -> None:
     folder = ShardFolder(out, manifest, "")
     entries, _ = folder.entries, folder.boxes  # both proved
-    rejects_csv = out / REJECTS
-    if not rejects_csv.is_file() or sha256_of(rejects_csv) != manifest.rejects_sha256:
-        raise BadData(
-            f"{rejects_csv} is missing or not the file that was packed; delete {out} and pack again"
-        )
-    rejects = unescape_formulas(pd.read_csv(rejects_csv, keep_default_na=False, dtype=str))
+    csv = out / REJECTS
+    rejects = parse_rejects(read_packed(csv, manifest.rejects_sha256, manifest.rejects), csv)
     columns = ["folder", "image", "source_sha256"]
     known = pd.concat([entries[columns], rejects[columns]])
     images = (known["folder"] + "/" + known["image"]).tolist()

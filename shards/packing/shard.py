@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from shards.documents import read_json
+from shards.errors import BadData, ResourceMissing
 from shards.index import index_tar
 from shards.manifest import ShardRecord
 from shards.packing.fragment import Fragment, PixelStatistics, Sample
@@ -84,18 +86,15 @@ def read_receipt(task: ShardTask) -> Receipt | None:
     A shard with rejects counts as unfinished: its images may have been mended since.
     """
     try:
-        record = json.loads(task.receipt.read_bytes())
-        receipt = Receipt(
-            ShardRecord(**record.pop("shard")),
-            [(image, sha256) for image, sha256 in record.pop("sources")],
-            packed=[(row, crc32) for row, crc32 in record.pop("packed")],
-            oddities=[(row, kind) for row, kind in record.pop("oddities")],
-            statistics=PixelStatistics(**record.pop("statistics")),
-            **record,
-        )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        receipt = read_json(task.receipt, Receipt)
+    except (BadData, ResourceMissing):
         return None
-    return receipt if not receipt.rejects and is_whole(task.tar, receipt.shard) else None
+    fits = (
+        receipt.shard.name == task.tar.name
+        and not receipt.rejects
+        and receipt.shard.samples == receipt.statistics.samples == len(task.samples)
+    )
+    return receipt if fits and is_whole(task.tar, receipt.shard) else None
 
 
 def is_whole(tar: Path, shard: ShardRecord) -> bool:

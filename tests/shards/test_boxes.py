@@ -129,7 +129,7 @@ def test_a_list_of_boxes_elsewhere_is_named_by_an_option(make_tree, tmp_path: Pa
     assert len(open_shards(tmp_path / "out").boxes) == 1
     missing = command(make_tree(), tmp_path / "other", "--boxes", tmp_path / "none.csv")
     assert missing.exit_code == 3
-    assert "none.csv cannot be read: No such file" in missing.stderr
+    assert "none.csv cannot be read as CSV: No such file" in missing.stderr
 
 
 def test_another_list_of_boxes_is_another_recipe(tree: Path, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shards.boxes import read_box_list
+from shards.csv_tables import LARGEST
 from shards.entries import Entries, find_images, image_folders, read_entries
 from shards.errors import BadData
 from shards.findings import FINDINGS
@@ -104,6 +106,11 @@ def test_the_columns_have_the_promised_types(read: Callable[..., Entries]) -> No
         ([ROW], {"header": HEADER.replace("Sex", "Shoe")}, "has no column 'Patient Sex'"),
         ([], {}, "has a header but no row"),
         ([ROW, ROW + ",1,2,3,4"], {}, "cannot be read as CSV"),
+        ([row(age="9" * 400)], {}, "row 2: age '999"),
+        ([row(), row("b\0.png")], {}, "row 3: not text (a NUL byte)"),
+        ([row(), row("b" * 60_000)], {}, "row 3: image has a line break or over 1000 characters"),
+        ([row(), row('"b\nc.png"')], {}, "row 3: image has a line break or over 1000 characters"),
+        ([ROW + ",18"], {"header": HEADER + ",Patient ID"}, "has more than one column 'Patient ID'"),
     ],
 )  # fmt: skip
 def test_bad_metadata_is_named_with_file_row_and_cause(
@@ -144,6 +151,15 @@ def test_a_file_that_is_no_csv_is_named(tmp_path: Path, name: str, content: byte
     with pytest.raises(BadData) as error:
         read_entries(tmp_path)
     assert name in error.value.message and message in error.value.message
+
+
+def test_a_file_that_unpacks_to_more_than_the_largest_size_is_refused(tmp_path: Path) -> None:
+    csv = tmp_path / "Data_Entry_2017.csv.gz"
+    csv.write_bytes(gzip.compress(b"x" * (LARGEST + 1)))
+    with pytest.raises(BadData, match=r"csv\.gz has more than 67,108,864 bytes"):
+        read_entries(csv)
+    with pytest.raises(BadData, match=r"csv\.gz has more than 67,108,864 bytes"):
+        read_box_list(csv)
 
 
 def test_compressed_metadata_reads_as_the_plain_file_does(

@@ -44,6 +44,12 @@ def test_the_places_are_those_of_the_members_bytes(tmp_path: Path) -> None:
     ]
 
 
+def test_the_last_place_is_that_before_the_end_of_the_archive(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", ("0.row", bytes(4)))
+    (tmp_path / "a.idx").write_text(GOOD.replace("2560", "9212"))
+    assert read_index(tmp_path / "a.idx", MEMBERS)[0, 2].tolist() == [9212, 4]
+
+
 def test_a_shard_without_samples_has_an_index_without_samples(tmp_path: Path) -> None:
     (tmp_path / "a.idx").write_text(index_tar(write_tar(tmp_path / "a.tar")))
     assert read_index(tmp_path / "a.idx", MEMBERS).shape == (0, 3, 2)
@@ -65,9 +71,14 @@ GOOD = "v1.2 1\njpg 512 9 0.jpg labels 1536 14 0.labels row 2560 4 0.row\n"
         (GOOD.replace("512", "-512"), "line 2: expected"),
         (GOOD.replace("512", "9" * 20), "line 2: expected"),
         (GOOD.replace("512", "²"), "line 2: expected"),
+        (GOOD.replace("512", "9" * 18), "line 2: a member does not lie within a.tar"),
+        (GOOD.replace("512 9 ", f"512 {'9' * 18} "), "line 2: a member does not lie within a.tar"),
+        (GOOD.replace("2560", "9213"), "line 2: a member does not lie within a.tar"),
+        (GOOD.replace("0.row", "0" * 20_000), "has more than"),
     ],
 )
 def test_anything_else_is_refused_with_the_line(tmp_path: Path, text: str, message: str) -> None:
+    write_tar(tmp_path / "a.tar", ("0.jpg", b"9 bytes.."), ("0.labels", bytes(14)), ("0.row", bytes(4)))
     (tmp_path / "a.idx").write_text(text, encoding="utf-8")
     with pytest.raises(BadData) as error:
         read_index(tmp_path / "a.idx", MEMBERS)

@@ -160,5 +160,5 @@ def test_an_unknown_age_is_minus_one_in_entries_csv(make_tree: MakeTree, png: Pn
 def test_a_name_with_a_line_break_is_refused_with_its_row(make_tree: MakeTree) -> None:
     csv = make_tree() / NAME
     csv.write_text(csv.read_text().replace(FIRST, f'"a\nb{FIRST}"'))
-    with pytest.raises(BadData, match=r"row 2: image 'a\\nb00000001_000\.png' holds a line break"):
+    with pytest.raises(BadData, match="row 2: image has a line break"):
         make_plan(csv.parent, SplitRecipe())

@@ -147,6 +147,14 @@ def test_a_list_that_names_nothing_is_an_error_that_names_the_list(
         read_list(path)
 
 
+def test_a_list_larger_than_any_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    with path.open("wb") as file:
+        file.truncate(10 * 2**30)
+    with pytest.raises(BadData, match=r"cannot read the list .*list\.txt has more than 67,108,864 bytes"):
+        read_list(path)
+
+
 @pytest.fixture(scope="module")
 def nih(nih_data: Path) -> tuple[pd.DataFrame, frozenset[str], frozenset[str]]:
     """NIH's whole table with its two lists."""

@@ -261,7 +261,9 @@ def test_checkpoints_can_be_had_by_the_minute(
 
 def test_an_epoch_on_record_whose_end_no_checkpoint_holds_is_forgotten(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
+    rest = {"train_loss": 0.5, "val_loss": 0.4, "lr": 0.1, "best": True}
+    rates = {"seconds": 1.0, "data_wait": 0.1, "images_per_second": 8.0}
     for kind, epoch, step in (("epoch", 1, 4), ("step", 2, 8), ("epoch", 2, 8), ("step", 3, 10)):
-        run.record(kind=kind, epoch=epoch, step=step)
+        run.record(kind=kind, epoch=epoch, step=step, **rest, **rates)
     run.forget_after(2, 8)  # saved after the last step of epoch 2, before its val
     assert [(line["kind"], line["epoch"]) for line in run.read_metrics()] == [("epoch", 1), ("step", 2)]

@@ -216,7 +216,8 @@ def test_metrics_of_a_first_epoch_that_was_killed_are_forgotten(
 ) -> None:
     run = tmp_path / "first"
     run.mkdir()
-    (run / "metrics.jsonl").write_text('{"kind": "step", "epoch": 1, "step": 2}\n{"kind": "st')
+    line = '{"kind": "step", "epoch": 1, "step": 2, "lr": 0.1, "train_loss": 0.5}'
+    (run / "metrics.jsonl").write_text(f'{line}\n{{"kind": "st')
     assert train(phantom_shards, tmp_path, "first", epochs=1).exit_code == 0
     steps = [line["step"] for line in metrics(run, "step")]
     assert steps == sorted(set(steps))

@@ -1,13 +1,16 @@
 """Options from a file: TOML, a run's config.json, or a recipe that ships with the package."""
 
 import difflib
-import json
 import sys
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import click
+
+from shards.documents import Value, convert, read_json, read_toml
+from trainer.run_directory import LARGEST_CONFIG
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -28,29 +31,37 @@ def read_options(source: str) -> dict[str, str]:
     """Return option -> value as the command line would have it.
 
     `source` is the name of a recipe or the path of a file. In TOML an option is a key of its name, with
-    - or _; a list stands for values with commas between. Raises UsageError where it cannot be read.
+    - or _; a list stands for values with commas between. Raises UsageError where there is no such file,
+    BadData naming file and key for one that is damaged or holds anything nested.
     """
     path = Path(source)
-    try:
-        if source in recipes():
-            text = (_RECIPES / f"{source}.toml").read_text(encoding="utf-8")
-        else:
-            text = path.read_text(encoding="utf-8")
-        found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-        if not isinstance(found, dict):
-            raise ValueError("no options in it")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+    if source in recipes():
+        found = tomllib.loads((_RECIPES / f"{source}.toml").read_text(encoding="utf-8"))
+    elif not path.is_file():
         raise click.UsageError(
-            f"--config {source} cannot be read ({reason}); it takes a TOML file, a run's config.json, or "
-            f"one of the recipes {', '.join(recipes())}"
-        ) from error
-    return {key.replace("-", "_"): _text(value) for key, value in found.items()}
+            f"--config {source} is no file; it takes a TOML file, a run's config.json, or one of the recipes "
+            f"{', '.join(recipes())}"
+        )
+    elif path.suffix == ".json":
+        found = read_json(path, dict[str, Any], largest=LARGEST_CONFIG)
+    else:
+        found = read_toml(path)
+    return {key.replace("-", "_"): _text(convert(found[key], _VALUE, f"{path}, {key[:64]}")) for key in found}
+
+
+@dataclass(frozen=True)
+class _Option:
+    """An option in a run's config.json."""
+
+    value: Value
+
+
+_VALUE: Any = Value | _Option
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, dict) and "value" in value:  # an option of a run's config.json
-        value = value["value"]
+    if isinstance(value, _Option):
+        value = value.value
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

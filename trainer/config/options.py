@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shards.console import SEED, FiniteRange
+from shards.errors import BadData
 from trainer.config import choices
 from trainer.config.sweeps import SWEPT, parse_sweep
 from trainer.devices import DEVICE_CHOICES
@@ -223,6 +224,20 @@ class TrainConfig:
         if self.weights != "auto":
             return self.weights
         return "imagenet" if has_imagenet_weights(self.arch) else "none"
+
+    def with_stored(self, values: dict[str, Any], source: Path) -> "TrainConfig":
+        """Return this with options as a run has them on record in `source`.
+
+        Raises BadData naming one that its option does not take.
+        """
+        kinds = {field.name: field.metadata["type"] for field in dataclasses.fields(self)}
+        stored = {}
+        for key, value in values.items():
+            try:
+                stored[key] = click.types.convert_type(kinds[key])(str(value))
+            except click.BadParameter as error:
+                raise BadData(f"{source}, {key} is damaged: {error.message}") from error
+        return dataclasses.replace(self, **stored)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""

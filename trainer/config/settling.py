@@ -50,7 +50,7 @@ def settle(
         if config.sweep and stored.get("sweep") == config.sweep:
             chosen += [name.replace("-", "_") for name in config.sweep_points[0]]
         kept = {key: stored[key] for key in chosen if key in stored}
-        return dataclasses.replace(config, **kept), sources
+        return config.with_stored(kept, run.config), sources
     if config.batch_size != AUTO:
         team.batch_size_of_rank(config.batch_size, mirrored=config.flip == "both")
     if config.cache != "off":

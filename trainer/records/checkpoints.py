@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import pickle
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -52,9 +51,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if hashlib.sha256(data).hexdigest() not in recorded.read_text(encoding="ascii", errors="replace").split():
         raise CannotResume(f"{path} is damaged: its SHA-256 is not in {recorded.name}")
     try:
-        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise CannotResume(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # of which torch promises no kind for a file that is none
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise CannotResume(f"{path} cannot be read: {reason}") from error
+    if not isinstance(state, dict):
+        raise CannotResume(f"{path} holds a {type(state).__name__}, not the state of a run")
     return state
 
 

@@ -265,8 +265,8 @@ def test_localization_stands_beside_chance_and_says_how_it_was_measured(
     [
         ("metrics.jsonl", '{"kind": "epoch", "step": 4}\n', "line 1 is damaged"),
         ("metrics.jsonl", "[]\n{\n", "line 1 is damaged"),
-        ("config.json", "{", "config.json cannot be read"),
-        ("environment.json", "[1]", "environment.json cannot be read"),
+        ("config.json", "{", "config.json is damaged"),
+        ("environment.json", "[1]", "environment.json is damaged"),
     ],
 )
 def test_a_damaged_record_of_the_run_is_named(

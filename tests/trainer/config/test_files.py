@@ -49,7 +49,6 @@ def test_the_config_of_a_run_is_a_config_file(tmp_path: Path) -> None:
         ("lr = -1", "lr: -1.0 is not in the range"),
         ("epochs = 1.5", "epochs: '1.5' is not a valid integer"),
         ('loss = "mse"', "loss: 'mse' is not one of"),
-        ("lr == 1", "cannot be read"),
     ],
 )
 def test_a_file_that_says_something_else_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -59,6 +58,36 @@ def test_a_file_that_says_something_else_is_refused(tmp_path: Path, text: str, m
     assert found.exit_code == 2
     assert message in found.stderr.replace("\n", " ")
     assert str(file) in found.stderr.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "cause"),
+    [
+        ("my.toml", "lr == 1", "my.toml is no TOML: "),
+        ("my.toml", "lr = 1\nlr = 2", "my.toml is no TOML: "),
+        ("my.toml", "\xff", "my.toml is no TOML: 'utf-8' codec"),
+        ("my.toml", "a" + ".a" * 50_000 + " = 1", "my.toml has more than 16,384 bytes"),
+        ("my.toml", "lr" + ".a" * 8_000 + " = 1", "my.toml, lr is damaged: "),
+        ("my.toml", "lr = " + "[" * 5_000, "my.toml is no TOML: it is nested too deeply"),
+        ("my.toml", "lr = [[1]]", "my.toml, lr is damaged: "),
+        ("my.toml", "lr = 2020-01-01", "my.toml, lr is damaged: "),
+        ("config.json", "{", "config.json is damaged: Input data was truncated"),
+        ("config.json", "[1]", "config.json is damaged: Expected `object`, got `array`"),
+        ("config.json", '{"size": 1e999}', "config.json is damaged: [...]: Number out of range"),
+        ("config.json", '{"lr": {"value": {}}}', "config.json, lr is damaged: "),
+        ("config.json", '{"lr": ' + "[" * 1_000_000, "config.json is damaged: it is nested too deeply"),
+        ("config.json", '{"lr": "' + "1" * 2**20 + '"}', "config.json has more than 1,048,576 bytes"),
+    ],
+    ids=range(14),
+)
+def test_a_file_that_is_damaged_is_exit_3_with_file_and_field(
+    tmp_path: Path, name: str, text: str, cause: str
+) -> None:
+    file = tmp_path / name
+    file.write_text(text, encoding="latin-1")
+    found = dry_run("--config", str(file))
+    assert found.exit_code == 3, found.exception
+    assert found.stderr.startswith(f"Error: {tmp_path}/{cause}") and found.stderr.count("\n") == 1
 
 
 def test_a_missing_file_is_refused_naming_the_recipes() -> None:
