@@ -10,7 +10,7 @@ from pathlib import Path
 from shards.errors import ResourceMissing
 
 PARTIAL = ".partial"
-"""The end of a temporary file's name, which begins with a dot: what a killed process leaves is known by it."""
+"""The end of a temporary file's name, which begins with a dot: by it what a kill leaves is known."""
 
 
 @contextlib.contextmanager

@@ -48,6 +48,7 @@ class RunDirectory:
         self.previous = path / "checkpoints" / "previous.pt"
         self.best = path / "checkpoints" / "best.pt"
         self.model = path / "model.safetensors"
+        self.decisions = path / "decisions.json"
         self.curves = path / "curves.png"
         self.sweep = path / "sweep.csv"
         self.evaluations = path / "eval"
