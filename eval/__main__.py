@@ -1,15 +1,23 @@
 """The evaluation's command line: `python -m eval RUN`, or `python -m eval` for the list of runs."""
 
 import atexit
+import contextlib
 import gc
-import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import click
 import numpy as np
 
-from eval.evaluation import FITTED_ON, Evaluation, Protocol, evaluate, evaluate_average
+from eval.evaluation import (
+    FITTED_ON,
+    Evaluation,
+    Protocol,
+    evaluate,
+    evaluate_average,
+    joint_folder,
+)
 from eval.explanation import Explaining, explain
 from eval.options import (
     json_option,
@@ -28,10 +36,24 @@ from eval.scores.calibration import METHODS
 from eval.several.comparison import RunComparison, compare_runs
 from eval.several.same_images import Images, require_same_images
 from shards.boxes import read_box_list
-from shards.errors import BadData
+from shards.documents import read_json
+from shards.errors import BadData, ResourceMissing
+from shards.locking import only_one
+from shards.publishing import remove_partials
 from shards.signals import stoppable
 from trainer.devices import DEVICE_CHOICES
 from trainer.run_directory import RunDirectory, find_run, list_runs
+
+WAIT = 60
+"""Seconds that another evaluation of a run is waited for. One of stored predictions takes some seconds."""
+
+
+class _Macro(TypedDict):
+    auroc: float | None
+
+
+class _Metrics(TypedDict):
+    macro: _Macro
 
 
 @click.command(
@@ -62,6 +84,11 @@ from trainer.run_directory import RunDirectory, find_run, list_runs
 @resamples_option(besides=" Those of localization are always of 1,000.")
 @seed_option("the resamples")
 @click.option("--tta/--no-tta", default=False, help="Average each image with its mirror.")
+@click.option(
+    "--set-decisions",
+    is_flag=True,
+    help="Have RUN decide by this rule, calibration and mirror from now on, as it does after a plain evaluation.",
+)
 @click.option("--average", is_flag=True, help="Score the mean of the runs' probabilities as well.")
 @click.option("--compare", is_flag=True, help="Set the runs side by side, each against the first.")
 @click.option(
@@ -105,6 +132,7 @@ def main(
     resamples: int,
     seed: int,
     tta: bool,
+    set_decisions: bool,
     average: bool,
     compare: bool,
     heatmaps: int,
@@ -117,10 +145,12 @@ def main(
 ) -> None:
     """Score each RUN, given by name or path: thresholds and calibration from val, all else on the split.
 
-    Writes predictions, thresholds, scores, pictures and report.html to RUN/eval/SPLIT/ (with --tta to
-    SPLIT-tta/). Predictions are made once: scoring again needs neither torch nor a GPU, but heat maps of
-    other decisions do; --heatmaps 0 leaves them out. --average writes to A+B/eval/SPLIT/ beside the first
-    run, --compare to A-vs-B/eval/SPLIT/. Without RUN, lists the runs.
+    Writes predictions, thresholds, scores, pictures and report.html to RUN/eval/SPLIT/. A plain evaluation
+    sets what RUN decides by, in decisions.json; one by another --rule or --calibration or with --tta is a
+    what-if: it writes to SPLIT-RULE/, and sets nothing without --set-decisions. Predictions are made once:
+    scoring again needs neither torch nor a GPU, but heat maps of other decisions do; --heatmaps 0 leaves
+    them out. --average writes to A+B/eval/SPLIT/ beside the first run, --compare to A-vs-B/eval/SPLIT/; the
+    runs themselves are only read, and predicted where they were not yet. Without RUN, lists the runs.
     """  # fmt: skip
     if not names:
         _list(runs)
@@ -131,6 +161,14 @@ def main(
         raise click.UsageError("--compare needs --resamples: its intervals and p-values come from them")
     if boxes is not None and not heatmaps:
         raise click.UsageError("--boxes needs heat maps, which --heatmaps 0 leaves out")
+    together = average or compare
+    if together and (option := _of_one_run(boxes, again=again, set_decisions=set_decisions)):
+        raise click.UsageError(
+            f"{option} is for a run of its own: --average and --compare only read the runs; leave it out, or "
+            "leave them out"
+        )
+    if set_decisions and other_shards:
+        raise click.UsageError("--set-decisions needs the shards the run was trained on, not --other-shards")
     protocol = Protocol(
         selection=Selection.parse(split),
         rule=read_rule(rule),
@@ -144,23 +182,52 @@ def main(
     predicting = Predicting(device=device, batch_size=batch_size, tta=tta, again=again)
     with stoppable("what was finished is kept; the same command goes on from there"):
         # All are opened before the first is predicted: what is wrong shows at once.
-        candidates = [open_candidate(run, predicting, shards, other_shards=other_shards) for run in found]
+        candidates = [
+            open_candidate(run, predicting, shards, other_shards=other_shards, read_only=together)
+            for run in found
+        ]
         explaining = Explaining(heatmaps, None if boxes is None else read_box_list(boxes))
-        _check(candidates, protocol.selection, explaining, together=average or compare)
-        evaluations = [_score(candidate, protocol, explaining, report) for candidate in candidates]
-        if average:
-            joint = evaluate_average(candidates, protocol)
-            _show(joint)
-            _write(joint, report)
-            evaluations.append(joint)
-        comparison = compare_runs(evaluations) if compare else None
-        if comparison is not None:
-            click.echo(comparison.to_text())
-            folder = write_comparison(comparison) if report else comparison.write()
-            for path in sorted(folder.glob("comparison.*")):
-                click.echo(path)
+        _check(candidates, protocol.selection, explaining, together=together)
+        with _locked(found):
+            if together:
+                evaluations = [_score_member(candidate, protocol) for candidate in candidates]
+            else:
+                evaluations = [
+                    _score(candidate, protocol, explaining, report, set_decisions=set_decisions)
+                    for candidate in candidates
+                ]
+            if average:
+                joint = evaluate_average(candidates, protocol)
+                _show(joint)
+                _write(joint, report)
+                evaluations.append(joint)
+            comparison = compare_runs(evaluations) if compare else None
+            if comparison is not None:
+                click.echo(comparison.to_text())
+                folder = write_comparison(comparison) if report else comparison.write()
+                for path in sorted(folder.glob("comparison.*")):
+                    click.echo(path)
         if json_file is not None:
             write_json(json_file, _record(evaluations, comparison))
+
+
+def _of_one_run(boxes: Path | None, *, again: bool, set_decisions: bool) -> str | None:
+    """Return an option that was given and changes what a run holds, or shows what only its report does."""
+    given = {"--boxes": boxes is not None, "--again": again, "--set-decisions": set_decisions}
+    return next((option for option, is_given in given.items() if is_given), None)
+
+
+@contextlib.contextmanager
+def _locked(runs: Sequence[RunDirectory]) -> Iterator[None]:
+    """Keep other commands out of the runs, and remove what killed ones left there and in the joint folders."""
+    with contextlib.ExitStack() as held:
+        for path in sorted(run.path.resolve() for run in runs):
+            held.enter_context(only_one(path, wait=WAIT))
+        joint = [joint_folder(runs, sign) for sign in ("+", "-vs-")]
+        inner = [folder for top in (*(run.evaluations for run in runs), *joint) for folder in top.glob("**/")]
+        for folder in (*(run.path for run in runs), *inner):
+            remove_partials(folder)
+        yield
 
 
 def _check(
@@ -178,10 +245,21 @@ def _check(
         require_same_images(images, part)
 
 
-def _score(candidate: Candidate, protocol: Protocol, explaining: Explaining, report: bool) -> Evaluation:
-    """Score a run; whatever fails after its scores are known leaves them shown and written."""
+def _score_member(candidate: Candidate, protocol: Protocol) -> Evaluation:
+    """Score a run of an average or a comparison; only predictions that it lacks are written into it."""
     evaluation = evaluate(candidate, protocol)
+    candidate.release()
     _show(evaluation)
+    return evaluation
+
+
+def _score(
+    candidate: Candidate, protocol: Protocol, explaining: Explaining, report: bool, *, set_decisions: bool
+) -> Evaluation:
+    """Score a run; whatever fails after its scores are known leaves them shown and written."""
+    evaluation = evaluate(candidate, protocol, set_decisions=set_decisions)
+    _show(evaluation)
+    _show_decisions(evaluation)
     if explaining.per_kind:  # which may take long; else all is written in a moment
         write_scores(evaluation)
     try:
@@ -205,13 +283,20 @@ def _show(evaluation: Evaluation) -> None:
     for warning in evaluation.warnings:
         if warning not in evaluation.scores.warnings:  # which stand under the table
             click.echo(warning)
-    if evaluation.decides_anew:
-        mirror = ", each image averaged with its mirror" if evaluation.tta else ""
-        calibration = evaluation.calibration
-        shown = "as they are" if calibration is None else f"calibrated by {calibration.method}"
-        click.echo(
-            f"{evaluation.runs[0].model} now decides by {evaluation.rule}{mirror}; probabilities are shown {shown}"
-        )
+
+
+def _show_decisions(evaluation: Evaluation) -> None:
+    """Say what prediction decides by from now on, unless it is what this evaluation was made with anyway."""
+    name, point, before = evaluation.name, evaluation.operating_point, evaluation.decided_before
+    if before is not None and point is not None and before.to_json("") == point.to_json(""):
+        return
+    if evaluation.decides:
+        click.echo(f"{name} now decides by {point}{'' if before is None else f'; before by {before}'}")
+    else:
+        still = "has no decisions yet" if before is None else f"still decides by {before}"
+        ask = "a plain evaluation sets them" if before is None else "this was a what-if"
+        own = not evaluation.on_other_shards
+        click.echo(f"{name} {still}; {ask}{', and --set-decisions makes this one count' if own else ''}")
 
 
 def _write(evaluation: Evaluation, report: bool) -> None:
@@ -255,10 +340,10 @@ def _macro_auroc(run: RunDirectory) -> str:
     if not metrics.is_file():
         return f"not scored; python -m eval {run.name}" if run.model.is_file() else "-"
     try:
-        auroc = json.loads(metrics.read_text(encoding="utf-8"))["macro"]["auroc"]
-        return "-" if auroc is None else f"{auroc:.3f}"
-    except (OSError, ValueError, KeyError, TypeError):
+        auroc = read_json(metrics, _Metrics)["macro"]["auroc"]
+    except (BadData, ResourceMissing):
         return f"damaged; python -m eval {run.name}"
+    return "-" if auroc is None else f"{auroc:.3f}"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +12,8 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from eval.heatmaps.gallery import HeatMap
 from eval.heatmaps.localization import Localization
+from eval.operating_point import FITTED_ON as FITTED_ON
+from eval.operating_point import OperatingPoint, read_operating_point, write_operating_point
 from eval.predicting.candidate import Candidate, folder_name
 from eval.predicting.predictions import Predictions
 from eval.predicting.selection import Selection
@@ -25,11 +26,10 @@ from eval.scores.thresholds import F1, Floats, Rule, pick_thresholds
 from eval.several.averaging import average
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
-from trainer.model_header import ModelHeader, add_metadata
+from trainer.model_header import ModelHeader
 from trainer.run_directory import RunDirectory
 
-FITTED_ON = "val"
-_LONGEST_NAME = 200  # bytes; file systems stop at 255, and partial files add a little
+_LONGEST_NAME = 200  # bytes; file systems stop at 255, and temporary files add a little
 
 
 @dataclass(frozen=True)
@@ -44,25 +44,11 @@ class Protocol:
     seed: int = 0
     """Of the resamples; the same for all that are to be compared."""
 
-
-@dataclass(frozen=True, eq=False)
-class Fitted:
-    """What val taught, made by `fit`, which is given nothing else."""
-
-    rule: Rule
-    thresholds: Floats
-    """[14]; NaN for a finding that the rule finds nothing in val to go by."""
-    calibration: Calibration | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what prediction needs: fitted_on, rule, thresholds by finding, calibration."""
-        cuts = zip(FINDINGS, self.thresholds.tolist(), strict=True)
-        return {
-            "fitted_on": FITTED_ON,
-            "rule": self.rule.name,
-            "thresholds": {finding: None if np.isnan(cut) else cut for finding, cut in cuts},
-            "calibration": None if self.calibration is None else self.calibration.to_json(),
-        }
+    @property
+    def what_if(self) -> str:
+        """What the folder of the results has behind its name: nothing by the default rule and calibration."""
+        rule = "" if self.rule.name == F1.name else f"-{self.rule.name}"
+        return rule if self.calibration == "platt" else f"{rule}-calibration={self.calibration or 'none'}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +89,12 @@ class Evaluation:
     localization: Localization | None = None
     """None where no box is known, or no heat map was asked for."""
     gallery: tuple[HeatMap, ...] = ()
-    decides_anew: bool = False
-    """Whether this changed what model.safetensors says of thresholds, calibration and mirror."""
+    operating_point: OperatingPoint | None = None
+    """What was fitted on val here; None of an evaluation that nothing can decide by: of several runs."""
+    decided_before: OperatingPoint | None = None
+    """What the run decided by when this began."""
+    decides: bool = False
+    """Whether this has set what the run decides by."""
 
     @property
     def trained_on(self) -> tuple[str, ...]:
@@ -152,34 +142,45 @@ class Evaluation:
         return tuple(found)
 
 
-def fit(val: Predictions, rule: Rule, calibration: Method | None) -> Fitted:
-    """Fit thresholds and calibration on the predictions on val."""
+def fit(val: Predictions, protocol: Protocol, *, tta: bool) -> OperatingPoint:
+    """Fit thresholds and calibration on the predictions on val, and on nothing else."""
     fitted = None
-    if calibration is not None:
+    if protocol.calibration is not None:
         # One thread: on arrays this small several are slower, and round as the number of cores has it.
         with threadpool_limits(1, user_api="blas"):
-            fitted = fit_calibration(val.labels, val.probabilities, calibration, FINDINGS)
-    return Fitted(rule, pick_thresholds(val.labels, val.probabilities, rule), fitted)
+            fitted = fit_calibration(val.labels, val.probabilities, protocol.calibration, FINDINGS)
+    thresholds = pick_thresholds(val.labels, val.probabilities, protocol.rule)
+    return OperatingPoint(protocol.rule.name, thresholds, fitted, tta)
 
 
-def evaluate(candidate: Candidate, protocol: Protocol) -> Evaluation:
+def is_plain(candidate: Candidate, protocol: Protocol) -> bool:
+    """Tell a plain evaluation from a what-if: the defaults on val or test of the run's own shards."""
+    as_trained = candidate.own_shards and not candidate.predicting.tta
+    return as_trained and not protocol.what_if and protocol.selection.images is None
+
+
+def evaluate(candidate: Candidate, protocol: Protocol, *, set_decisions: bool = False) -> Evaluation:
     """Score a run's best weights, with predictions made where there are none yet.
 
-    What val taught is put into model.safetensors, unless the shards are others than the run's own.
-    Errors are those of `Candidate.predict`.
+    A plain evaluation sets what the run decides by, and so does any with `set_decisions`; but none of a
+    candidate that is read only. Whoever calls this holds the run's lock. Errors are those of
+    `Candidate.predict` and `read_operating_point`.
     """
     name = protocol.selection.name
     predictions = {FITTED_ON: candidate.predict(FITTED_ON, _val_file(candidate, name))}
     if name != FITTED_ON:
         predictions[name] = candidate.predict_selected(protocol.selection)
-    fitted = fit(predictions[FITTED_ON], protocol.rule, protocol.calibration)
-    whole = _score([candidate], candidate.run.name, candidate.folder(name), predictions, fitted, protocol)
-    if not candidate.own_shards:
-        return whole
-    decisions = {**fitted.to_json(), "tta": candidate.predicting.tta}
-    before = candidate.header.metadata
-    add_metadata(candidate.run.model, decisions)
-    return dataclasses.replace(whole, decides_anew={**before, **decisions} != before)
+    folder = candidate.folder(name)
+    folder = folder.with_name(f"{folder.name}{protocol.what_if}")
+    fitted = fit(predictions[FITTED_ON], protocol, tta=candidate.predicting.tta)
+    evaluation = _score([candidate], candidate.run.name, folder, predictions, fitted, protocol)
+    if candidate.read_only:
+        return evaluation
+    before = read_operating_point(candidate.run, candidate.header)
+    decides = set_decisions or is_plain(candidate, protocol)
+    if decides:
+        write_operating_point(candidate.run, candidate.header, fitted)
+    return dataclasses.replace(evaluation, operating_point=fitted, decided_before=before, decides=decides)
 
 
 def evaluate_average(candidates: Sequence[Candidate], protocol: Protocol) -> Evaluation:
@@ -201,8 +202,9 @@ def evaluate_average(candidates: Sequence[Candidate], protocol: Protocol) -> Eva
         predictions[name] = average(scored, name)
         predictions[FITTED_ON].to_csv(folder / f"{FITTED_ON}_predictions.csv", first.shards)
     predictions[name].to_csv(folder / "predictions.csv", first.shards)
-    fitted = fit(predictions[FITTED_ON], protocol.rule, protocol.calibration)
+    fitted = fit(predictions[FITTED_ON], protocol, tta=first.predicting.tta)
     joint = joint_name([each.run for each in candidates], "+")
+    folder = folder.with_name(f"{folder.name}{protocol.what_if}")
     return _score(candidates, joint, folder, predictions, fitted, protocol)
 
 
@@ -229,7 +231,7 @@ def _score(
     name: str,
     folder: Path,
     predictions: dict[str, Predictions],
-    fitted: Fitted,
+    fitted: OperatingPoint,
     protocol: Protocol,
 ) -> Evaluation:
     split, shards = protocol.selection.name, candidates[0].shards
@@ -258,7 +260,7 @@ def _score(
         split=split,
         tta=candidates[0].predicting.tta,
         predictions=predictions,
-        rule=fitted.rule.name,
+        rule=fitted.rule,
         thresholds=dict(zip(FINDINGS, fitted.thresholds.tolist(), strict=True)),
         scores=scores,
         at_half=_at_half(scores, scored),

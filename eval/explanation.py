@@ -58,7 +58,7 @@ class Explaining:
 def explain(evaluation: Evaluation, candidate: Candidate, asked: Explaining) -> Evaluation:
     """Return the evaluation of one run with its gallery and, where boxes are known, its localization.
 
-    Both stand in the folder heatmaps/ of the evaluation, and are read from there where they are of the
+    Both are kept in the folder heatmaps/ of the evaluation, and are read from there where they are of the
     same weights, images, thresholds and boxes; only else the model runs, which imports torch: by another
     rule other decisions are shown. Where torch is not wanted, no heat map must be asked for. So that no
     other interval of the scores needs the model, those of the hit rates are always of 1,000 resamples.
@@ -95,14 +95,16 @@ def explain(evaluation: Evaluation, candidate: Candidate, asked: Explaining) -> 
     found = None
     # A list that was asked for and has no box of these images is an error, which localize names.
     if boxes is not None and (asked.boxes is not None or boxes["row"].isin(scored.rows).any()):
-        found = _localization(candidate, folder, proof, scored.rows, boxes)
+        found = _localization(candidate, evaluation.split, folder, proof, scored.rows, boxes)
     return dataclasses.replace(evaluation, gallery=maps, localization=found)
 
 
 def _localization(
-    candidate: Candidate, folder: Path, proof: dict[str, Any], rows: Any, boxes: pd.DataFrame
+    candidate: Candidate, split: str, folder: Path, proof: dict[str, Any], rows: Any, boxes: pd.DataFrame
 ) -> Localization:
-    found = read_localization(folder, proof)
+    # It does not depend on rule or calibration: what a plain evaluation measured holds for a what-if.
+    plain = candidate.folder(split) / FOLDER
+    found = read_localization(folder, proof) or read_localization(plain, proof)
     if found is None:
         found = _run(
             lambda: localize(

@@ -10,10 +10,12 @@ import torch
 
 from eval.heatmaps.drawing import draw_heat_map
 from eval.heatmaps.gradients import heatmaps
+from eval.operating_point import read_operating_point
 from eval.options import json_option, runs_option
 from eval.predicting.full_precision import full_precision
 from eval.predicting.images import decide, read_image
 from eval.predicting.predict import probabilities_of
+from shards.errors import BadData
 from shards.findings import FINDINGS
 from shards.publishing import publish, publish_text
 from shards.signals import stoppable
@@ -50,17 +52,21 @@ def main(
 def _predict(run: RunDirectory, images: tuple[Path, ...], folder: Path | None, device: str) -> dict[str, Any]:
     """Print what the run says of each image, draw its heat maps, and return the same as a record."""
     header = read_header(run.model)
-    decide(header, np.zeros((0, len(FINDINGS)), dtype=np.float32))  # thresholds missing: said at once
+    point = read_operating_point(run, header)
+    if point is None:
+        raise BadData(f"{run.path} has no decisions yet; score it first with: python -m eval {run.path}")
     pixels = np.stack([read_image(path, header.metadata["size"]) for path in images])[:, None]
     model, _ = load_model(run.model)
     model.to(place := choose_device(device))
     given = torch.from_numpy(pixels).to(place)
     with full_precision():
         # One at a time: any number of images fits.
-        tta = bool(header.metadata.get("tta"))
-        raw = torch.cat([probabilities_of(model, one[None], tta=tta) for one in given])
-    said = decide(header, raw.cpu().numpy())
-    record = {}
+        raw = torch.cat([probabilities_of(model, one[None], tta=point.tta) for one in given]).cpu().numpy()
+    if not np.isfinite(raw).all():
+        raise BadData(f"{run.model} gives outputs that are not all numbers; train the run anew")
+    said = decide(point, raw)
+    click.echo(f"{run.name} decides by {point}")
+    record: dict[str, Any] = {"decisions": point.summary()}
     for number, path in enumerate(images):
         click.echo(f"{path}\n  {'finding':20} probability  threshold")
         rows = zip(FINDINGS, said.shown[number], said.thresholds, said.positive[number], strict=True)

@@ -17,7 +17,7 @@ from shards.locking import only_one
 from shards.manifest import NAME, Manifest, parse_manifest, read_manifest
 from shards.origins import Origin, open_origin
 from shards.progress import progress_bar
-from shards.publishing import PARTIAL, publish, publish_text, sha256_of
+from shards.publishing import PARTIAL, publish_text, rename, sha256_of
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _check_dest(dest: Path, manifest: Manifest, url: str, names: set[str]) -> No
 
 
 def _partial(path: Path) -> Path:
-    # As publish() names what is not whole yet, which finds and renames it at the end.
+    # One name, by which the next call finds what this one has fetched.
     return path.with_name(f".{path.name}{PARTIAL}")
 
 
@@ -135,12 +135,13 @@ def _fetch(file: _File, path: Path, transfer: _Transfer) -> bool:
         _download(file, partial, transfer)
     if transfer.stop.is_set():
         return False
-    with publish(path) as whole:
-        if (found := sha256_of(whole)) != file.sha256:
-            raise BadData(
-                f"{transfer.url}/{file.name} is not the file that the manifest names: its SHA-256 is "
-                f"{found}, not {file.sha256}; the copy there is damaged, or something on the way changes it"
-            )
+    if (found := sha256_of(partial)) != file.sha256:
+        partial.unlink()
+        raise BadData(
+            f"{transfer.url}/{file.name} is not the file that the manifest names: its SHA-256 is "
+            f"{found}, not {file.sha256}; the copy there is damaged, or something on the way changes it"
+        )
+    rename(partial, path)
     return True
 
 

@@ -4,46 +4,38 @@ import contextlib
 import errno
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 from shards.errors import ResourceMissing
 
 PARTIAL = ".partial"
+"""The end of a temporary file's name, which begins with a dot: by it what a kill leaves is known."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 @contextlib.contextmanager
 def publish(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends well, rename it to `path`.
+    """Yield an empty temporary file beside `path`; when the block ends well, rename it to `path`.
 
-    The file is flushed to disk before the rename and the folder after it, so that after a
-    kill or a power cut `path` holds either what it held before or the whole new content.
-    When the block raises, the temporary file is removed. Raises ResourceMissing when the
-    disk is full or cannot be written to.
+    The temporary file is this call's own: another process, or thread, that publishes the same path has
+    one with another name, and the last to end wins. The file is flushed to disk before the rename and the
+    folder after it, so that after a kill or a power cut `path` holds either what it held before or the
+    whole new content. When the block raises, the temporary file is removed; what a kill leaves is removed
+    by `remove_partials`. Raises ResourceMissing when the disk is full or cannot be written to.
     """
-    partial = path.with_name(f".{path.name}{PARTIAL}")
-    try:
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    with _advising(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        _remove(partial)
-        raise ResourceMissing(
-            f"cannot write {path}: {error.strerror or error}; what was finished before is kept, "
-            f"so {'make room' if error.errno in _FULL else 'allow it or name another folder'} and run the "
-            "same command again"
-        ) from error
-    except BaseException:
-        _remove(partial)
-        raise
+            yield partial
+            rename(partial, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise
 
 
 def publish_text(path: Path, text: str) -> None:
@@ -52,9 +44,42 @@ def publish_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _remove(partial: Path) -> None:
-    with contextlib.suppress(OSError):  # it may not be there, nor its folder
-        partial.unlink()
+def rename(partial: Path, path: Path) -> None:
+    """Flush a whole file to disk and give it the name `path`; ResourceMissing from the disk."""
+    with _advising(path):
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in `folder`, but not in folders within it.
+
+    Only for whoever holds the lock of `folder`: those of a process that is at work would go, too. Raises
+    ResourceMissing from the disk.
+    """
+    try:
+        for partial in folder.glob(f".*{PARTIAL}"):
+            partial.unlink()
+    except OSError as error:
+        raise ResourceMissing(f"cannot write to {folder}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _advising(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ResourceMissing(
+            f"cannot write {path}: {error.strerror or error}; what was finished before is kept, "
+            f"so {'make room' if error.errno in _FULL else 'allow it or name another folder'} and run the "
+            "same command again"
+        ) from error
 
 
 def sha256_of(path: Path) -> str:

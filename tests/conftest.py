@@ -1,6 +1,9 @@
 """Real inputs shared by the tests: phantoms, the shards packed from them, and NIH's own files."""
 
+import contextlib
 import os
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,3 +40,19 @@ def phantom_shards(phantom_tree: Path, tmp_path_factory: pytest.TempPathFactory)
     out = tmp_path_factory.mktemp("shards")
     pack(make_plan(phantom_tree, SplitRecipe(val_fraction=0.2)), out, PixelRecipe(size=64), shard_size=20)
     return open_shards(out)
+
+
+@contextlib.contextmanager
+def _no_room() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def no_room() -> "contextlib.AbstractContextManager[None]":
+    """A `with no_room:` in which no byte can be written to a file, as on a full disk, also by root."""
+    return _no_room()

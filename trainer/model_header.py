@@ -1,26 +1,44 @@
-"""The header of model.safetensors, without torch: metadata read and added, weights named by a digest."""
+"""The header of model.safetensors, without torch: file verified, metadata read, weights named by a digest."""
 
 import hashlib
 import json
 import math
-import shutil
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, Literal, TypedDict
 
-from shards.errors import BadData
+from msgspec import Meta
+
+from shards.documents import convert, parse_json, read_bytes
+from shards.errors import BadData, ResourceMissing
 from shards.findings import FINDINGS
-from shards.publishing import publish
 
 METADATA = "cxrapid"
 """The one key of the file's metadata. safetensors writes several in random order, and equal runs must
 give equal files."""
 
-# The format's own limit: https://github.com/huggingface/safetensors, "Format".
-_LARGEST_HEADER = 100_000_000
+# The format allows 100 MB (https://github.com/huggingface/safetensors, "Format"); ViT-B/16's has 20 KB.
+_LARGEST_HEADER = 4 * 2**20
 # What batch norm counts and averages; the state holds it, but no optimizer ever sees it.
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+
+_Size = Annotated[int, Meta(ge=0)]
+
+
+class _Tensor(TypedDict):
+    dtype: Literal["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"]
+    shape: Annotated[list[_Size], Meta(max_length=8)]
+    data_offsets: tuple[_Size, _Size]
+
+
+class _Metadata(TypedDict):
+    arch: str
+    size: Annotated[int, Meta(ge=1, le=4096)]
+    """Shards have at most 1,024 px; ViT-B/16 at 4,096 px has 200 MB of positions."""
+    findings: list[str]
+    manifest_sha256: str
 
 
 @dataclass(frozen=True)
@@ -28,17 +46,24 @@ class ModelHeader:
     """What model.safetensors says of its weights."""
 
     metadata: dict[str, Any]
-    """arch, size, findings, manifest_sha256, epoch, val_loss; once scored also what val taught."""
+    """arch, size, findings, manifest_sha256, epoch, val_loss."""
     parameters: int
     """Numbers that training could change, frozen ones counted, as `models.parameter_counts` counts them."""
     weights_sha256: str
     """SHA-256 of the names, shapes, types and bytes of all tensors; metadata does not change it."""
 
 
-def read_header(path: Path) -> ModelHeader:
-    """Read the header, and every byte once for the digest (0.1 s for ResNet-50).
+def hash_file(path: Path) -> Path:
+    """Return where the SHA-256 of a model file stands: beside it, as model.safetensors.sha256."""
+    return path.with_name(f"{path.name}.sha256")
 
-    Raises BadData where the file is missing, damaged, or of other findings than FINDINGS.
+
+def read_header(path: Path) -> ModelHeader:
+    """Read the header, and every byte once for the digests (0.2 s for ResNet-50).
+
+    The file must be the one that its hash file was written for; runs of before there were hash files are
+    read without. Raises BadData where the file is missing, damaged, another than its hash file says, or of
+    other findings than FINDINGS; ResourceMissing where it may not be read.
     """
     if not path.is_file():
         raise BadData(
@@ -46,44 +71,61 @@ def read_header(path: Path) -> ModelHeader:
         )
     try:
         with path.open("rb") as file:
-            tensors, metadata = _read_table(file)
-            digest = hashlib.sha256(json.dumps(tensors, sort_keys=True).encode())
+            size = path.stat().st_size
+            prefix = file.read(8)
+            header = _read_header(path, file, prefix, size)
+            tensors, metadata = _parse(header, path)
+            of_file = hashlib.sha256(prefix + header)
+            of_weights = hashlib.sha256(json.dumps(tensors, sort_keys=True).encode())
             while block := file.read(1 << 20):
-                digest.update(block)
-        parameters = sum(
-            math.prod(tensor["shape"]) for name, tensor in tensors.items() if not name.endswith(_BUFFERS)
-        )
-        findings = list(metadata["findings"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise BadData(f"{path} cannot be loaded: {error or type(error).__name__}") from error
+                of_file.update(block)
+                of_weights.update(block)
+    except OSError as error:
+        raise ResourceMissing(f"{path} cannot be read: {error.strerror}") from error
+    _check_tensors(tensors, size - 8 - len(header), path)
+    _check_hash(path, of_file.hexdigest())
+    findings = convert(metadata, _Metadata, path)["findings"]
     if findings != list(FINDINGS):
-        raise BadData(f"{path} was trained on other findings: {', '.join(map(str, findings))}")
-    return ModelHeader(metadata, parameters, digest.hexdigest())
+        raise BadData(f"{path} was trained on other findings: {', '.join(findings)}")
+    parameters = sum(
+        math.prod(tensor["shape"]) for name, tensor in tensors.items() if not name.endswith(_BUFFERS)
+    )
+    return ModelHeader(metadata, parameters, of_weights.hexdigest())
 
 
-def add_metadata(path: Path, values: dict[str, Any]) -> None:
-    """Put JSON `values` into the metadata of a model file, in the place of what stood under their names.
-
-    The tensors' bytes stay as they are. A file that says all this already is not written again.
-    Raises BadData as read_header does, ResourceMissing from the disk.
-    """
-    metadata = read_header(path).metadata
-    if {**metadata, **values} == metadata:
-        return
-    with path.open("rb") as file, publish(path) as partial:
-        tensors, _ = _read_table(file)
-        text = json.dumps({**metadata, **values}, allow_nan=False)
-        header = json.dumps({"__metadata__": {METADATA: text}, **tensors}, separators=(",", ":")).encode()
-        header += b" " * (-len(header) % 8)  # the tensors begin at a multiple of 8 bytes
-        with partial.open("wb") as out:
-            out.write(struct.pack("<Q", len(header)) + header)
-            shutil.copyfileobj(file, out)
+def _read_header(path: Path, file: BinaryIO, prefix: bytes, size: int) -> bytes:
+    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+    if length > min(size - 8, _LARGEST_HEADER):
+        raise BadData(f"{path} is damaged: it is no safetensors file, or was cut off")
+    return file.read(length)
 
 
-def _read_table(file: BinaryIO) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the table of tensors and the metadata; the file then stands at the tensors' first byte."""
-    (length,) = struct.unpack("<Q", file.read(8))
-    if length > _LARGEST_HEADER:
-        raise ValueError(f"its header would have {length} bytes")
-    tensors = json.loads(file.read(length))
-    return tensors, json.loads(tensors.pop("__metadata__")[METADATA])
+def _parse(header: bytes, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the table of tensors and the metadata, both as they stand in the file."""
+    tensors = parse_json(header, dict[str, dict[str, Any]], path)
+    text = tensors.pop("__metadata__", {}).get(METADATA)
+    if not isinstance(text, str):
+        raise BadData(f"{path} is no model of this trainer: its metadata has no {METADATA}")
+    return tensors, parse_json(text, dict[str, Any], path)
+
+
+def _check_tensors(tensors: dict[str, Any], data: int, path: Path) -> None:
+    """Raise BadData unless the tensors fill the bytes behind the header without gap or overlap."""
+    end = 0
+    table = convert(tensors, dict[str, _Tensor], path)
+    for name, tensor in sorted(table.items(), key=lambda item: item[1]["data_offsets"]):
+        begin, behind = tensor["data_offsets"]
+        if begin != end or behind - begin != math.prod(tensor["shape"]) * _BYTES[tensor["dtype"]]:
+            raise BadData(f"{path} is damaged: {name} does not lie where its shape and type have it")
+        end = behind
+    if end != data:
+        raise BadData(f"{path} is damaged: its tensors take {end:,} bytes, and it has {data:,} for them")
+
+
+def _check_hash(path: Path, found: str) -> None:
+    recorded = hash_file(path)
+    if recorded.exists() and found not in read_bytes(recorded, 1024).decode("ascii", "replace").split():
+        raise BadData(
+            f"{path} is damaged: its SHA-256 is not in {recorded.name}; copy it again from where it is "
+            "whole, or train the run anew"
+        )

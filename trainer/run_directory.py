@@ -24,7 +24,7 @@ from shards.errors import BadData, CannotResume, ResourceMissing
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
 from shards.locking import only_one
-from shards.publishing import publish_text
+from shards.publishing import publish_text, remove_partials
 
 if TYPE_CHECKING:  # what is written here can be read where torch is not wanted
     import torch
@@ -131,6 +131,7 @@ class RunDirectory:
         self.previous = path / "checkpoints" / "previous.pt"
         self.best = path / "checkpoints" / "best.pt"
         self.model = path / "model.safetensors"
+        self.decisions = path / "decisions.json"
         self.curves = path / "curves.png"
         self.sweep = path / "sweep.csv"
         self.evaluations = path / "eval"
@@ -162,7 +163,7 @@ class RunDirectory:
         with only_one(self.path):
             self._made = {path for path in self._before_a_checkpoint if not os.path.lexists(path)}
             for folder in (self.path, self.last.parent, self.features, *self.evaluations.rglob("")):
-                _remove_partials(folder)
+                remove_partials(folder)
             try:
                 yield
             except BaseException as error:
@@ -368,12 +369,6 @@ def _append(path: Path, line: str) -> None:
             else "let this user write there, or give another --runs"
         )
         raise ResourceMissing(f"cannot write {path}: {error.strerror}; {advice}") from error
-
-
-def _remove_partials(folder: Path) -> None:
-    for partial in folder.glob(".*.partial"):
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 def _environment(shards: ShardFolder, device: "torch.device") -> dict[str, Any]:

@@ -1,21 +1,33 @@
 """Heat maps on disk: a gallery and a localization as files, read back where they are what was asked for."""
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
-import pandas as pd
+from msgspec import Meta
 
 from eval.heatmaps.gallery import HeatMap
 from eval.heatmaps.localization import Localization
 from eval.result_files import remove, write_json
+from shards.documents import convert, read_bytes, read_json
+from shards.errors import BadData, ResourceMissing
 from shards.publishing import publish, publish_text, sha256_of
 
 # Goes up when the same weights on the same images get other heat maps, or the files another form.
 _FORMAT = 1
 _GALLERY, _LOCALIZATION = "gallery.json", "localization.json"
+_Share = Annotated[float, Meta(ge=0, le=1)]
+
+
+class _Kept(TypedDict):
+    file: str
+    sha256: str
+    image: str
+    finding: str
+    kind: str
+    probability: _Share
+    threshold: _Share
 
 
 def keep_gallery(folder: Path, proof: dict[str, Any], maps: Iterable[HeatMap]) -> None:
@@ -49,17 +61,19 @@ def keep_gallery(folder: Path, proof: dict[str, Any], maps: Iterable[HeatMap]) -
 def read_gallery(folder: Path, proof: dict[str, Any]) -> tuple[HeatMap, ...] | None:
     """Return the gallery that was kept with this very proof, None where none is or a file was changed."""
     record = _noted(folder / _GALLERY, proof)
+    if record is None:
+        return None
+    maps = []
     try:
-        maps = []
-        for each in [] if record is None else record["maps"]:
-            png = (folder / Path(each["file"]).name).read_bytes()
+        for each in convert(record.get("maps"), list[_Kept], folder / _GALLERY):
+            png = read_bytes(folder / Path(each["file"]).name)
             if hashlib.sha256(png).hexdigest() != each["sha256"]:
                 return None
-            numbers = float(each["probability"]), float(each["threshold"])
+            numbers = each["probability"], each["threshold"]
             maps.append(HeatMap(each["image"], each["finding"], each["kind"], *numbers, png))
-    except (OSError, KeyError, TypeError, ValueError):  # as good as none: it is made again
+    except (BadData, ResourceMissing):  # as good as none: it is made again
         return None
-    return None if record is None else tuple(maps)
+    return tuple(maps)
 
 
 def remove_other_gallery(folder: Path, proof: dict[str, Any]) -> None:
@@ -84,7 +98,10 @@ def read_localization(folder: Path, proof: dict[str, Any]) -> Localization | Non
     record, path = _noted(folder / _LOCALIZATION, proof), folder / "localization.csv"
     if record is None or not path.is_file() or record.get("csv_sha256") != sha256_of(path):
         return None
-    return Localization(pd.read_csv(path, index_col="finding"))
+    try:
+        return Localization.from_csv(path)
+    except BadData:  # as good as none: it is made again
+        return None
 
 
 def _note(path: Path, proof: dict[str, Any], **content: Any) -> None:
@@ -98,7 +115,6 @@ def _noted(path: Path, proof: dict[str, Any]) -> dict[str, Any] | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none, or one that was cut off
+        return read_json(path, dict[str, Any])
+    except (BadData, ResourceMissing):  # none, or one that was cut off
         return {}
-    return record if isinstance(record, dict) else {}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,12 @@ if TYPE_CHECKING:  # a stored localization is read without it
 OVERLAPS = (0.1, 0.25, 0.5, 0.75)
 _LEVEL = 0.95
 _COUNTS = ["images", "boxes"]
+_RATES = ["hit_rate", "hit_rate_low", "hit_rate_high", "chance", "ratio"]
+_SHARES = [f"{measure}_{overlap}" for measure in ("iou", "iobb") for overlap in OVERLAPS]
+_TYPES: dict[str, type] = {
+    **dict.fromkeys(_COUNTS, np.int64),
+    **dict.fromkeys([*_RATES, *_SHARES], np.float64),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +69,18 @@ class Localization:
     def to_csv(self) -> str:
         """Return the text of localization.csv, with all digits."""
         return self.table.to_csv(lineterminator="\n")
+
+    @classmethod
+    def from_csv(cls, path: Path) -> "Localization":
+        """Read what `to_csv` wrote; BadData where it is anything else."""
+        try:
+            table = pd.read_csv(path, index_col="finding", dtype={"finding": str, **_TYPES})
+        except (OSError, ValueError, OverflowError) as error:
+            raise BadData(f"{path} is damaged: {error}") from error
+        findings = [finding for finding in FINDINGS if finding in table.index]
+        if list(table.columns) != list(_TYPES) or list(table.index) != [*findings, "macro", "micro"]:
+            raise BadData(f"{path} is damaged: it is no localization")
+        return cls(table)
 
     def to_text(self) -> str:
         """Return the table for a terminal, three decimals, `-` for NaN, and the warnings under it."""

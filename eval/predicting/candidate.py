@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eval.predicting.predictions import Predictions, Proof, find_stored, forget, is_stored, store
+from eval.operating_point import read_operating_point
+from eval.predicting.predictions import Predictions, Proof, find_stored, forget, store
 from eval.predicting.selection import Selection
 from shards.errors import BadData, ResourceMissing
 from shards.folder import ShardFolder, open_shards
@@ -43,7 +44,10 @@ class Candidate:
     shards: ShardFolder
     header: ModelHeader
     predicting: Predicting
-    _whole: dict[str, Predictions] = field(default_factory=dict, compare=False, repr=False)
+    read_only: bool = False
+    """Whether nothing of the run may change but that predictions which it lacks are stored in it."""
+    _stored: dict[Path, Predictions] = field(default_factory=dict, compare=False, repr=False)
+    _made: set[str] = field(default_factory=set, compare=False, repr=False)
 
     @property
     def trained_on(self) -> str:
@@ -72,28 +76,31 @@ class Candidate:
         self.__dict__.pop("model", None)
 
     def folder(self, name: str) -> Path:
-        """Return where the results on a selection go: eval/NAME, with -tta and, for other shards, -DIGEST."""
+        """Return where predictions on a selection go: eval/NAME, with -tta and, for other shards, -DIGEST."""
         return self.run.evaluations / folder_name(name, [self])
 
     def predict(self, split: str, path: Path) -> Predictions:
         """Return the predictions on a whole split, which then also stand in the CSV `path`.
 
-        Where the run has predictions of these weights on this split of these shards, they are read;
-        else the model runs, which imports torch. Errors are those of `eval.predicting.predict.predict`, and
-        ResourceMissing where torch is not installed.
+        Where the run has predictions of these weights on this split of these shards, they are read, and not
+        copied where nothing of the run may change; else the model runs, which imports torch. Errors are
+        those of `eval.predicting.predict.predict`, and ResourceMissing where torch is not installed.
         """
-        proof = self.proof(split)
-        found = self._whole.get(split)
-        if found is None and not self.predicting.again:
-            found = find_stored(self.run.evaluations, proof, self.shards)
+        if path in self._stored:
+            return self._stored[path]
+        proof, found = self.proof(split), None
+        if split in self._made or not self.predicting.again:
+            found = find_stored(self.run.evaluations, proof, self.shards, path)
         if found is None:
-            found = self._run_model(split)
+            predictions = self._run_model(split)
             forget(self.run.evaluations, proof)
-            store(found, path, proof, self.shards)
-        elif not is_stored(path, proof):
-            store(found, path, proof, self.shards)
-        self._whole[split] = found
-        return found
+            self._made.add(split)
+        else:
+            stored_at, predictions = found
+        if found is None or (stored_at != path and not self.read_only):
+            store(predictions, path, proof, self.shards)
+        self._stored[path] = predictions
+        return predictions
 
     def proof(self, split: str) -> Proof:
         """Return what decides the predictions on a split."""
@@ -116,7 +123,8 @@ class Candidate:
                 for field in ("rows", "labels", "probabilities", "patients")
             )
         )
-        joined.to_csv(self.folder(selection.name) / "predictions.csv", self.shards)
+        if not self.read_only:
+            joined.to_csv(self.folder(selection.name) / "predictions.csv", self.shards)
         return joined
 
     def _run_model(self, split: str) -> Predictions:
@@ -143,16 +151,23 @@ def require_torch(what: str, instead: str) -> None:
 
 
 def open_candidate(
-    run: RunDirectory, predicting: Predicting, shards_path: Path | None = None, *, other_shards: bool = False
+    run: RunDirectory,
+    predicting: Predicting,
+    shards_path: Path | None = None,
+    *,
+    other_shards: bool = False,
+    read_only: bool = False,
 ) -> Candidate:
     """Open a run and its shards, or those in `shards_path`, and prove that they go together.
 
-    Raises BadData for a run without finished weights, for weights of other findings, and for shards
-    with another manifest than the run's, unless `other_shards` asks for that, or of another size.
+    Raises BadData for a run without finished weights, for weights of other findings or other than the run
+    decides by, and for shards with another manifest than the run's, unless `other_shards` asks for that, or
+    of another size.
     """
     config = run.read_config()
     header = read_header(run.model)
-    arch, size, trained_on = (header.metadata.get(key) for key in ("arch", "size", "manifest_sha256"))
+    read_operating_point(run, header)
+    arch, size, trained_on = (header.metadata[key] for key in ("arch", "size", "manifest_sha256"))
     if arch != config.get("arch"):
         raise BadData(f"{run.model} is a {arch}, but {run.config} says {config.get('arch')}")
     if shards_path is None and "shards" not in config:
@@ -161,9 +176,9 @@ def open_candidate(
     if shards.digest != trained_on and not other_shards:
         raise BadData(
             f"{shards.path} is not what {run.name} was trained on (manifest {shards.digest[:12]}, trained on "
-            f"{str(trained_on)[:12]}): its val and test may hold patients of that train split. "
+            f"{trained_on[:12]}): its val and test may hold patients of that train split. "
             "Give the right --shards, or --other-shards to score on it all the same"
         )
     if shards.manifest.size != size:
         raise BadData(f"{shards.path} holds images of {shards.manifest.size} px, {run.name} takes {size} px")
-    return Candidate(run, shards, header, predicting)
+    return Candidate(run, shards, header, predicting, read_only)

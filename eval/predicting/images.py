@@ -6,12 +6,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from eval.scores.calibration import Calibration
+from eval.operating_point import OperatingPoint
 from eval.scores.thresholds import Floats, apply_thresholds
 from shards.errors import BadData
-from shards.findings import FINDINGS
 from shards.pixels import Gray, PixelRecipe, decode_sample, encode, open_gray, open_jpeg, resize
-from trainer.model_header import ModelHeader
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,20 +42,12 @@ def read_image(path: Path, size: int) -> Gray:
         raise BadData(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def decide(header: ModelHeader, probabilities: npt.NDArray[np.float32]) -> Decisions:
-    """Turn raw probabilities [N, 14] into decisions by what the run's evaluation learnt from val.
-
-    Raises BadData for a run that was not scored yet: it has no thresholds.
-    """
-    if "thresholds" not in header.metadata:
-        raise BadData("the run has no thresholds yet; score it first with: python -m eval RUN")
-    stored = [header.metadata["thresholds"][finding] for finding in FINDINGS]
-    thresholds = np.array([np.nan if cut is None else cut for cut in stored], dtype=np.float64)
+def decide(point: OperatingPoint, probabilities: npt.NDArray[np.float32]) -> Decisions:
+    """Turn raw probabilities [N, 14], 0..1, into decisions by what the run's evaluation learnt from val."""
+    thresholds, calibration = point.thresholds, point.calibration
     positive = apply_thresholds(probabilities, thresholds)
-    record = header.metadata.get("calibration")
-    if record is None:
+    if calibration is None:
         return Decisions(probabilities.astype(np.float64), thresholds, positive)
-    calibration = Calibration.from_json(record, "the calibration in model.safetensors")
     known = np.where(np.isnan(thresholds), 0, thresholds)[None]
     on_scale = np.where(np.isnan(thresholds), np.nan, calibration.apply(known)[0])
     return Decisions(calibration.apply(probabilities), on_scale, positive)

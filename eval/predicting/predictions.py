@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from eval.result_files import remove
-from shards.errors import BadData
+from shards.documents import read_json
+from shards.errors import BadData, ResourceMissing
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
 from shards.formulas import escape_formulas, unescape_formulas
@@ -20,6 +21,15 @@ from shards.publishing import publish_text, sha256_of
 
 _PROBABILITIES = [f"prob_{finding}" for finding in FINDINGS]
 _LABELS = [f"label_{finding}" for finding in FINDINGS]
+_TYPES: dict[str, type] = {
+    "image": str,
+    "patient": np.int64,
+    "row": np.int64,
+    **dict.fromkeys(_PROBABILITIES, np.float64),
+    **dict.fromkeys(_LABELS, np.int64),
+}
+# Bytes; 14 probabilities take 25 each at most.
+_LONGEST_LINE = 4096
 # Goes up when the same weights on the same images get other numbers, or the CSV another form.
 _FORMAT = 1
 
@@ -58,23 +68,38 @@ class Predictions:
 
     @classmethod
     def from_csv(cls, path: Path, shards: ShardFolder) -> "Predictions":
-        """Read what `to_csv` wrote; BadData where it is another file, or its rows are other images."""
+        """Read what `to_csv` wrote.
+
+        Raises BadData where it is another file, a probability is none, or a row stands there twice or is of
+        another image, patient or labels than in the shards.
+        """
         try:
+            if path.stat().st_size > _LONGEST_LINE * (len(shards.entries) + 1):
+                raise ValueError("it is longer than the predictions on all images are")
             # Whatever pandas may do to the last bit of a float64, the float32 it came from is the nearest.
-            table = unescape_formulas(pd.read_csv(path, keep_default_na=False))
-            probabilities = table[_PROBABILITIES].to_numpy(dtype=np.float32)
-            labels, patients = table[_LABELS].to_numpy(dtype=np.uint8), table["patient"].to_numpy(np.int64)
-            rows = table["row"].to_numpy(dtype=np.int32)
-            images = shards.entries.loc[rows]["image"].to_numpy()
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BadData(f"{path} is damaged: {error or type(error).__name__}") from error
+            table = pd.read_csv(path, keep_default_na=False, usecols=list(_TYPES), dtype=_TYPES)
+            table = unescape_formulas(table)
+            entries = shards.entries.loc[table["row"]]
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+            raise BadData(f"{path} is damaged: {(str(error) or type(error).__name__).strip()}") from error
+        rows, images = table["row"].to_numpy(), entries["image"].to_numpy()
         other = np.flatnonzero(table["image"].to_numpy() != images)
         if len(other):
             row = rows[other[0]]
             raise BadData(
                 f"{path}: row {row} is {table['image'][other[0]]}, in the shards {images[other[0]]}"
             )
-        return cls(rows, labels, probabilities, patients)
+        probabilities, labels = table[_PROBABILITIES].to_numpy(), table[_LABELS].to_numpy()
+        truth, patients = entries[list(FINDINGS)].to_numpy(), entries["patient"].to_numpy(dtype=np.int64)
+        for wrong, what in (
+            (table["row"].duplicated().to_numpy(), "stands there twice"),
+            ((labels != truth).any(axis=1), "has other labels than in the shards"),
+            (table["patient"].to_numpy() != patients, "is of another patient in the shards"),
+            (~((probabilities >= 0) & (probabilities <= 1)).all(axis=1), "has a probability not in 0..1"),
+        ):
+            if wrong.any():
+                raise BadData(f"{path} is damaged: row {rows[wrong][0]} {what}")
+        return cls(rows.astype(np.int32), labels.astype(np.uint8), probabilities.astype(np.float32), patients)
 
 
 @dataclass(frozen=True)
@@ -107,21 +132,30 @@ def forget(folder: Path, proof: Proof) -> None:
         remove(path.parent, [path.with_suffix(".json").name])
 
 
-def find_stored(folder: Path, proof: Proof, shards: ShardFolder) -> Predictions | None:
-    """Return the predictions of this proof under `folder`/*/, None where none are or they were changed."""
-    for path in _proved(folder, proof):
-        return Predictions.from_csv(path, shards)
+def find_stored(
+    folder: Path, proof: Proof, shards: ShardFolder, first: Path | None = None
+) -> tuple[Path, Predictions] | None:
+    """Return the predictions of this proof under `folder`/*/, and where; None where none are.
+
+    `first` is looked at before all others. Those that were changed, or are no such predictions whatever
+    their note says, are passed over.
+    """
+    for path in sorted(_proved(folder, proof), key=lambda path: path != first):
+        try:
+            found = Predictions.from_csv(path, shards)
+        except BadData:
+            continue
+        if np.array_equal(found.rows, shards.rows(proof.split)):
+            return path, found
     return None
 
 
 def is_stored(path: Path, proof: Proof) -> bool:
     """Tell whether the CSV `path` is there, unchanged, and of this proof."""
     try:
-        record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        return bool(
-            record == _record(proof, record["csv_sha256"]) and record["csv_sha256"] == sha256_of(path)
-        )
-    except (OSError, ValueError, KeyError, TypeError):  # no such file, or one that was cut off
+        record = read_json(path.with_suffix(".json"), dict[str, Any])
+        return path.is_file() and record == _record(proof, sha256_of(path))
+    except (BadData, ResourceMissing, OSError):  # no such file, or one that was cut off
         return False
 
 

@@ -1,5 +1,6 @@
 """Which images are scored: those of val, of test, or those on a list."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from shards.folder import ShardFolder
 from shards.splits import SPLITS, read_list
 
 SCORED = ("val", "test")
+# How the folder of a what-if ends: by the mirror, another rule or another calibration.
+_WHAT_IF = re.compile(r"-(tta|youden|\w+=.*)$")
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,8 @@ class Selection:
     def parse(cls, text: str) -> "Selection":
         """Read `val`, `test` or the path of a list of image names, one a line.
 
-        UsageError for anything else, and for a list that is called as a split is; BadData for a list
-        that cannot be read or is empty.
+        UsageError for anything else, and for a list that is called as a split is, or as the folder of some
+        what-if; BadData for a list that cannot be read or is empty.
         """
         if text in SCORED:
             return cls(text)
@@ -36,8 +39,12 @@ class Selection:
         if not path.is_file():
             why = "the model was fitted on train" if text == "train" else "there is no such file"
             raise click.UsageError(f"--split {text!r} is neither val nor test, nor a list of images: {why}")
-        if path.stem.removesuffix("-tta") in SPLITS:
+        if path.stem in SPLITS:
             raise click.UsageError(f"--split {text!r}: a list named {path.stem} would pass for that split")
+        if _WHAT_IF.search(path.stem):
+            raise click.UsageError(
+                f"--split {text!r}: a list named {path.stem} would pass for that split of a what-if"
+            )
         return cls(path.stem, read_list(path))
 
     def rows(self, shards: ShardFolder) -> dict[str, npt.NDArray[np.int32]]:

@@ -116,7 +116,7 @@ class Calibration:
                 for name, curve in curves.items()
                 if curve is None
             }
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise BadData(f"{source} is damaged: {error or type(error).__name__}") from error
         return cls(record["method"], curves, reasons)
 

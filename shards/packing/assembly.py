@@ -38,7 +38,7 @@ from shards.packing.resuming import (
 from shards.packing.shard import Receipt, ShardTask
 from shards.packing.writing import write_shards
 from shards.pixels import REDUCING_GAP, PixelRecipe
-from shards.publishing import PARTIAL, publish_text, sha256_of
+from shards.publishing import publish_text, remove_partials, sha256_of
 from shards.splits import SPLITS
 
 _ENTRY_COLUMNS = ["image", "patient", "split", *FINDINGS, "age", "sex", "view", "follow_up", "folder"]
@@ -183,8 +183,7 @@ def _oddities(plan: Plan, receipts: Iterable[Receipt]) -> dict[str, Oddity]:
 
 def _tidy(out: Path) -> None:
     # What a kill left behind goes, too.
-    for partial in out.glob(f".*{PARTIAL}"):
-        partial.unlink()
+    remove_partials(out)
     if (out / WORK).exists():
         shutil.rmtree(out / WORK)
 

@@ -2,6 +2,7 @@ import hashlib
 import io
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -127,9 +128,12 @@ def test_a_missing_index_that_is_built_again_is_said(
     assert capsys.readouterr() == ("", f"note: {idx} was missing and is built again\n")
 
 
-def test_an_index_that_cannot_be_built_again_says_what_to_do(shards: Path) -> None:
-    # A folder in the place of the temporary file: root may write into a folder without the permission.
+def test_an_index_that_cannot_be_built_again_says_what_to_do(
+    shards: Path, no_room: AbstractContextManager[None]
+) -> None:
     (shards / "train-00001.idx").unlink()
-    (shards / ".train-00001.idx.partial").mkdir()
-    with pytest.raises(ResourceMissing, match=r"train-00001\.idx is missing and cannot be built .* copy"):
+    with (
+        no_room,
+        pytest.raises(ResourceMissing, match=r"train-00001\.idx is missing and cannot be built .* copy"),
+    ):
         open_shards(shards)

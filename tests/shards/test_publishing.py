@@ -1,12 +1,16 @@
 import hashlib
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from shards.errors import ResourceMissing
-from shards.publishing import publish, publish_text, sha256_of
+from shards.publishing import publish, publish_text, remove_partials, sha256_of
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_file_appears_whole_in_a_folder_that_is_made_for_it(tmp_path: Path) -> None:
@@ -72,3 +76,41 @@ def test_the_hash_is_sha_256_of_the_bytes(tmp_path: Path) -> None:
     content = bytes(range(256)) * 5000  # more than one block
     (tmp_path / "a").write_bytes(content)
     assert sha256_of(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_two_that_publish_one_path_at_once_each_have_a_file_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with publish(path) as first, publish(path) as second:
+        first.write_text("first, and longer")
+        second.write_text("second")
+        assert first.read_text() == "first, and longer"
+    assert path.read_text() == "first, and longer" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_link_in_the_place_of_the_temporary_file_is_never_written_through(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("kept")
+    (tmp_path / ".a.txt.partial").symlink_to(tmp_path / "victim")
+    publish_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "victim").read_text() == "kept" and (tmp_path / "a.txt").read_text() == "new"
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, signal\n"
+        "from pathlib import Path\n"
+        "from shards.publishing import publish\n"
+        "with publish(Path(sys.argv[1])) as partial:\n"
+        "    partial.write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    (tmp_path / "kept.partial").write_text("no temporary file: its name begins with no dot")
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.txt")], cwd=ROOT, check=False)
+    assert len(list(tmp_path.iterdir())) == 2
+    remove_partials(tmp_path)
+    assert os.listdir(tmp_path) == ["kept.partial"]
+
+
+def test_a_published_file_has_the_permissions_that_the_umask_leaves(tmp_path: Path) -> None:
+    publish_text(tmp_path / "a.txt", "text")
+    (tmp_path / "b.txt").write_text("text")
+    assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "b.txt").stat().st_mode

@@ -9,7 +9,7 @@ from models import build, parameter_counts
 from shards.errors import BadData
 from shards.findings import FINDINGS
 from trainer.model_file import load_model, save_model
-from trainer.model_header import add_metadata, read_header
+from trainer.model_header import read_header
 
 METADATA = {"arch": "custom_cnn", "size": 64, "findings": list(FINDINGS), "manifest_sha256": "0"}
 
@@ -29,22 +29,6 @@ def test_equal_weights_give_equal_files(tmp_path: Path) -> None:
     for name in ("one", "other"):
         save_model(tmp_path / name, state, METADATA)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
-
-
-def test_metadata_is_added_and_changes_no_weight(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    model = build("custom_cnn", size=64)
-    save_model(path, model.state_dict(), METADATA)
-    before = read_header(path)
-    added = {"thresholds": {"Mass": 0.1 + 0.2, "Hernia": None}, "rule": "f1 \u2265"}
-    add_metadata(path, added)
-    loaded, metadata = load_model(path)
-    assert metadata == {**METADATA, **added}
-    assert read_header(path).weights_sha256 == before.weights_sha256
-    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
-    written = path.stat()
-    add_metadata(path, added)
-    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
 
 
 def test_other_weights_have_another_digest(tmp_path: Path) -> None:
@@ -69,7 +53,7 @@ def test_the_header_counts_the_parameters_as_the_model_does(tmp_path: Path, arch
 def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
-    with pytest.raises(BadData, match=r"model\.safetensors cannot be loaded"):
+    with pytest.raises(BadData, match=r"model\.safetensors is (damaged|no model of this trainer)"):
         load_model(path)
 
 

@@ -77,7 +77,7 @@ def test_stored_predictions_are_found_by_their_proof_alone(
     store(predictions, tmp_path / "anywhere" / "val_predictions.csv", PROOF, phantom_shards)
     found = find_stored(tmp_path, PROOF, phantom_shards)
     assert found is not None
-    expect_equal(found, predictions)
+    expect_equal(found[1], predictions)
     others = {"weights_sha256": "c", "manifest_sha256": "c", "split": "val", "tta": True}
     for field, value in others.items():
         other = dataclasses.replace(PROOF, **{field: value})

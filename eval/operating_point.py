@@ -1,0 +1,115 @@
+"""decisions.json: thresholds, rule, calibration and mirror that a run decides by, bound to its weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypedDict
+
+import numpy as np
+from msgspec import Meta
+
+from eval.result_files import json_text
+from eval.scores.calibration import Calibration
+from eval.scores.thresholds import Floats, parse_rule
+from shards.documents import convert, read_json
+from shards.errors import BadData
+from shards.findings import FINDINGS
+from shards.publishing import publish_text
+from trainer.model_header import ModelHeader
+from trainer.run_directory import RunDirectory
+
+FITTED_ON = "val"
+
+
+class _Record(TypedDict, total=False):
+    weights_sha256: str
+    fitted_on: Literal["val"]
+    rule: str
+    tta: bool
+    thresholds: dict[str, Annotated[float, Meta(ge=0, le=1)] | None]
+    calibration: dict[str, Any] | None
+
+
+@dataclass(frozen=True, eq=False)
+class OperatingPoint:
+    """What val taught, and with it how images are decided on."""
+
+    rule: str
+    """By which the thresholds were picked, as `Rule.name`."""
+    thresholds: Floats
+    """[14], of raw probabilities; NaN for a finding that the rule finds nothing in val to go by."""
+    calibration: Calibration | None
+    """For the probabilities that are shown; None shows them as they are."""
+    tta: bool
+    """Whether each image is averaged with its mirror."""
+
+    def to_json(self, weights_sha256: str) -> dict[str, Any]:
+        """Return decisions.json for the weights of this digest."""
+        cuts = zip(FINDINGS, self.thresholds.tolist(), strict=True)
+        return {
+            "weights_sha256": weights_sha256,
+            "fitted_on": FITTED_ON,
+            "rule": self.rule,
+            "tta": self.tta,
+            "thresholds": {finding: None if np.isnan(cut) else cut for finding, cut in cuts},
+            "calibration": None if self.calibration is None else self.calibration.to_json(),
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """Return rule, mirror and calibration as JSON values, by these names."""
+        method = None if self.calibration is None else self.calibration.method
+        return {"rule": self.rule, "mirror": self.tta, "calibration": method}
+
+    def __str__(self) -> str:
+        method = "none" if self.calibration is None else self.calibration.method
+        return f"rule {self.rule}, mirror {'on' if self.tta else 'off'}, calibration {method}"
+
+
+def read_operating_point(run: RunDirectory, header: ModelHeader) -> OperatingPoint | None:
+    """Return what the run decides by; None where nothing was decided on yet.
+
+    That is decisions.json; of a run of before it existed, what stands in the header of its weights.
+    Raises BadData where it is damaged, or was fitted for other weights; ResourceMissing where it may not be
+    read.
+    """
+    if run.decisions.exists():
+        record = read_json(run.decisions, _Record)
+        if record.get("weights_sha256") != header.weights_sha256:
+            raise BadData(
+                f"{run.decisions} was fitted for other weights than those of {run.model.name}; remove it and "
+                f"fit it anew with: python -m eval {run.path}"
+            )
+        return _parse(record, run.decisions)
+    if "thresholds" not in header.metadata:
+        return None
+    return _parse(convert(header.metadata, _Record, run.model), run.model)
+
+
+def write_operating_point(run: RunDirectory, header: ModelHeader, point: OperatingPoint) -> None:
+    """Make `point` what the run decides by; whoever calls this holds the run's lock.
+
+    A file that says all this already is not written again. Raises ResourceMissing from the disk.
+    """
+    text = json_text(point.to_json(header.weights_sha256))
+    if not run.decisions.is_file() or run.decisions.read_bytes() != text.encode():
+        publish_text(run.decisions, text)
+
+
+def _parse(record: _Record, path: Path) -> OperatingPoint:
+    thresholds = record.get("thresholds", {})
+    if thresholds.keys() != set(FINDINGS):
+        raise BadData(f"{path} is damaged: thresholds: they are not those of the {len(FINDINGS)} findings")
+    try:
+        rule = parse_rule(record.get("rule", "f1"))
+    except ValueError as error:
+        raise BadData(f"{path} is damaged: rule: {error}") from error
+    plain = record.get("calibration")
+    calibration = None if plain is None else Calibration.from_json(plain, str(path))
+    if calibration is not None and calibration.findings != FINDINGS:
+        raise BadData(f"{path} is damaged: calibration: it is not of the {len(FINDINGS)} findings, in order")
+    cuts = [thresholds[finding] for finding in FINDINGS]
+    return OperatingPoint(
+        rule=rule.name,
+        thresholds=np.array([np.nan if cut is None else cut for cut in cuts]),
+        calibration=calibration,
+        tta=record.get("tta", False),
+    )
