@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from shards.console import Command, echo
+from shards.console import PATH, Command, echo
 from shards.cores import available_cores
 from shards.errors import BadData
 from shards.findings import NO_FINDING
@@ -181,7 +181,7 @@ def _draw(prefix: Path, originals: list[Path], numbers: range) -> list[tuple[int
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
-@click.argument("out", type=click.Path(path_type=Path), default=OUT)
+@click.argument("out", type=PATH, default=OUT)
 @click.option(
     "--images", type=click.IntRange(1), default=8000, metavar="N", help="Different images in train."
 )

@@ -26,7 +26,7 @@ from benchmarks.plot import plot_epoch
 from benchmarks.trainee import Trainee
 from loaders import LOADER_CHOICES
 from models import known_archs
-from shards.console import Command, echo
+from shards.console import PATH, Command, echo
 from shards.folder import open_shards
 from trainer.devices import choose_device
 from trainer.optimization.precision import choose_precision
@@ -40,7 +40,7 @@ SMALL = OUT.with_name(f"{OUT.name}-small")
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
 @click.option(
-    "--shards", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
+    "--shards", type=PATH, default=None, metavar="FOLDER",
     help="Packed shards to train on.  [default: data/shards, or a set that is made]",
 )  # fmt: skip
 @click.option(

@@ -31,7 +31,7 @@ from benchmarks.content import OUT, default_shards
 from benchmarks.harness import interleave, summary, write_result
 from benchmarks.plot import plot_loader
 from loaders import LOADERS
-from shards.console import Command, echo
+from shards.console import PATH, Command, echo
 from shards.cores import available_cores
 from shards.folder import open_shards
 
@@ -44,7 +44,7 @@ _FEW_RUNS = 3  # of the side questions: threads, cold cache
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
 @click.option(
-    "--shards", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
+    "--shards", type=PATH, default=None, metavar="FOLDER",
     help=f"Packed shards to load.  [default: data/shards, or a set of 8,000 images that is made in {OUT}]",
 )  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(1), default=256, metavar="IMAGES", help="Images a batch.")
@@ -61,7 +61,7 @@ _FEW_RUNS = 3  # of the side questions: threads, cold cache
     "--loaders", default=",".join(CONTENDERS), metavar="NAMES", help="Who takes part, separated by commas."
 )
 @click.option(
-    "--raw", type=click.Path(path_type=Path), default=_RAW, metavar="FOLDER",
+    "--raw", type=PATH, default=_RAW, metavar="FOLDER",
     help="An NIH tree of full-size images, for raw; left out where it is not there.",
 )  # fmt: skip
 @click.option(

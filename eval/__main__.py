@@ -1,25 +1,17 @@
 """The evaluation's command line: `python -m eval RUN`, or `python -m eval` for the list of runs."""
 
-import atexit
-import contextlib
-import gc
-from collections.abc import Iterator, Sequence
+if __name__ == "__main__":
+    import shards.startup  # noqa: F401  first: Ctrl-C ends in one line while the rest is imported
+
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import click
-import numpy as np
 
-from eval.evaluation import (
-    FITTED_ON,
-    Evaluation,
-    Protocol,
-    evaluate,
-    evaluate_average,
-    joint_folder,
-)
-from eval.explanation import Explaining, explain
 from eval.options import (
+    CALIBRATIONS,
+    EvaluationOptions,
+    batch_size_option,
     json_option,
     read_rule,
     resamples_option,
@@ -27,25 +19,15 @@ from eval.options import (
     runs_option,
     seed_option,
 )
-from eval.predicting.candidate import Candidate, Predicting, open_candidate
 from eval.predicting.selection import Selection
-from eval.report import metrics_record, write_report, write_scores
-from eval.report.comparison_page import write_comparison
-from eval.result_files import write_json
-from eval.scores.calibration import METHODS
-from eval.several.comparison import RunComparison, compare_runs
-from eval.several.same_images import Images, require_same_images
 from shards.boxes import read_box_list
+from shards.console import PATH, Command, echo
 from shards.documents import read_json
 from shards.errors import BadData, ResourceMissing
-from shards.locking import only_one
-from shards.publishing import remove_partials
+from shards.manifest import read_manifest
 from shards.signals import stoppable
 from trainer.devices import DEVICE_CHOICES
 from trainer.run_directory import RunDirectory, find_run, list_runs
-
-WAIT = 60
-"""Seconds that another evaluation of a run is waited for. One of stored predictions takes some seconds."""
 
 
 class _Macro(TypedDict):
@@ -57,7 +39,8 @@ class _Metrics(TypedDict):
 
 
 @click.command(
-    context_settings={"auto_envvar_prefix": "CXRAPID", "show_default": True, "max_content_width": 110}
+    cls=Command,
+    context_settings={"auto_envvar_prefix": "CXRAPID", "show_default": True, "max_content_width": 110},
 )
 @click.argument("names", metavar="[RUN]...", nargs=-1)
 @runs_option()
@@ -69,7 +52,7 @@ class _Metrics(TypedDict):
 )
 @click.option(
     "--shards",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FOLDER",
     help="Where the runs' shards are now.  [default: where they were]",
 )
@@ -77,7 +60,7 @@ class _Metrics(TypedDict):
 @rule_option()
 @click.option(
     "--calibration",
-    type=click.Choice([*METHODS, "none"]),
+    type=click.Choice(CALIBRATIONS),
     default="platt",
     help="Fitted on val per finding, for the probabilities that are shown; decisions and ranks never use it.",
 )
@@ -93,7 +76,7 @@ class _Metrics(TypedDict):
 @click.option("--compare", is_flag=True, help="Set the runs side by side, each against the first.")
 @click.option(
     "--heatmaps",
-    type=click.IntRange(0),
+    type=click.IntRange(0, 10_000),
     default=6,
     metavar="N",
     help="Pictures each of true positives, false positives, false negatives; 0: no heat map, no localization, "
@@ -101,19 +84,13 @@ class _Metrics(TypedDict):
 )
 @click.option(
     "--boxes",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="A list of boxes as NIH's BBox_List_2017.csv, for localization.  [default: the shards' own]",
 )
 @click.option("--again", is_flag=True, help="Predict anew, where stored predictions would do.")
 @click.option("--report/--no-report", default=True, help="Draw the pictures and report.html, too.")
-@click.option(
-    "--batch-size",
-    type=click.IntRange(1),
-    default=64,
-    metavar="IMAGES",
-    help="Images a step; changes speed and memory only.",
-)
+@batch_size_option()
 @click.option(
     "--device",
     default="auto",
@@ -169,46 +146,24 @@ def main(
         )
     if set_decisions and other_shards:
         raise click.UsageError("--set-decisions needs the shards the run was trained on, not --other-shards")
-    protocol = Protocol(
-        selection=Selection.parse(split),
-        rule=read_rule(rule),
-        calibration=next((method for method in METHODS if method == calibration), None),
-        resamples=resamples,
-        seed=seed,
-    )
+    chosen_rule, selection = read_rule(rule), Selection.parse(split)
     found = [find_run(name, runs) for name in names]
     if len({run.path.resolve() for run in found}) < len(found):
         raise click.UsageError("a run is given twice")
-    predicting = Predicting(device=device, batch_size=batch_size, tta=tta, again=again)
+    options = EvaluationOptions(
+        selection=selection, rule=chosen_rule, calibration=calibration, resamples=resamples, seed=seed, tta=tta,
+        set_decisions=set_decisions, average=average, compare=compare, heatmaps=heatmaps,
+        boxes=None if boxes is None else read_box_list(boxes), again=again, report=report,
+        batch_size=batch_size, device=device, shards=shards, other_shards=other_shards, json_file=json_file,
+    )  # fmt: skip
+    for run in found:
+        if shards is not None or isinstance(run.read_config().get("shards"), str):
+            read_manifest(shards or Path(run.read_config()["shards"]))
     with stoppable("what was finished is kept; the same command goes on from there"):
-        # All are opened before the first is predicted: what is wrong shows at once.
-        candidates = [
-            open_candidate(run, predicting, shards, other_shards=other_shards, read_only=together)
-            for run in found
-        ]
-        explaining = Explaining(heatmaps, None if boxes is None else read_box_list(boxes))
-        _check(candidates, protocol.selection, explaining, together=together)
-        with _locked(found):
-            if together:
-                evaluations = [_score_member(candidate, protocol) for candidate in candidates]
-            else:
-                evaluations = [
-                    _score(candidate, protocol, explaining, report, set_decisions=set_decisions)
-                    for candidate in candidates
-                ]
-            if average:
-                joint = evaluate_average(candidates, protocol)
-                _show(joint)
-                _write(joint, report)
-                evaluations.append(joint)
-            comparison = compare_runs(evaluations) if compare else None
-            if comparison is not None:
-                click.echo(comparison.to_text())
-                folder = write_comparison(comparison) if report else comparison.write()
-                for path in sorted(folder.glob("comparison.*")):
-                    click.echo(path)
-        if json_file is not None:
-            write_json(json_file, _record(evaluations, comparison))
+        # Imports scikit-learn and more, which takes seconds: what is wrong with a name was told before.
+        from eval.launch import launch
+
+        launch(found, options)
 
 
 def _of_one_run(boxes: Path | None, *, again: bool, set_decisions: bool) -> str | None:
@@ -217,115 +172,14 @@ def _of_one_run(boxes: Path | None, *, again: bool, set_decisions: bool) -> str 
     return next((option for option, is_given in given.items() if is_given), None)
 
 
-@contextlib.contextmanager
-def _locked(runs: Sequence[RunDirectory]) -> Iterator[None]:
-    """Keep other commands out of the runs, and remove what killed ones left there and in the joint folders."""
-    with contextlib.ExitStack() as held:
-        for path in sorted(run.path.resolve() for run in runs):
-            held.enter_context(only_one(path, wait=WAIT))
-        joint = [joint_folder(runs, sign) for sign in ("+", "-vs-")]
-        inner = [folder for top in (*(run.evaluations for run in runs), *joint) for folder in top.glob("**/")]
-        for folder in (*(run.path for run in runs), *inner):
-            remove_partials(folder)
-        yield
-
-
-def _check(
-    candidates: list[Candidate], selection: Selection, explaining: Explaining, *, together: bool
-) -> None:
-    """Raise BadData for what can be known to be wrong before hours of prediction."""
-    parts: dict[str, list[Images]] = {FITTED_ON: [], selection.name: []}
-    for each in candidates:
-        rows = np.sort(np.concatenate(list(selection.rows(each.shards).values())))
-        explaining.require_boxes(each.shards, rows)
-        if together:
-            for part, its_rows in {FITTED_ON: each.shards.rows(FITTED_ON), selection.name: rows}.items():
-                parts[part].append(Images.of_rows(each.run.name, each.shards, its_rows))
-    for part, images in parts.items():
-        require_same_images(images, part)
-
-
-def _score_member(candidate: Candidate, protocol: Protocol) -> Evaluation:
-    """Score a run of an average or a comparison; only predictions that it lacks are written into it."""
-    evaluation = evaluate(candidate, protocol)
-    candidate.release()
-    _show(evaluation)
-    return evaluation
-
-
-def _score(
-    candidate: Candidate, protocol: Protocol, explaining: Explaining, report: bool, *, set_decisions: bool
-) -> Evaluation:
-    """Score a run; whatever fails after its scores are known leaves them shown and written."""
-    evaluation = evaluate(candidate, protocol, set_decisions=set_decisions)
-    _show(evaluation)
-    _show_decisions(evaluation)
-    if explaining.per_kind:  # which may take long; else all is written in a moment
-        write_scores(evaluation)
-    try:
-        evaluation = explain(evaluation, candidate, explaining)
-    except click.ClickException:
-        _write(evaluation, report)
-        raise
-    finally:
-        candidate.release()
-    _write(evaluation, report)
-    return evaluation
-
-
-def _show(evaluation: Evaluation) -> None:
-    images = len(evaluation.predictions[evaluation.split].rows)
-    click.echo(
-        f"{evaluation.name} on {evaluation.split}: {images} images of {evaluation.patients} patients, "
-        f"thresholds ({evaluation.rule}) from val"
-    )
-    click.echo(evaluation.scores.to_text())
-    for warning in evaluation.warnings:
-        if warning not in evaluation.scores.warnings:  # which stand under the table
-            click.echo(warning)
-
-
-def _show_decisions(evaluation: Evaluation) -> None:
-    """Say what prediction decides by from now on, unless it is what this evaluation was made with anyway."""
-    name, point, before = evaluation.name, evaluation.operating_point, evaluation.decided_before
-    if before is not None and point is not None and before.to_json("") == point.to_json(""):
-        return
-    if evaluation.decides:
-        click.echo(f"{name} now decides by {point}{'' if before is None else f'; before by {before}'}")
-    else:
-        still = "has no decisions yet" if before is None else f"still decides by {before}"
-        ask = "a plain evaluation sets them" if before is None else "this was a what-if"
-        own = not evaluation.on_other_shards
-        click.echo(f"{name} {still}; {ask}{', and --set-decisions makes this one count' if own else ''}")
-
-
-def _write(evaluation: Evaluation, report: bool) -> None:
-    if evaluation.localization is not None:
-        click.echo(evaluation.localization.to_text())
-    folder = write_report(evaluation) if report else write_scores(evaluation)
-    written = sorted(path for path in folder.iterdir() if path.is_file())
-    # The page is last, where the eye is when a command has ended.
-    for path in sorted(written, key=lambda path: path.suffix == ".html"):
-        click.echo(path)
-
-
-def _record(evaluations: list[Evaluation], comparison: RunComparison | None) -> dict[str, Any]:
-    if len(evaluations) == 1:
-        return metrics_record(evaluations[0])
-    return {
-        "evaluations": [metrics_record(evaluation) for evaluation in evaluations],
-        "comparison": None if comparison is None else comparison.to_json(),
-    }
-
-
 def _list(runs: Path) -> None:
     found = list_runs(runs)
     if not found:
-        click.echo(f"no runs in {runs}; train one with: python -m trainer --arch custom_cnn")
+        echo(f"no runs in {runs}; train one with: python -m trainer --arch custom_cnn")
         return
-    click.echo(f"{'run':24} {'arch':12} {'state':13} macro AUROC on test")
+    echo(f"{'run':24} {'arch':12} {'state':13} macro AUROC on test")
     for run in found:
-        click.echo(f"{run.name:24} {_arch(run):12} {run.state:13} {_macro_auroc(run)}")
+        echo(f"{run.name:24} {_arch(run):12} {run.state:13} {_macro_auroc(run)}")
 
 
 def _arch(run: RunDirectory) -> str:
@@ -347,6 +201,4 @@ def _macro_auroc(run: RunDirectory) -> str:
 
 
 if __name__ == "__main__":
-    gc.freeze()  # what is imported stays, so looking through it for garbage would only take time
-    atexit.register(gc.unfreeze)  # else libraries that look for leaks as Python ends report what it kept
     main(prog_name="python -m eval")

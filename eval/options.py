@@ -1,12 +1,46 @@
-"""Options that `python -m eval` and `python -m eval.score` have alike, and how they are read."""
+"""Options of `python -m eval` and `python -m eval.score`, and how they are read."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+import pandas as pd
 
+from eval.predicting.selection import Selection
 from eval.scores.thresholds import RULES, Rule, parse_rule
+from shards.console import PATH, SEED
+
+CALIBRATIONS = ("temperature", "platt", "isotonic", "none")
+"""Those of `eval.scores.calibration`, which takes a second to import, and none."""
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What `python -m eval` was asked for, each field as its option."""
+
+    selection: Selection
+    """--split"""
+    rule: Rule
+    calibration: str
+    resamples: int
+    seed: int
+    tta: bool
+    set_decisions: bool
+    average: bool
+    compare: bool
+    heatmaps: int
+    boxes: pd.DataFrame | None
+    """The list's boxes as `shards.boxes.read_box_list` returns them."""
+    again: bool
+    report: bool
+    batch_size: int
+    device: str
+    shards: Path | None
+    other_shards: bool
+    json_file: Path | None
+
 
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -19,12 +53,12 @@ def rule_option() -> Option:
 def resamples_option(besides: str = "") -> Option:
     """--resamples; `besides` is put behind its help."""
     help = f"Of the patients, for 95 % intervals; 0: none.{besides}"
-    return click.option("--resamples", type=click.IntRange(0), default=1000, metavar="N", help=help)
+    return click.option("--resamples", type=click.IntRange(0, 100_000), default=1000, metavar="N", help=help)
 
 
 def seed_option(of: str) -> Option:
     """--seed, of what is drawn with it."""
-    return click.option("--seed", type=click.IntRange(0), default=0, metavar="N", help=f"Of {of}.")
+    return click.option("--seed", type=SEED, default=0, metavar="N", help=f"Of {of}.")
 
 
 def json_option() -> Option:
@@ -33,9 +67,20 @@ def json_option() -> Option:
         "--json",
         "json_file",
         envvar="CXRAPID_JSON",
-        type=click.Path(path_type=Path),
+        type=PATH,
         metavar="FILE",
         help="Write everything there, too.",
+    )
+
+
+def batch_size_option() -> Option:
+    """--batch-size."""
+    return click.option(
+        "--batch-size",
+        type=click.IntRange(1, 2**20),
+        default=64,
+        metavar="IMAGES",
+        help="Images a step; changes speed and memory only.",
     )
 
 
@@ -43,7 +88,7 @@ def runs_option() -> Option:
     """--runs."""
     return click.option(
         "--runs",
-        type=click.Path(path_type=Path),
+        type=PATH,
         default="runs",
         metavar="FOLDER",
         help="Folder that holds the runs.",

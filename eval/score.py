@@ -1,5 +1,8 @@
 """The scorer's command line: `python -m eval.score`, for predictions of any model; needs no torch."""
 
+if __name__ == "__main__":
+    import shards.startup  # noqa: F401  first: Ctrl-C ends in one line while the rest is imported
+
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +19,27 @@ from eval.submission.reading import (
     require_apart,
 )
 from eval.submission.scoring import SubmissionScores, score_submission
+from shards.console import PATH, Command, echo
 from shards.publishing import sha256_of
 from shards.signals import stoppable
 
 
 @click.command(
-    context_settings={"auto_envvar_prefix": "CXRAPID", "show_default": True, "max_content_width": 110}
+    cls=Command,
+    context_settings={"auto_envvar_prefix": "CXRAPID", "show_default": True, "max_content_width": 110},
 )
-@click.argument("predictions", type=click.Path(path_type=Path), metavar="PREDICTIONS.csv")
+@click.argument("predictions", type=PATH, metavar="PREDICTIONS.csv")
 @click.option(
     "--entries",
     "entries_file",
-    type=click.Path(path_type=Path),
+    type=PATH,
     required=True,
     metavar="FILE",
     help="The labels: NIH's Data_Entry_2017*.csv (or .gz), or the entries.csv of a shard folder.",
 )
 @click.option(
     "--val",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="The model's predictions on other patients, to pick thresholds on.  [default: half of the patients]",
 )
@@ -50,7 +55,7 @@ from shards.signals import stoppable
 @json_option()
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FOLDER",
     help="Write metrics.json, metrics.csv, thresholds.json and intervals.csv into it.",
 )
@@ -98,17 +103,17 @@ def main(
             "seed": seed,
             **scored.to_json(),
         }
-    click.echo(f"{predictions} on {name}: {given.to_text()}")
+    echo(f"{predictions} on {name}: {given.to_text()}")
     if rest := len(everything.entries) - len(given.entries):
-        click.echo(f"passed over: predictions on {rest:,} images that are not in {name}")
+        echo(f"passed over: predictions on {rest:,} images that are not in {name}")
     where = f"one half of the patients, drawn with seed {seed}" if val is None else str(val)
-    click.echo(f"thresholds ({chosen_rule.name}) from {where}: {scored.fitted.to_text()}")
+    echo(f"thresholds ({chosen_rule.name}) from {where}: {scored.fitted.to_text()}")
     if val is None:
-        click.echo(
+        echo(
             "precision, recall, specificity, NPV, F1 and the counts are of the other half: "
             f"{scored.decided.to_text()}; all else is of all images"
         )
-    click.echo(scored.to_text())
+    echo(scored.to_text())
     # After the scores are shown: a disk that cannot be written to takes nothing away.
     if json_file is not None:
         write_json(json_file, record)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
-from shards.console import JOBS, SEED, Command, echo
+from shards.console import JOBS, PATH, SEED, Command, echo
 from shards.cores import available_cores
 from shards.phantoms import make_phantoms
 from shards.signals import stoppable
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "auto_envvar_prefix": "CXRAPID"})
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=PATH)
 @click.option(
     "--images", type=click.IntRange(20, 10_000_000), default=1200, metavar="N", help="How many to draw."
 )

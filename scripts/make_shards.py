@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from shards.console import JOBS, SEED, Command, FiniteRange, echo
+from shards.console import JOBS, PATH, SEED, Command, FiniteRange, echo
 from shards.cores import available_cores
 from shards.findings import FINDINGS
 from shards.manifest import Manifest
@@ -30,8 +30,8 @@ _WORTH_A_PROCESS = 64
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "auto_envvar_prefix": "CXRAPID"})
-@click.argument("source", type=click.Path(path_type=Path), default="data")
-@click.argument("out", type=click.Path(path_type=Path), default="data/shards")
+@click.argument("source", type=PATH, default="data")
+@click.argument("out", type=PATH, default="data/shards")
 @click.option(
     "--split",
     "rule",
@@ -50,22 +50,20 @@ _WORTH_A_PROCESS = 64
 )
 @click.option(
     "--train-list",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="[default: SOURCE/train_val_list.txt]",
 )
 @click.option(
     "--val-list",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Images to hold out instead of drawing them.",
 )
-@click.option(
-    "--test-list", type=click.Path(path_type=Path), metavar="FILE", help="[default: SOURCE/test_list.txt]"
-)
+@click.option("--test-list", type=PATH, metavar="FILE", help="[default: SOURCE/test_list.txt]")
 @click.option(
     "--boxes",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Where findings are in images, for localization.  [default: SOURCE/BBox_List_2017.csv, if there]",
 )

@@ -1,36 +1,31 @@
 """What a run says of image files: `python scripts/predict.py RUN IMAGE...`."""
 
+if __name__ == "__main__":
+    import shards.startup  # noqa: F401  first: Ctrl-C ends in one line while the rest is imported
+
 import json
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-import torch
 
-from eval.heatmaps.drawing import draw_heat_map
-from eval.heatmaps.gradients import heatmaps
-from eval.operating_point import read_operating_point
 from eval.options import json_option, runs_option
-from eval.predicting.full_precision import full_precision
-from eval.predicting.images import decide, read_image
-from eval.predicting.predict import probabilities_of
+from shards.console import PATH, Command, echo
 from shards.errors import BadData
 from shards.findings import FINDINGS
 from shards.publishing import publish, publish_text
 from shards.signals import stoppable
 from trainer.devices import DEVICE_CHOICES, choose_device
-from trainer.model_file import load_model
-from trainer.model_header import read_header
 from trainer.run_directory import RunDirectory, find_run
 
 
-@click.command(context_settings={"show_default": True, "auto_envvar_prefix": "CXRAPID"})
+@click.command(cls=Command, context_settings={"show_default": True, "auto_envvar_prefix": "CXRAPID"})
 @click.argument("run")
-@click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="IMAGE...")
+@click.argument("images", type=PATH, nargs=-1, required=True, metavar="IMAGE...")
 @runs_option()
 @click.option(
-    "--heatmaps", "folder", type=click.Path(path_type=Path), metavar="FOLDER",
+    "--heatmaps", "folder", type=PATH, metavar="FOLDER",
     help="Draw there where the model looks for every finding that it calls positive.",
 )  # fmt: skip
 @click.option("--device", default="auto", metavar=DEVICE_CHOICES, help="Where the model runs.")
@@ -44,13 +39,29 @@ def main(
     both on val. For research only: not a medical device.
     """
     with stoppable("the same command starts anew"):
-        record = _predict(find_run(run, runs), images, folder, device)
+        found = find_run(run, runs)
+        for path in images:
+            if not path.exists():
+                raise BadData(f"{path} is missing")
+        record = _predict(found, images, folder, device)
     if json_file is not None:
         publish_text(json_file, json.dumps(record, indent=1) + "\n")
 
 
 def _predict(run: RunDirectory, images: tuple[Path, ...], folder: Path | None, device: str) -> dict[str, Any]:
     """Print what the run says of each image, draw its heat maps, and return the same as a record."""
+    # Takes seconds: what is wrong with a name was told before.
+    import torch
+
+    from eval.heatmaps.drawing import draw_heat_map
+    from eval.heatmaps.gradients import heatmaps
+    from eval.operating_point import read_operating_point
+    from eval.predicting.full_precision import full_precision
+    from eval.predicting.images import decide, read_image
+    from eval.predicting.predict import probabilities_of
+    from trainer.model_file import load_model
+    from trainer.model_header import read_header
+
     header = read_header(run.model)
     point = read_operating_point(run, header)
     if point is None:
@@ -65,15 +76,13 @@ def _predict(run: RunDirectory, images: tuple[Path, ...], folder: Path | None, d
     if not np.isfinite(raw).all():
         raise BadData(f"{run.model} gives outputs that are not all numbers; train the run anew")
     said = decide(point, raw)
-    click.echo(f"{run.name} decides by {point}")
+    echo(f"{run.name} decides by {point}")
     record: dict[str, Any] = {"decisions": point.summary()}
     for number, path in enumerate(images):
-        click.echo(f"{path}\n  {'finding':20} probability  threshold")
+        echo(f"{path}\n  {'finding':20} probability  threshold")
         rows = zip(FINDINGS, said.shown[number], said.thresholds, said.positive[number], strict=True)
         for finding, probability, threshold, positive in rows:
-            click.echo(
-                f"  {finding:20} {probability:11.3f}  {threshold:9.3f}{'  positive' if positive else ''}"
-            )
+            echo(f"  {finding:20} {probability:11.3f}  {threshold:9.3f}{'  positive' if positive else ''}")
         record[str(path)] = {
             finding: {"probability": float(probability), "positive": bool(positive)}
             for finding, probability, positive in zip(
@@ -90,7 +99,7 @@ def _predict(run: RunDirectory, images: tuple[Path, ...], folder: Path | None, d
                 )  # fmt: skip
                 with publish(folder / f"{path.stem}-{FINDINGS[column]}.png") as partial:
                     partial.write_bytes(drawn)
-                click.echo(folder / f"{path.stem}-{FINDINGS[column]}.png")
+                echo(folder / f"{path.stem}-{FINDINGS[column]}.png")
     return record
 
 

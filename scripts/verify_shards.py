@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from shards.console import JOBS, Command, echo
+from shards.console import JOBS, PATH, Command, echo
 from shards.cores import available_cores
 from shards.errors import BadData
 from shards.publishing import publish_text
@@ -20,13 +20,13 @@ MOST_SHOWN = 20
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "auto_envvar_prefix": "CXRAPID"})
-@click.argument("shards", type=click.Path(path_type=Path), default="data/shards")
+@click.argument("shards", type=PATH, default="data/shards")
 @click.option("--jobs", type=JOBS, default=None, metavar="N", help="Processes.  [default: all cores]")
 @click.option(
     "--json",
     "record",
     envvar="CXRAPID_JSON",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Write what was proved and every fault there, too.",
 )

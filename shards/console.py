@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -30,6 +31,8 @@ def echo(text: object = "", *, err: bool = False) -> None:
     print(printable(str(text)), file=sys.stderr if err else sys.stdout, flush=True)
 
 
+PATH = click.Path(path_type=Path, readable=False)
+"""Of an option: a file or folder; whoever opens it says whether it may be read."""
 SEED = click.IntRange(0, 2**63 - 1)
 """Of an option: torch's and NumPy's generators take it, and JSON keeps it."""
 JOBS = click.IntRange(1, 1024)

@@ -9,12 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-import click
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from shards.boxes import BOXES, MOST_BOXES, parse_boxes
+from shards.console import echo
 from shards.csv_tables import largest_table, parse_entries
 from shards.documents import read_bytes
 from shards.errors import BadData, ResourceMissing
@@ -88,7 +88,7 @@ def open_shards(path: Path) -> ShardFolder:
             raise BadData(f"{tar} {state}, the manifest says {shard.bytes} bytes; pack again")
         idx = tar.with_suffix(".idx")
         if restore_index(tar, shard):
-            click.echo(f"note: {idx} was missing and is built again", err=True)
+            echo(f"note: {idx} was missing and is built again", err=True)
         index = read_bytes(idx, largest_index(shard.samples))
         if hashlib.sha256(index).hexdigest() != shard.idx_sha256:
             raise BadData(f"{idx} is not the index that was packed; delete it and it is built again")

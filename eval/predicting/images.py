@@ -8,8 +8,12 @@ import numpy.typing as npt
 
 from eval.operating_point import OperatingPoint
 from eval.scores.thresholds import Floats, apply_thresholds
+from shards.documents import read_bytes
 from shards.errors import BadData
 from shards.pixels import Gray, PixelRecipe, decode_sample, encode, open_gray, open_jpeg, resize
+
+LARGEST = 256 * 2**20
+"""Bytes of an image file; 8192 x 8192 pixels of 16 bits have 128 MiB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +32,12 @@ def read_image(path: Path, size: int) -> Gray:
     """Return a PNG or JPEG file as uint8 [size, size], made as `scripts/make_shards.py` makes a sample.
 
     That is resized with Lanczos and gone through JPEG 95, its defaults. Raises BadData naming the
-    file where it is missing, no image, or larger than `shards.pixels.MAX_SIDE` to a side.
+    file where it is missing, no image, or larger than `shards.pixels.MAX_SIDE` to a side; ResourceMissing
+    where it may not be read.
     """
     recipe = PixelRecipe(size)
+    data = read_bytes(path, LARGEST)
     try:
-        data = path.read_bytes()
         if not data.startswith((b"\x89PNG", b"\xff\xd8")):
             raise BadData(f"{path} is neither PNG nor JPEG")
         gray = open_gray(data) if data.startswith(b"\x89PNG") else open_jpeg(data)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shards.console import SEED, FiniteRange
+from shards.console import PATH, SEED, FiniteRange
 from shards.errors import BadData
 from trainer.config import choices
 from trainer.config.sweeps import SWEPT, parse_sweep
@@ -32,12 +32,8 @@ class TrainConfig:
     """One run. The fields' metadata holds each option's type, unit and help text."""
 
     arch: str = _option("resnet50", click.Choice(choices.ARCHS), "Architecture.")
-    shards: Path = _option(
-        Path("data/shards"), click.Path(path_type=Path), "Folder of packed shards.", "FOLDER", identity=False
-    )
-    runs: Path = _option(
-        Path("runs"), click.Path(path_type=Path), "Folder that holds the runs.", "FOLDER", identity=False
-    )
+    shards: Path = _option(Path("data/shards"), PATH, "Folder of packed shards.", "FOLDER", identity=False)
+    runs: Path = _option(Path("runs"), PATH, "Folder that holds the runs.", "FOLDER", identity=False)
     name: str = _option(
         "", str, "Of the run.  [default: the arch, with the freezing if any]", "NAME", identity=False
     )

@@ -6,6 +6,8 @@ from typing import get_args
 
 import pytest
 
+from eval.options import CALIBRATIONS
+from eval.scores.calibration import METHODS
 from loaders import LOADER_CHOICES, Augment, Flip
 from models import FREEZES, known_archs
 from tests.trainer.running import ROOT
@@ -29,6 +31,7 @@ from trainer.optimization.schedules import SCHEDULES
         (choices.LOSSES, LOSSES),
         (choices.POS_WEIGHTS, POS_WEIGHTS),
         (choices.COMPILE, COMPILE),
+        (CALIBRATIONS[:-1], METHODS),
     ],
     ids=lambda names: next(iter(names)),
 )

@@ -1,0 +1,175 @@
+"""Runs scored, averaged and compared: predicted where they must be, shown, and written into their folders."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import click
+import numpy as np
+
+from eval.evaluation import (
+    FITTED_ON,
+    Evaluation,
+    Protocol,
+    evaluate,
+    evaluate_average,
+    joint_folder,
+)
+from eval.explanation import Explaining, explain
+from eval.options import EvaluationOptions
+from eval.predicting.candidate import Candidate, Predicting, open_candidate
+from eval.predicting.selection import Selection
+from eval.report import metrics_record, write_report, write_scores
+from eval.report.comparison_page import write_comparison
+from eval.result_files import write_json
+from eval.scores.calibration import METHODS
+from eval.several.comparison import RunComparison, compare_runs
+from eval.several.same_images import Images, require_same_images
+from shards.console import echo
+from shards.locking import only_one
+from shards.publishing import remove_partials
+from trainer.run_directory import RunDirectory
+
+WAIT = 60
+"""Seconds that another evaluation of a run is waited for. One of stored predictions takes some seconds."""
+
+
+def launch(runs: Sequence[RunDirectory], options: EvaluationOptions) -> None:
+    """Score the runs as the options ask; their folders are locked while anything is written there."""
+    protocol = Protocol(
+        selection=options.selection,
+        rule=options.rule,
+        calibration=next((method for method in METHODS if method == options.calibration), None),
+        resamples=options.resamples,
+        seed=options.seed,
+    )
+    predicting = Predicting(
+        device=options.device, batch_size=options.batch_size, tta=options.tta, again=options.again
+    )
+    together = options.average or options.compare
+    # All are opened before the first is predicted: what is wrong shows at once.
+    candidates = [
+        open_candidate(run, predicting, options.shards, other_shards=options.other_shards, read_only=together)
+        for run in runs
+    ]
+    explaining = Explaining(options.heatmaps, options.boxes)
+    _check(candidates, protocol.selection, explaining, together=together)
+    with _locked(runs):
+        if together:
+            evaluations = [_score_member(candidate, protocol) for candidate in candidates]
+        else:
+            evaluations = [_score(candidate, protocol, explaining, options) for candidate in candidates]
+        if options.average:
+            joint = evaluate_average(candidates, protocol)
+            _show(joint)
+            _write(joint, options.report)
+            evaluations.append(joint)
+        comparison = compare_runs(evaluations) if options.compare else None
+        if comparison is not None:
+            echo(comparison.to_text())
+            folder = write_comparison(comparison) if options.report else comparison.write()
+            for path in sorted(folder.glob("comparison.*")):
+                echo(path)
+    if options.json_file is not None:
+        write_json(options.json_file, _record(evaluations, comparison))
+
+
+@contextlib.contextmanager
+def _locked(runs: Sequence[RunDirectory]) -> Iterator[None]:
+    """Keep other commands out of the runs, and remove what killed ones left there and beside them."""
+    with contextlib.ExitStack() as held:
+        for path in sorted(run.path.resolve() for run in runs):
+            held.enter_context(only_one(path, wait=WAIT))
+        joint = [joint_folder(runs, sign) for sign in ("+", "-vs-")]
+        inner = [folder for top in (*(run.evaluations for run in runs), *joint) for folder in top.glob("**/")]
+        for folder in (*(run.path for run in runs), *inner):
+            remove_partials(folder)
+        yield
+
+
+def _check(
+    candidates: list[Candidate], selection: Selection, explaining: Explaining, *, together: bool
+) -> None:
+    """Raise BadData for what can be known to be wrong before hours of prediction."""
+    parts: dict[str, list[Images]] = {FITTED_ON: [], selection.name: []}
+    for each in candidates:
+        rows = np.sort(np.concatenate(list(selection.rows(each.shards).values())))
+        explaining.require_boxes(each.shards, rows)
+        if together:
+            for part, its_rows in {FITTED_ON: each.shards.rows(FITTED_ON), selection.name: rows}.items():
+                parts[part].append(Images.of_rows(each.run.name, each.shards, its_rows))
+    for part, images in parts.items():
+        require_same_images(images, part)
+
+
+def _score_member(candidate: Candidate, protocol: Protocol) -> Evaluation:
+    """Score a run of an average or a comparison; only predictions that it lacks are written into it."""
+    evaluation = evaluate(candidate, protocol)
+    candidate.release()
+    _show(evaluation)
+    return evaluation
+
+
+def _score(
+    candidate: Candidate, protocol: Protocol, explaining: Explaining, options: EvaluationOptions
+) -> Evaluation:
+    """Score a run; whatever fails after its scores are known leaves them shown and written."""
+    evaluation = evaluate(candidate, protocol, set_decisions=options.set_decisions)
+    _show(evaluation)
+    _show_decisions(evaluation)
+    if explaining.per_kind:  # which may take long; else all is written in a moment
+        write_scores(evaluation)
+    try:
+        evaluation = explain(evaluation, candidate, explaining)
+    except click.ClickException:
+        _write(evaluation, options.report)
+        raise
+    finally:
+        candidate.release()
+    _write(evaluation, options.report)
+    return evaluation
+
+
+def _show(evaluation: Evaluation) -> None:
+    images = len(evaluation.predictions[evaluation.split].rows)
+    echo(
+        f"{evaluation.name} on {evaluation.split}: {images} images of {evaluation.patients} patients, "
+        f"thresholds ({evaluation.rule}) from val"
+    )
+    echo(evaluation.scores.to_text())
+    for warning in evaluation.warnings:
+        if warning not in evaluation.scores.warnings:  # which stand under the table
+            echo(warning)
+
+
+def _show_decisions(evaluation: Evaluation) -> None:
+    """Say what prediction decides by from now on, unless it is what this evaluation was made with anyway."""
+    name, point, before = evaluation.name, evaluation.operating_point, evaluation.decided_before
+    if before is not None and point is not None and before.to_json("") == point.to_json(""):
+        return
+    if evaluation.decides:
+        echo(f"{name} now decides by {point}{'' if before is None else f'; before by {before}'}")
+    else:
+        still = "has no decisions yet" if before is None else f"still decides by {before}"
+        ask = "a plain evaluation sets them" if before is None else "this was a what-if"
+        own = not evaluation.on_other_shards
+        echo(f"{name} {still}; {ask}{', and --set-decisions makes this one count' if own else ''}")
+
+
+def _write(evaluation: Evaluation, report: bool) -> None:
+    if evaluation.localization is not None:
+        echo(evaluation.localization.to_text())
+    folder = write_report(evaluation) if report else write_scores(evaluation)
+    written = sorted(path for path in folder.iterdir() if path.is_file())
+    # The page is last, where the eye is when a command has ended.
+    for path in sorted(written, key=lambda path: path.suffix == ".html"):
+        echo(path)
+
+
+def _record(evaluations: list[Evaluation], comparison: RunComparison | None) -> dict[str, Any]:
+    if len(evaluations) == 1:
+        return metrics_record(evaluations[0])
+    return {
+        "evaluations": [metrics_record(evaluation) for evaluation in evaluations],
+        "comparison": None if comparison is None else comparison.to_json(),
+    }
