@@ -17,23 +17,24 @@ from shards.signals import stoppable
     type=click.IntRange(0),
     default=4,
     metavar="N",
-    help="Of a file whose connection breaks off, in a row without a byte.",
+    help="Of a file whose connection breaks off, which is then begun anew.",
 )
 @click.option(
     "--backoff",
     type=click.FloatRange(0),
     default=1.0,
     metavar="SECONDS",
-    help="Wait before the first retry; doubles with each.",
+    help="Wait before a file's first retry; doubles with each, up to a minute.",
 )
 def main(url: str, dest: Path, jobs: int, retries: int, backoff: float) -> None:
     """Copy the shard folder at URL to DEST, each file proved by its SHA-256 before it gets its name.
 
     URL is http(s)://, file://, a path, or with `pip install -e '.[fetch]'` s3:// and whatever else
-    fsspec knows. The same command again finishes what was interrupted, and transfers nothing
-    but manifest.json when all is here.
+    fsspec knows. The same command again fetches the files that are missing, and nothing but
+    manifest.json when all are here. A server that sends nothing for a minute, or a file at less than
+    16 KiB/s, counts as a connection that breaks off.
     """
-    with stoppable("what came is kept, and the same command goes on"):
+    with stoppable("the files that are finished are kept, and the same command goes on"):
         done = fetch_shards(url, dest, jobs=jobs, retries=retries, backoff=backoff)
     size = sum(shard.bytes for shard in done.manifest.shards) / 1e9
     click.echo(
