@@ -1,42 +1,47 @@
 """Bring a shard folder here: `python scripts/fetch_shards.py URL DEST`."""
 
+if __name__ == "__main__":
+    import shards.startup  # noqa: F401  first: Ctrl-C ends in one line while the rest is imported
+
 from pathlib import Path
 
 import click
 
+from shards.console import JOBS, PATH, Command, FiniteRange, echo
 from shards.fetching import fetch_shards
 from shards.signals import stoppable
 
 
-@click.command(context_settings={"show_default": True, "auto_envvar_prefix": "CXRAPID"})
+@click.command(cls=Command, context_settings={"show_default": True, "auto_envvar_prefix": "CXRAPID"})
 @click.argument("url")
-@click.argument("dest", type=click.Path(path_type=Path))
-@click.option("--jobs", type=click.IntRange(1), default=4, metavar="N", help="Files at a time.")
+@click.argument("dest", type=PATH)
+@click.option("--jobs", type=JOBS, default=4, metavar="N", help="Files at a time.")
 @click.option(
     "--retries",
-    type=click.IntRange(0),
+    type=click.IntRange(0, 1000),
     default=4,
     metavar="N",
-    help="Of a file whose connection breaks off, in a row without a byte.",
+    help="Of a file whose connection breaks off, which is then begun anew.",
 )
 @click.option(
     "--backoff",
-    type=click.FloatRange(0),
+    type=FiniteRange(0, 3600),
     default=1.0,
     metavar="SECONDS",
-    help="Wait before the first retry; doubles with each.",
+    help="Wait before a file's first retry; doubles with each, up to a minute.",
 )
 def main(url: str, dest: Path, jobs: int, retries: int, backoff: float) -> None:
     """Copy the shard folder at URL to DEST, each file proved by its SHA-256 before it gets its name.
 
     URL is http(s)://, file://, a path, or with `pip install -e '.[fetch]'` s3:// and whatever else
-    fsspec knows. The same command again finishes what was interrupted, and transfers nothing
-    but manifest.json when all is here.
+    fsspec knows. The same command again fetches the files that are missing, and nothing but
+    manifest.json when all are here. A server that sends nothing for a minute, or a file at less than
+    16 KiB/s, counts as a connection that breaks off.
     """
-    with stoppable("what came is kept, and the same command goes on"):
+    with stoppable("the files that are finished are kept, and the same command goes on"):
         done = fetch_shards(url, dest, jobs=jobs, retries=retries, backoff=backoff)
     size = sum(shard.bytes for shard in done.manifest.shards) / 1e9
-    click.echo(
+    echo(
         f"{dest}: {len(done.manifest.shards)} shards, {size:.3f} GB, {done.files} files fetched now; "
         f"next: python -m trainer --shards {dest}"
     )

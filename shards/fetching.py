@@ -1,12 +1,18 @@
 """A shard folder brought here from elsewhere, each file proved before it gets its name."""
 
+import asyncio
 import concurrent.futures
 import contextlib
-import tempfile
+import hashlib
+import io
+import os
+import shutil
+import stat
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO, ParamSpec, TypeVar
 
 from tqdm import tqdm
 
@@ -17,7 +23,21 @@ from shards.locking import only_one
 from shards.manifest import NAME, Manifest, parse_manifest, read_manifest
 from shards.origins import Origin, open_origin
 from shards.progress import progress_bar
-from shards.publishing import PARTIAL, publish_text, rename, sha256_of
+from shards.publishing import PARTIAL, publish, publish_text, sha256_of
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_MAX_MANIFEST_BYTES = 4 * 2**20
+"""That of 14,000 shards, at 290 bytes each; all of NIH's has 32 KB."""
+_ROW_BYTES, _MAX_ROWS = 1024, 2**20
+"""Bytes of a row on average: in packed phantoms one of entries.csv has 150, of rejects.csv 120, of boxes.csv
+50, of which an image may have several. And a bound of rows, so that made-up counts come to 1 GiB at most."""
+_IDX_SAMPLE_BYTES = 256
+"""Bytes of a sample in an .idx: three members, whose offsets have 19 digits at most, come to 190."""
+_MAX_BACKOFF = 60.0  # seconds between two tries
+_MAX_TIMEOUT = 86400  # seconds
+_CLEANUP_TIMEOUT = 3.0  # in which a transfer that is broken off removes its temporary files
 
 
 @dataclass(frozen=True)
@@ -29,171 +49,238 @@ class Fetched:
     """How many were fetched now, without manifest.json; the others were here already."""
 
 
+def fetch_shards(
+    url: str,
+    dest: Path,
+    *,
+    jobs: int = 4,
+    retries: int = 4,
+    backoff: float = 1.0,
+    idle_timeout: float = 60.0,
+    min_rate: int = 16 * 2**10,
+) -> Fetched:
+    """Copy the shard folder at `url` to `dest`, `jobs` files at a time, and return what was done.
+
+    A file gets its name when its SHA-256 is the manifest's, and manifest.json comes last: a
+    half-fetched folder is never taken for a whole one. Files that are here already are hashed and left
+    alone, so that a second call transfers only what is missing. A file whose transfer breaks off is
+    begun anew, `retries` times after waits that begin with `backoff` seconds and double. A transfer
+    breaks off where no byte comes for `idle_timeout` seconds, or a file takes longer than twice that and
+    `min_rate` bytes/s: by default what each of four files has of 0.5 Mbit/s. No file may have more bytes
+    than the manifest lets expect. An exception that a signal's handler raises ends the transfer at once.
+
+    Raises BadData where a file's bytes are not those of the manifest, or the manifest is
+    damaged or names what is no shard; ResourceMissing where the network or the disk fails, or
+    another command is at work in `dest`; CannotResume where `dest` holds other shards or files, or links.
+    """
+    with progress_bar(0, "fetching", "B", unit_scale=True, unit_divisor=1024) as bar:
+
+        async def fetch() -> Fetched:
+            async with open_origin(url, idle_timeout) as origin:
+                transfer = _Transfer(origin, url.rstrip("/"), retries, backoff, idle_timeout, min_rate, bar)
+                return await _fetch_folder(transfer, dest, jobs)
+
+        return _run_in_thread(fetch)
+
+
 @dataclass(frozen=True)
 class _File:
     name: str
     sha256: str
-    bytes: int = 0
-    """0: small, and not counted by the progress bar."""
+    max_bytes: int
+    """Bytes that it may have; of a tar, those that it has."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Transfer:
     origin: Origin
     url: str
     retries: int
     backoff: float
+    idle_timeout: float
+    min_rate: int
     bar: "tqdm[object]"
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    stop: threading.Event = field(default_factory=threading.Event)
-    """Set when one file cannot be had: the others then end, and keep what they have."""
 
-    def advance(self, count: int) -> None:
-        with self.lock:
-            self.bar.update(count)
+    def count(self, file: _File, size: int) -> None:
+        """Show that `size` bytes are here; of tars only, since only their size is known before."""
+        if file.name.endswith(".tar"):
+            self.bar.update(size)
+
+    async def copy(self, file: _File, out: BinaryIO) -> str:
+        """Write a file to `out`, in as many tries as that may take; return its SHA-256."""
+        wait = self.backoff
+        # A manifest's numbers may be too large for a float.
+        seconds = min(
+            2 * self.idle_timeout + min(file.max_bytes // self.min_rate, _MAX_TIMEOUT), _MAX_TIMEOUT
+        )
+        for left in reversed(range(self.retries + 1)):
+            try:
+                return await asyncio.wait_for(self._copy_once(file, out), seconds)
+            except asyncio.TimeoutError:
+                cause = f"it takes longer than {seconds:.0f} s, slower than {self.min_rate:,} bytes/s"
+            except ConnectionError as error:
+                cause = str(error)
+            if left:
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, _MAX_BACKOFF)
+        raise ResourceMissing(
+            f"cannot fetch {file.name} from {self.url}: {cause}; the files that are finished are kept, and "
+            "the same command goes on"
+        )
+
+    async def _copy_once(self, file: _File, out: BinaryIO) -> str:
+        out.seek(0)
+        out.truncate()
+        digest, size = hashlib.sha256(), 0
+        try:
+            async with contextlib.aclosing(self.origin(file.name)) as blocks:
+                async for block in blocks:
+                    size += len(block)
+                    self.count(file, len(block))
+                    if size > file.max_bytes:
+                        url = f"{self.url}/{file.name}"
+                        raise BadData(f"{url} has more than the {file.max_bytes:,} bytes that it may have")
+                    out.write(block)
+                    digest.update(block)
+        except BaseException:
+            self.count(file, -size)
+            raise
+        return digest.hexdigest()
 
 
-def fetch_shards(url: str, dest: Path, *, jobs: int = 4, retries: int = 4, backoff: float = 1.0) -> Fetched:
-    """Copy the shard folder at `url` to `dest`, `jobs` files at a time, and return what was done.
-
-    A file gets its name when its SHA-256 is the manifest's, and manifest.json comes last: a
-    half-fetched folder is never taken for a whole one. What broke off is kept and continued,
-    by this call after a wait that begins with `backoff` seconds and doubles, and after
-    `retries` waits in a row without a byte by the next call. Files that are here already are
-    hashed and left alone, so that a second call transfers nothing but manifest.json.
-
-    Raises BadData where a file's bytes are not those of the manifest, or the manifest is
-    damaged or names what is no shard; ResourceMissing where the network or the disk fails, or
-    another command is at work in `dest`; CannotResume where `dest` holds other shards or files.
-    """
-    with progress_bar(0, "fetching", "B", unit_scale=True, unit_divisor=1024) as bar:
-        transfer = _Transfer(open_origin(url), url.rstrip("/"), retries, backoff, bar)
-        manifest = _fetch_manifest(transfer)
-        files = _files(manifest)
-        with only_one(dest):
-            _check_dest(dest, manifest, url, {NAME, *(file.name for file in files)})
-            bar.reset(total=sum(file.bytes for file in files))
-            fetched = _fetch_all(files, dest, transfer, jobs)
-            if not (dest / NAME).is_file():
-                publish_text(dest / NAME, manifest.to_json())
+async def _fetch_folder(transfer: _Transfer, dest: Path, jobs: int) -> Fetched:
+    text = io.BytesIO()  # not into the shard folder, where it comes last
+    await transfer.copy(_File(NAME, "", _MAX_MANIFEST_BYTES), text)
+    manifest = parse_manifest(text.getvalue(), f"{transfer.url}/{NAME}")
+    files = _files(manifest)
+    with only_one(dest):
+        _check_dest(dest, manifest, transfer.url, {NAME, *(file.name for file in files)})
+        transfer.bar.reset(total=sum(shard.bytes for shard in manifest.shards))
+        fetched = await _fetch_all(files, dest, transfer, jobs)
+        if not (dest / NAME).is_file():
+            publish_text(dest / NAME, manifest.to_json())
     return Fetched(manifest, fetched)
 
 
-def _fetch_manifest(transfer: _Transfer) -> Manifest:
-    # Not into the shard folder, where it comes last.
-    with tempfile.TemporaryDirectory() as folder:
-        _download(_File(NAME, ""), Path(folder) / NAME, transfer)
-        return parse_manifest((Path(folder) / NAME).read_bytes(), f"{transfer.url}/{NAME}")
-
-
 def _files(manifest: Manifest) -> list[_File]:
-    files = [_File(ENTRIES, manifest.entries_sha256), _File(REJECTS, manifest.rejects_sha256)]
+    images = _table_bytes(sum(split.images for split in manifest.splits.values()))
+    files = [
+        _File(ENTRIES, manifest.entries_sha256, images),
+        _File(REJECTS, manifest.rejects_sha256, _table_bytes(manifest.rejects)),
+    ]
     if manifest.boxes_sha256 is not None:
-        files.append(_File(BOXES, manifest.boxes_sha256))
+        files.append(_File(BOXES, manifest.boxes_sha256, images))
     for shard in manifest.shards:
-        files.append(_File(Path(shard.name).with_suffix(".idx").name, shard.idx_sha256))
+        idx = Path(shard.name).with_suffix(".idx").name
+        # An index is smaller than its tar, whatever the manifest says that both hold.
+        files.append(_File(idx, shard.idx_sha256, min(_IDX_SAMPLE_BYTES * (shard.samples + 1), shard.bytes)))
         files.append(_File(shard.name, shard.sha256, shard.bytes))
     return files
 
 
+def _table_bytes(rows: int) -> int:
+    return _ROW_BYTES * (1 + min(rows, _MAX_ROWS))
+
+
 def _check_dest(dest: Path, manifest: Manifest, url: str, names: set[str]) -> None:
+    # And remove what a fetch that was killed has left, as whoever holds the lock may.
+    found = sorted(dest.iterdir())
+    for path in found:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise CannotResume(f"{path} is a link or a folder, not a file; give an empty or new folder")
     if (dest / NAME).is_file() and read_manifest(dest) != manifest:
         raise CannotResume(f"{dest} holds other shards than {url}; give another folder for these")
-    expected = names | {_partial(dest / name).name for name in names}
-    for found in sorted(dest.iterdir()):
-        if found.name not in expected:
-            raise CannotResume(f"{dest} holds {found.name}, which {url} has not; give an empty or new folder")
-
-
-def _partial(path: Path) -> Path:
-    # One name, by which the next call finds what this one has fetched.
-    return path.with_name(f".{path.name}{PARTIAL}")
-
-
-def _fetch_all(files: list[_File], dest: Path, transfer: _Transfer, jobs: int) -> int:
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(_fetch, file, dest / file.name, transfer) for file in files]
-        try:
-            return sum(future.result() for future in concurrent.futures.as_completed(futures))
-        finally:
-            transfer.stop.set()
-            pool.shutdown(cancel_futures=True)
-
-
-def _fetch(file: _File, path: Path, transfer: _Transfer) -> bool:
-    # Whether the file had to be fetched.
-    if path.is_file() and sha256_of(path) == file.sha256:
-        transfer.advance(file.bytes)
-        return False
-    partial = _partial(path)
-    continued = partial.is_file()
-    _download(file, partial, transfer)
-    if continued and not transfer.stop.is_set() and sha256_of(partial) != file.sha256:
-        # Its beginning may be of another version of the file, or torn by a power cut.
-        transfer.advance(-partial.stat().st_size if file.bytes else 0)
-        partial.unlink()
-        _download(file, partial, transfer)
-    if transfer.stop.is_set():
-        return False
-    if (found := sha256_of(partial)) != file.sha256:
-        partial.unlink()
-        raise BadData(
-            f"{transfer.url}/{file.name} is not the file that the manifest names: its SHA-256 is "
-            f"{found}, not {file.sha256}; the copy there is damaged, or something on the way changes it"
+    beginnings = tuple(f".{name}." for name in names)
+    left = [path for path in found if path.name.startswith(beginnings) and path.name.endswith(PARTIAL)]
+    for path in found:
+        if path.name not in names and path not in left:
+            raise CannotResume(f"{dest} holds {path.name}, which {url} has not; give an empty or new folder")
+    for path in left:
+        path.unlink()
+    missing = sum(shard.bytes for shard in manifest.shards if not (dest / shard.name).is_file())
+    if missing > (free := shutil.disk_usage(dest).free):
+        raise ResourceMissing(
+            f"{dest} has room for {free:,} bytes, the missing shards have {missing:,}; make room, or give "
+            "another folder"
         )
-    rename(partial, path)
+
+
+async def _fetch_all(files: list[_File], dest: Path, transfer: _Transfer, jobs: int) -> int:
+    left = iter(files)
+
+    async def fetch_some() -> int:
+        return sum([await _fetch(file, dest / file.name, transfer) for file in left])
+
+    tasks = [asyncio.create_task(fetch_some()) for _ in range(min(jobs, len(files)))]
+    try:
+        return sum(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _fetch(file: _File, path: Path, transfer: _Transfer) -> bool:
+    # Whether the file had to be fetched.
+    if path.is_file() and await asyncio.to_thread(sha256_of, path) == file.sha256:
+        transfer.count(file, file.max_bytes)
+        return False
+    with publish(path) as partial, open(partial, "wb", opener=_open_no_link) as out:
+        found = await transfer.copy(file, out)
+        if found != file.sha256:
+            raise BadData(
+                f"{transfer.url}/{file.name} is not the file that the manifest names: its SHA-256 is "
+                f"{found}, not {file.sha256}; the copy there is damaged, or something on the way changes it"
+            )
     return True
 
 
-def _download(file: _File, partial: Path, transfer: _Transfer) -> None:
-    # Until `partial` has all that the source has, over as many connections as that takes.
-    counted = bool(file.bytes)
-    have = partial.stat().st_size if partial.is_file() else 0
-    transfer.advance(have if counted else 0)
-    failures = 0
-    while not (transfer.stop.is_set() or (counted and have >= file.bytes)):
-        before = have
-        try:
-            with transfer.origin.read(file.name, have) as reading, _writing(partial, reading.start) as write:
-                transfer.advance(reading.start - have if counted else 0)
-                have = reading.start
-                for block in reading.blocks:
-                    write(block)
-                    have += len(block)
-                    transfer.advance(len(block) if counted else 0)
-                    if transfer.stop.is_set() or (counted and have > file.bytes):
-                        break
-                return
-        except OSError as error:
-            failures = 0 if have > before else failures
-            if failures == transfer.retries:
-                raise ResourceMissing(
-                    f"cannot fetch {file.name} from {transfer.url}: {error}; what came is kept, "
-                    "and the same command goes on"
-                ) from error
-            transfer.stop.wait(transfer.backoff * 2**failures)
-            failures += 1
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
-@contextlib.contextmanager
-def _writing(partial: Path, start: int) -> Iterator[Callable[[bytes], object]]:
-    # A disk that fails is no network that fails: nothing is tried again.
-    def checked(block: bytes) -> None:
-        try:
-            file.write(block)
-        except OSError as error:
-            raise _cannot_write(partial, error) from error
+class _DaemonExecutor(concurrent.futures.ThreadPoolExecutor):
+    """A thread a call, for which neither asyncio waits when a loop ends nor Python when it exits.
 
+    A name server, a store's library or a network disk that does not answer can hold one for minutes.
+    """
+
+    def submit(
+        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> "concurrent.futures.Future[T]":
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        future.set_running_or_notify_cancel()
+
+        def run() -> None:
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        return future
+
+
+def _run_in_thread(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run `work` on an event loop in another thread, and break it off where a signal raises here.
+
+    In the loop's own thread asyncio's callbacks could swallow what the handler of a signal raises.
+    """
+    threads = _DaemonExecutor()
+    begun: concurrent.futures.Future[Callable[[], object]] = concurrent.futures.Future()
+
+    async def run() -> T:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        loop.set_default_executor(threads)
+        begun.set_result(lambda: loop.call_soon_threadsafe(task.cancel))  # type: ignore[union-attr]
+        return await work()
+
+    done = threads.submit(lambda: asyncio.run(run()))
     try:
-        file = partial.open("ab", buffering=0)
-        file.truncate(start)
-    except OSError as error:
-        raise _cannot_write(partial, error) from error
-    with file:
-        yield checked
-
-
-def _cannot_write(partial: Path, error: OSError) -> ResourceMissing:
-    return ResourceMissing(
-        f"cannot write {partial}: {error.strerror or error}; make room, and the same command goes on"
-    )
+        return done.result()
+    except BaseException:
+        if not done.done():
+            with contextlib.suppress(RuntimeError):  # the loop has just ended
+                begun.result()()
+            concurrent.futures.wait([done], _CLEANUP_TIMEOUT)
+        raise

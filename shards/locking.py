@@ -7,8 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
-
+from shards.console import echo
 from shards.errors import BadData, ResourceMissing
 
 _LOOK_AGAIN = 0.1
@@ -59,5 +58,5 @@ def _lock(handle: int, folder: Path, wait: float) -> None:
                 raise ResourceMissing(f"another command is {what}") from None
         if not waiting:
             waiting = True
-            click.echo(f"waiting up to {wait:g} s for another command at work in {folder}", err=True)
+            echo(f"waiting up to {wait:g} s for another command at work in {folder}", err=True)
         time.sleep(_LOOK_AGAIN)

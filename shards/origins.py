@@ -1,164 +1,167 @@
 """Where a shard folder can be fetched from: a web server, another folder, or an object store."""
 
+import asyncio
 import contextlib
-import http.client
+import functools
 import importlib
-import re
-import urllib.error
+import ssl
+import textwrap
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
+
+import httpx
 
 from shards.errors import BadData, ResourceMissing
 
-BLOCK = 1 << 18  # bytes
-_TIMEOUT = 60.0  # seconds without a byte
+BLOCK = 1 << 20  # bytes
 # What a server says of itself for the moment, not of the file: worth another try.
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
+_MAX_REDIRECTS = 5
+
+Origin = Callable[[str], AsyncGenerator[bytes, None]]
+"""A folder somewhere: yields the blocks of the file with a name, to its end.
+
+Raises ConnectionError for what may pass when tried again, BadData where there is no such file,
+ResourceMissing where it may not be read.
+"""
 
 
-class Reading(NamedTuple):
-    """A file being read."""
+@contextlib.asynccontextmanager
+async def open_origin(url: str, idle_timeout: float) -> AsyncIterator[Origin]:
+    """Open the folder at `url`: http(s)://, file://, a path, or whatever fsspec knows (s3://, hf://, gs://).
 
-    start: int
-    """The byte that the first block begins with: the one asked for, or 0."""
-    blocks: Iterator[bytes]
-    """To the end of the file. Raises OSError where that is not reached."""
-
-
-class Origin(Protocol):
-    """A folder somewhere."""
-
-    def read(self, name: str, start: int) -> contextlib.AbstractContextManager[Reading]:
-        """Open a file at byte `start`, or at 0 where its server does not know how.
-
-        Raises OSError for what may pass when tried again (also while the blocks are read),
-        BadData where there is no such file, ResourceMissing where it may not be read.
-        """
-
-
-def open_origin(url: str) -> Origin:
-    """Return the folder at `url`: http(s)://, file://, a path, or whatever fsspec knows (s3://, gs://).
-
-    Raises ResourceMissing where fsspec, or the package it needs for this kind of URL, is missing.
+    A server that sends no byte for `idle_timeout` seconds is given up, with ConnectionError. Raises
+    BadData where `url` is none; ResourceMissing where fsspec, or the package it needs for this kind of URL,
+    is missing, or the store cannot be opened.
     """
-    scheme = url.partition("://")[0] if "://" in url else "file"
+    scheme = url.partition("://")[0].lower() if "://" in url else "file"
     if scheme in ("http", "https"):
-        return _WebFolder(url.rstrip("/"))
-    if scheme == "file":
-        path = urllib.request.url2pathname(urllib.parse.urlsplit(url).path) if "://" in url else url
-        return _LocalFolder(Path(path))
-    return _StoreFolder(url)
+        async with _web_client(idle_timeout) as client:
+            yield functools.partial(_read_web, client, url.rstrip("/"))
+    elif scheme == "file":
+        path = _local_path(url)
+        yield functools.partial(
+            _read_file, lambda name: (path / name).open("rb", buffering=0), path, idle_timeout
+        )
+    else:
+        url = url.rstrip("/")
+        yield functools.partial(_read_file, await _open_store(url, idle_timeout), url, idle_timeout)
 
 
-class _WebFolder:
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    @contextlib.contextmanager
-    def read(self, name: str, start: int) -> Iterator[Reading]:
-        url = f"{self.url}/{name}"
-        with contextlib.closing(_request(url, start)) as response:
-            at = _content_start(response, url)
-            if at not in (0, start):
-                raise ConnectionError(f"{url}: asked for byte {start}, the server began at {at}")
-            yield Reading(at, _response_blocks(response, url))
-
-
-def _request(url: str, start: int) -> Any:
+def _local_path(url: str) -> Path:
     try:
-        request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-        return urllib.request.urlopen(request, timeout=_TIMEOUT)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 416:  # nothing lies behind `start`
-            return _request(url, 0)
-        if error.code in _PASSING:
-            raise ConnectionError(f"{url}: {error.code} {error.reason}") from error
-        if error.code in (404, 410):
-            raise BadData(f"{url} is not there ({error.code} {error.reason})") from error
-        raise ResourceMissing(f"{url} may not be read ({error.code} {error.reason})") from error
-    except (http.client.InvalidURL, ValueError) as error:
-        raise BadData(f"{url} is no URL: {error}") from error
-    except http.client.HTTPException as error:
-        raise ConnectionError(f"{url}: {error or type(error).__name__}") from error
+        return Path(urllib.request.url2pathname(urllib.parse.urlsplit(url).path) if "://" in url else url)
+    except ValueError as error:
+        raise BadData(f"{url} is no URL: {_line(error)}") from error
 
 
-def _content_start(response: Any, url: str) -> int:
-    if response.status != 206:
-        return 0
-    match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-    if match is None:
-        raise ConnectionError(f"{url}: a part of the file, but the server does not say which")
-    return int(match[1])
-
-
-def _response_blocks(response: Any, url: str) -> Iterator[bytes]:
-    left = response.length  # None: the server does not say
+def _web_client(idle_timeout: float) -> httpx.AsyncClient:
     try:
-        while block := response.read(BLOCK):
-            left = None if left is None else left - len(block)
-            yield block
-    except http.client.HTTPException as error:
-        raise ConnectionError(f"{url} broke off: {error}") from error
-    # A connection that is cut looks like the end of the file but for this.
-    if left:
-        raise ConnectionError(f"{url} broke off {left} bytes before its end")
+        return httpx.AsyncClient(
+            timeout=idle_timeout,
+            limits=httpx.Limits(max_connections=None),
+            headers={"Accept-Encoding": "identity"},
+            # The system's certificates, among which a clinic's proxy may have its own.
+            verify=ssl.create_default_context(),
+        )
+    except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
+        raise ResourceMissing(
+            f"cannot use the web: {_line(error)}; look at the environment's proxy and SSL_CERT variables"
+        ) from error
 
 
-class _LocalFolder:
-    def __init__(self, path: Path) -> None:
-        self.path = path
+async def _read_web(client: httpx.AsyncClient, folder: str, name: str) -> AsyncGenerator[bytes, None]:
+    url = f"{folder}/{name}"
+    try:
+        async with contextlib.aclosing(await _request(client, url)) as response:
+            _check_status(response)
+            async for block in response.aiter_raw():
+                yield block
+    except (BadData, ResourceMissing):
+        raise
+    except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+        raise BadData(f"{url} is no URL: {_line(error)}") from error
+    except httpx.TimeoutException as error:
+        raise ConnectionError(f"{url}: no byte in {client.timeout.read:g} s") from error
+    except Exception as error:
+        # Not httpx.TransportError alone: a port of twenty digits, in a redirect too, is an ExceptionGroup.
+        raise ConnectionError(f"{url}: {_line(error)}") from error
 
-    @contextlib.contextmanager
-    def read(self, name: str, start: int) -> Iterator[Reading]:
-        path = self.path / name
-        try:
-            file = path.open("rb")
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise BadData(f"{path} is not there") from error
-        except (PermissionError, IsADirectoryError) as error:
-            raise ResourceMissing(f"{path} may not be read: {error.strerror}") from error
-        with file:
-            file.seek(start)
-            yield Reading(start, iter(lambda: file.read(BLOCK), b""))
 
-
-class _StoreFolder:
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
-        try:
-            self.store, self.path = importlib.import_module("fsspec.core").url_to_fs(self.url)
-        except ImportError as error:
+async def _request(client: httpx.AsyncClient, url: str) -> httpx.Response:
+    # Not by httpx, which reads the body of a redirect, however long that is.
+    request = client.build_request("GET", url)
+    for _ in range(_MAX_REDIRECTS + 1):
+        response = await client.send(request, stream=True)
+        if response.next_request is None:
+            return response
+        await response.aclose()
+        request = response.next_request
+        if request.url.scheme not in ("http", "https"):
             raise ResourceMissing(
-                f"{url} needs fsspec and its package for that kind of URL ({error}); install them with: "
-                "pip install -e '.[fetch]'"
-            ) from error
-        except ValueError as error:
-            raise BadData(f"{url}: {error}; give http(s)://, file://, a path, or s3://") from error
-
-    @contextlib.contextmanager
-    def read(self, name: str, start: int) -> Iterator[Reading]:
-        url = f"{self.url}/{name}"
-        try:
-            file = self.store.open(f"{self.path}/{name}", "rb")
-        except FileNotFoundError as error:
-            raise BadData(f"{url} is not there") from error
-        except PermissionError as error:
-            raise ResourceMissing(f"{url} may not be read: {error}") from error
-        except Exception as error:
-            # Each store's library has errors of its own, such as botocore's of missing credentials.
-            raise OSError(f"{url}: {error}") from error
-        with file:
-            file.seek(start)
-            yield Reading(start, _store_blocks(file, url))
+                f"{url} redirects to {_line(request.url)}, which is not followed: no http(s)://"
+            )
+    raise ResourceMissing(
+        f"{url} redirects more than {_MAX_REDIRECTS} times, at last to {_line(request.url)}"
+    )
 
 
-def _store_blocks(file: Any, url: str) -> Iterator[bytes]:
+def _check_status(response: httpx.Response) -> None:
+    url, answer = _line(response.url), _line(f"{response.status_code} {response.reason_phrase}")
+    if response.status_code in _PASSING:
+        raise ConnectionError(f"{url}: {answer}")
+    if response.status_code in (404, 410):
+        raise BadData(f"{url} is not there ({answer})")
+    if response.status_code != 200:
+        raise ResourceMissing(f"{url} may not be read ({answer})")
+
+
+async def _open_store(url: str, idle_timeout: float) -> Callable[[str], Any]:
     try:
-        while block := file.read(BLOCK):
+        url_to_fs = importlib.import_module("fsspec.core").url_to_fs
+        store, path = await asyncio.wait_for(asyncio.to_thread(url_to_fs, url), idle_timeout)
+    except ImportError as error:
+        raise ResourceMissing(
+            f"{url} needs fsspec and its package for that kind of URL ({_line(error)}); install them with: "
+            "pip install -e '.[fetch]'"
+        ) from error
+    except ValueError as error:
+        raise BadData(f"{url}: {_line(error)}; give http(s)://, file://, a path, or s3://") from error
+    except Exception as error:
+        raise ResourceMissing(f"{url} cannot be opened: {_line(error)}") from error
+    return lambda name: store.open(f"{path}/{name}", "rb")
+
+
+async def _read_file(
+    open_file: Callable[[str], Any], folder: Path | str, idle_timeout: float, name: str
+) -> AsyncGenerator[bytes, None]:
+    url = f"{folder}/{name}"
+    file = await _call(open_file, name, url, idle_timeout)
+    with contextlib.closing(file):
+        while block := await _call(file.read, BLOCK, url, idle_timeout):
             yield block
-    except Exception as error:  # as above
-        raise OSError(f"{url} broke off: {error}") from error
+
+
+async def _call(function: Callable[[Any], Any], argument: object, url: str, idle_timeout: float) -> Any:
+    # In a thread, which a dead disk or store cannot hold the others up in.
+    try:
+        return await asyncio.wait_for(asyncio.to_thread(function, argument), idle_timeout)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BadData(f"{url} is not there") from error
+    except (PermissionError, IsADirectoryError) as error:
+        raise ResourceMissing(f"{url} may not be read: {error.strerror or _line(error)}") from error
+    except asyncio.TimeoutError as error:
+        raise ConnectionError(f"{url}: no byte in {idle_timeout:g} s") from error
+    except Exception as error:
+        # Each store's library has errors of its own, such as botocore's of missing credentials.
+        raise ConnectionError(f"{url}: {_line(error)}") from error
+
+
+def _line(said: object) -> str:
+    if isinstance(said, httpx.ConnectError):  # which says no more than that all attempts failed
+        while cause := said.__cause__ or said.__context__:
+            said = cause
+    return textwrap.shorten(str(said), 300, placeholder="...") or type(said).__name__

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import click
 import pandas as pd
 
+from shards.console import echo
 from shards.errors import BadData
 
 MESSAGES = {
@@ -34,7 +34,7 @@ def report(found: Mapping[str, Oddity], *, strict: bool) -> None:
         for kind, odd in found.items()
     ]
     for line in lines[strict:]:
-        click.echo(f"warning: {line}", err=True)
+        echo(f"warning: {line}", err=True)
     if strict and lines:
         raise BadData(f"{lines[0]}; --strict refuses them, without it they are packed")
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
-import click
 import torch
 from torch import Tensor
+
+from shards.console import echo
 
 COMPILE = ("auto", "on", "off")
 
@@ -28,7 +29,7 @@ class Forward:
         batch_size: int,
         *,
         compiled: bool,
-        say: Callable[[str], None] = click.echo,
+        say: Callable[[str], None] = echo,
     ) -> None:
         self._model = model
         self._batch_size = batch_size

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import click
 import torch
 from torch import nn
 
 from models import Classifier
+from shards.console import echo
 from shards.folder import ShardFolder
 from trainer.config import TrainConfig
 from trainer.distributed import ALONE, Team
@@ -39,7 +39,7 @@ def make_step(
     counters: Counters,
     average: Average | None,
     team: Team = ALONE,
-    say: Callable[[str], None] = click.echo,
+    say: Callable[[str], None] = echo,
 ) -> Made:
     """Return a step as the options have it, in which all ranks of the team take part.
 
