@@ -8,6 +8,7 @@ from shards.errors import BadData
 from trainer.run_directory import RunDirectory
 
 _NEEDED = ("epoch", "train_loss", "val_loss", "seconds", "data_wait", "images_per_second")
+_TOO_LARGE = 1e100  # of whatever these numbers are, also where sums of them are to stay finite
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,10 @@ def _read_epochs(run: RunDirectory) -> tuple[Mapping[str, Any], ...]:
     for number, record in enumerate(run.read_metrics(), start=1):
         try:
             if record["kind"] == "epoch" and record["step"]:  # the lines of a sweep stand before step 1
-                epochs.append({**record, **{name: _number(record[name]) for name in _NEEDED}})
+                numbers = {name: _number(record[name]) for name in _NEEDED}
+                if numbers["seconds"] <= 0:
+                    raise ValueError("seconds is not above 0")
+                epochs.append({**record, **numbers})
         except (ValueError, KeyError) as error:
             raise BadData(
                 f"{run.metrics}, line {number} is damaged: {error}; delete that line and the report is "
@@ -84,4 +88,6 @@ def _read_epochs(run: RunDirectory) -> tuple[Mapping[str, Any], ...]:
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{value!r} is no number")
+    if not abs(value) < _TOO_LARGE:
+        raise ValueError("a number in it is infinite or NaN")
     return value
