@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from shards.locking import only_one
 from shards.publishing import sha256_of
-from tests.eval.commanding import NUMBERS, succeed
+from tests.eval.commanding import NUMBERS, contents, expect_refusal, score, succeed
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 600
@@ -46,17 +47,20 @@ def _wait_for_any(running: Sequence["subprocess.Popen[str]"], seconds: float) ->
 
 def evaluate_at_once(run: Path, count: int, seed: int | None = None) -> list[int]:
     """Start so many evaluations of a run; return their exit codes. With a seed they are held at random."""
-    options = [sys.executable, "-m", "eval", str(run), *map(str, NUMBERS)]
+    return run_at_once([[str(run)]] * count, seed)
+
+
+def run_at_once(commands: Sequence[list[str]], seed: int | None = None) -> list[int]:
     processes = [
         subprocess.Popen(
-            options,
+            [sys.executable, "-m", "eval", *command, *map(str, NUMBERS)],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for _ in range(count)
+        for command in commands
     ]
     try:
         if seed is not None:
@@ -66,7 +70,7 @@ def evaluate_at_once(run: Path, count: int, seed: int | None = None) -> list[int
         for process in processes:
             process.kill()
     codes = [process.returncode for process in processes]
-    print(f"{count} at once, seed {seed}: exit codes {codes}")
+    print(f"{len(commands)} at once, seed {seed}: exit codes {codes}")
     assert not [text for text in said if "Traceback" in text], said
     assert set(codes) <= {0, FINDS_IT_BUSY} and 0 in codes, said
     return codes
@@ -90,6 +94,34 @@ def test_evaluations_of_one_run_at_once_leave_what_one_alone_leaves(
     weights = sha256_of(run / "model.safetensors")
     evaluate_at_once(run, count, seed)
     expect_whole(run, alone, weights)
+
+
+def test_a_run_that_is_busy_too_long_is_named_and_nothing_of_it_changes(
+    scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = Path(shutil.copytree(scored, tmp_path / "runs"))
+    before = contents(runs)
+    monkeypatch.setattr("eval.__main__.WAIT", 0.2)
+    for options in (("other",), ("small", "other", "--average"), ("other", "small", "--compare")):
+        with only_one(runs / "other"):
+            numbers = ("--resamples", 2, *NUMBERS[2:])
+            refused = score(*options, "--runs", runs, "--rule", "youden", *numbers)
+        expect_refusal(
+            refused, FINDS_IT_BUSY, f"another command is still at work in {runs / 'other'} after 0.2 s"
+        )
+        assert refused.stderr.splitlines()[0].startswith("waiting up to 0.2 s for another command")
+    assert contents(runs) == before
+
+
+def test_averages_of_the_same_runs_in_another_order_do_not_block_each_other(
+    scored: Path, tmp_path: Path
+) -> None:
+    """Each would wait for a lock that the other holds, and neither would end in time."""
+    runs = Path(shutil.copytree(scored, tmp_path / "runs"))
+    orders = (("small", "other"), ("other", "small"))
+    codes = run_at_once([[*names, "--runs", str(runs), "--average"] for names in orders])
+    for code, names in zip(codes, orders, strict=True):
+        assert (runs / "+".join(names) / "eval" / "test" / "metrics.json").is_file() == (code == 0)
 
 
 @pytest.mark.full

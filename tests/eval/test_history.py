@@ -51,6 +51,19 @@ def test_any_other_line_that_is_damaged_is_named(tmp_path: Path, damaged: str) -
         read_history(run)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"seconds": 0}, {"seconds": -1}, {"seconds": 10**400}, {"train_loss": float("inf")}],
+    ids=["no time", "negative time", "a huge time", "an infinite loss"],
+)
+def test_an_epoch_whose_numbers_cannot_be_is_named(tmp_path: Path, changes: dict[str, float]) -> None:
+    run = a_run(tmp_path / "demo")
+    *others, last = run.metrics.read_text().splitlines()
+    run.metrics.write_text("\n".join([*others, json.dumps({**json.loads(last), **changes})]) + "\n")
+    with pytest.raises(BadData, match=rf"{re.escape(str(run.metrics))}, line 5 is damaged"):
+        read_history(run)
+
+
 def test_an_option_without_a_value_is_damage(tmp_path: Path) -> None:
     run = a_run(tmp_path / "demo")
     run.config.write_text('{"arch": "custom_cnn"}')

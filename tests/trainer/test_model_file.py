@@ -1,5 +1,9 @@
 """model.safetensors and what is refused of it."""
 
+import contextlib
+import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,9 +12,11 @@ import torch
 from models import build, parameter_counts
 from shards.errors import BadData
 from shards.findings import FINDINGS
+from shards.publishing import sha256_of
 from trainer.model_file import load_model, save_model
-from trainer.model_header import read_header
+from trainer.model_header import hash_file, read_header
 
+ROOT = Path(__file__).parents[2]
 METADATA = {"arch": "custom_cnn", "size": 64, "findings": list(FINDINGS), "manifest_sha256": "0"}
 
 
@@ -66,3 +72,45 @@ def test_other_findings_and_other_weights_are_refused(tmp_path: Path) -> None:
     save_model(path, state, {**METADATA, "arch": "resnet50"})
     with pytest.raises(BadData, match="cannot be loaded"):
         load_model(path)
+
+
+def test_a_kill_at_any_moment_of_writing_leaves_a_model_that_its_hash_fits(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    code = (
+        "import sys\n"
+        "from itertools import count\n"
+        "from pathlib import Path\n"
+        "from models import build\n"
+        "from tests.trainer.test_model_file import METADATA\n"
+        "from trainer.model_file import save_model\n"
+        "state = build('custom_cnn', size=64).state_dict()\n"
+        "for epoch in count():\n"
+        "    save_model(Path(sys.argv[1]), state, {**METADATA, 'epoch': epoch})\n"
+        "    print(flush=True)\n"
+    )
+    lot = random.Random(0)
+    for _ in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        for _ in range(2):
+            process.stdout.readline()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(lot.uniform(0, 0.1))
+        process.kill()
+        process.communicate()
+        assert read_header(path).metadata["arch"] == "custom_cnn"
+
+
+def test_other_bytes_than_those_of_the_hash_are_refused_and_old_models_have_none(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_model(path, build("custom_cnn", size=64).state_dict(), METADATA)
+    assert hash_file(path).read_text() == f"{sha256_of(path)}\n"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BadData, match=r"its SHA-256 is not in model\.safetensors\.sha256"):
+        load_model(path)
+    hash_file(path).unlink()
+    assert load_model(path)[1] == METADATA
