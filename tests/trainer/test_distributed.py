@@ -210,9 +210,10 @@ from pathlib import Path
 from loaders import LoaderSpec
 from shards.folder import open_shards
 from trainer.distributed import join
-from trainer.frozen import features
+from trainer.frozen import chunks, features
 from trainer.optimization.precision import Precision
 
+chunks.SAVE_EVERY = 0.0
 features._SENT_AT_ONCE = 5
 with join("cpu") as (team, device):
     torch.manual_seed(0)
@@ -231,23 +232,41 @@ with join("cpu") as (team, device):
     )
     precision = Precision("fp32", device)
     asked = lambda: bool(team.agree(0)[0])
-    mine = features.compute_features(counted, spec, precision, device, stop=asked, team=team)
+    def compute():
+        name = f"train-{team.rank}-of-{team.size}"
+        saved = chunks.FeatureChunks(Path(sys.argv[2]), name, "", print)
+        ran.clear()
+        return features.compute_features(
+            counted, spec, precision, device, stop=asked, team=team, chunks=saved
+        )
+    mine = compute()
     whole = features.compute_features(frozen, spec, precision, device)
     torch.testing.assert_close(mine.values, whole.values, rtol=1e-5, atol=1e-5)
     assert torch.equal(mine.labels, whole.labels) and torch.equal(mine.rows, whole.rows)
     print(f"rank {team.rank} ran {sum(ran)}", flush=True)
+    if team.rank:
+        next(Path(sys.argv[2]).glob("train-1-of-2-*.pt")).unlink()
+    again = compute()
+    assert torch.equal(again.values, mine.values) and torch.equal(again.rows, mine.rows)
+    print(f"rank {team.rank} ran {sum(ran)} again", flush=True)
 """
 
 
-def test_each_rank_runs_its_share_of_a_frozen_network_and_has_all_of_its_output(
+def test_each_rank_runs_and_saves_its_share_of_a_frozen_network_and_has_all_of_its_output(
     uneven_shards: ShardFolder, tmp_path: Path
 ) -> None:
     program = tmp_path / "shares.py"
     program.write_text(SHARES)
-    process = start([sys.executable, "-m", str(program), str(uneven_shards.path)], module=False)
+    process = start(
+        [sys.executable, "-m", str(program), str(uneven_shards.path), str(tmp_path / "features")],
+        module=False,
+    )
     said, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, errors
     images = uneven_shards.manifest.splits["train"].images
     # One image more to find the shape; each as it is and mirrored.
-    assert f"rank 0 ran {1 + 2 * -(-images // 2)}" in said
-    assert f"rank 1 ran {1 + 2 * (images // 2)}" in said
+    assert f"rank 0 ran {1 + 2 * -(-images // 2)}\n" in said
+    assert f"rank 1 ran {1 + 2 * (images // 2)}\n" in said
+    # What the second saved was lost.
+    assert "rank 0 ran 1 again" in said
+    assert f"rank 1 ran {1 + 2 * (images // 2)} again" in said

@@ -1,5 +1,6 @@
 """Caching that is interrupted goes on with what was computed, and ends at the bits of one that was not."""
 
+import resource
 import shutil
 import signal
 import subprocess
@@ -275,6 +276,24 @@ def test_files_that_do_not_fit_are_removed(tmp_path: Path, other: str) -> None:
         features["values"] = features["values"].float()
     assert FeatureChunks(folder, "train", "these", print).load(features) == 0
     assert not list(folder.iterdir())
+
+
+@pytest.mark.usefixtures("save_always")
+def test_a_disk_that_fills_up_ends_the_saving_and_not_the_run(tmp_path: Path) -> None:
+    said: list[str] = []
+    features = features_of(10)
+    saved = FeatureChunks(tmp_path / "features", "train", "these", said.append)
+    saved.save_if_due(features, 4)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        for images in (6, 8, 10):
+            saved.save_if_due(features, images)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    (line,) = said
+    assert "features are not saved any more" in line
+    assert FeatureChunks(tmp_path / "features", "train", "these", print).load(features_of(10)) == 4
 
 
 @pytest.mark.usefixtures("save_always")
