@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.run_directory import Environment, RunDirectory
+from trainer.environment import Environment
+from trainer.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from shards.errors import ResourceMissing
 
 PARTIAL = ".partial"
 """The end of a temporary file's name, which begins with a dot: by it what a kill leaves is known."""
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextlib.contextmanager

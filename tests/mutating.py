@@ -33,6 +33,11 @@ PROGRAMS = {
 }
 # What else a command imports on its way.
 _WARM = (
+    "trainer.launch",
+    "eval.launch",
+    "eval.heatmaps.gradients",
+    "eval.predicting.predict",
+    "trainer.model_file",
     "loaders.dali",
     "loaders.dataloader",
     "loaders.resident",

@@ -4,42 +4,27 @@ import contextlib
 import errno
 import json
 import os
-import platform
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import click
 from msgspec import Meta
 
 from shards.console import echo, printable
-from shards.cores import available_cores
 from shards.documents import Scalar, convert, parse_json, read_bytes, read_json
 from shards.errors import BadData, CannotResume, ResourceMissing
-from shards.findings import FINDINGS
 from shards.folder import ShardFolder
 from shards.locking import only_one
 from shards.publishing import publish_text, remove_partials
+from trainer.environment import Environment, describe_environment
 
 if TYPE_CHECKING:  # what is written here can be read where torch is not wanted
     import torch
 
     from trainer.config import TrainConfig
-
-_VERSIONS_OF = (
-    "torch",
-    "torchvision",
-    "nvidia-dali-cuda130",
-    "nvidia-dali-cuda120",
-    "webdataset",
-    "numpy",
-    "pandas",
-)
 
 # Bytes. File systems take 255, and files made of a run may be named after it with something around.
 _LONGEST_NAME = 200
@@ -95,24 +80,6 @@ class _Epoch(_Step):
     data_wait: _Number
     images_per_second: _Number
     val_auroc: _Number | None = None
-
-
-class Environment(TypedDict, total=False):
-    """environment.json: what a run was trained on; files of other versions may lack some."""
-
-    device_type: str
-    precision: str
-    world_size: int
-    command: str
-    commit: str | None
-    manifest_sha256: str
-    findings: list[str]
-    device: str
-    cores: int
-    python: str
-    platform: str
-    versions: dict[str, str | None]
-    cuda: str | None
 
 
 class RunDirectory:
@@ -221,7 +188,7 @@ class RunDirectory:
                 key: {"value": value, "from": sources.get(key, "default")}
                 for key, value in config.to_json().items()
             }
-            environment = {**now, **_environment(shards, device)}
+            environment = {**now, **describe_environment(shards, device)}
             publish_text(self.environment, json.dumps(environment, indent=1) + "\n")
             publish_text(self.config, json.dumps(record, indent=1) + "\n")
 
@@ -369,36 +336,3 @@ def _append(path: Path, line: str) -> None:
             else "let this user write there, or give another --runs"
         )
         raise ResourceMissing(f"cannot write {path}: {error.strerror}; {advice}") from error
-
-
-def _environment(shards: ShardFolder, device: "torch.device") -> dict[str, Any]:
-    import torch
-
-    installed = {dist.metadata["Name"] for dist in metadata.distributions()}
-    return {
-        "command": " ".join([Path(sys.executable).name, "-m", "trainer", *sys.argv[1:]]),
-        "commit": _commit(),
-        "manifest_sha256": shards.digest,
-        "findings": list(FINDINGS),
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor() or "cpu",
-        "cores": available_cores(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": {name: metadata.version(name) for name in _VERSIONS_OF if name in installed},
-        "cuda": torch.version.cuda if device.type == "cuda" else None,
-    }
-
-
-def _commit() -> str | None:
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except OSError:
-        return None
-    return found.stdout.strip() or None

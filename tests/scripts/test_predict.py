@@ -73,5 +73,6 @@ def test_a_jpeg_is_taken_as_well_and_what_is_no_image_is_named(run: Path, tmp_pa
 
 def test_a_run_that_was_not_scored_is_refused(phantom_shards: ShardFolder, tmp_path: Path) -> None:
     assert train(phantom_shards, tmp_path, "new", epochs=1, batch_size=16).exit_code == 0
+    Image.new("L", (64, 64)).save(tmp_path / "any.png")
     done = predict(tmp_path / "new", tmp_path / "any.png")
     assert done.exit_code == 3 and "python -m eval" in done.stderr
