@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from loaders import processes
 from loaders.batch import Batch
 from loaders.finishing import finish
 from loaders.own_stream import beside_the_step
@@ -24,7 +25,7 @@ from loaders.schedule import Slot
 from loaders.scheduled import ScheduledLoader
 from loaders.spec import LoaderSpec
 from shards.cores import available_cores
-from shards.errors import BadData
+from shards.errors import BadData, ResourceMissing
 from shards.folder import ShardFolder, SplitReader
 from shards.pixels import decode_sample
 
@@ -59,7 +60,7 @@ class DecodedImages(Dataset[Decoded | BadData]):
         self._split = split
         self._reader: SplitReader | None = None
 
-    def __getitems__(self, positions: list[int]) -> Decoded | BadData:
+    def __getitems__(self, positions: list[int]) -> "Decoded | BadData | ResourceMissing":
         """Return the samples at these positions, or what is wrong with one of them."""
         try:
             if self._reader is None:
@@ -71,7 +72,7 @@ class DecodedImages(Dataset[Decoded | BadData]):
                     images.append(decode_gray(encoded, self._shards.manifest.size))
                 except (RuntimeError, ValueError):
                     return BadData(f"{self._reader.name(position)} does not decode; pack again")
-        except BadData as error:
+        except (BadData, ResourceMissing) as error:
             return error
         except OSError as error:
             return BadData(f"{self._shards.path} cannot be read: {error}")
@@ -106,15 +107,16 @@ class TunedDataLoader(ScheduledLoader):
 
     def _decoded(self) -> Iterator[Decoded]:
         for decoded in self._workers.epoch():
-            if isinstance(decoded, BadData):
+            if isinstance(decoded, BadData | ResourceMissing):
                 raise decoded
             yield decoded
 
-    def _make_loader(self) -> "DataLoader[Decoded | BadData]":
+    def _make_loader(self) -> "DataLoader[Decoded | BadData | ResourceMissing]":
         threads = self._spec.threads or available_cores()
         return DataLoader(
             DecodedImages(self._spec.shards, self._spec.split),
             batch_sampler=self._ahead,
+            timeout=processes.HANGS,
             num_workers=max(min(threads, self.batches), 1),
             collate_fn=_as_it_is,
             pin_memory=self._spec.device.type == "cuda",

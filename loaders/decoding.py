@@ -30,7 +30,8 @@ from nvidia.dali.pipeline import Pipeline
 
 from loaders.spec import LoaderSpec
 from shards.cores import available_cores
-from shards.errors import ResourceMissing
+from shards.documents import read_json
+from shards.errors import BadData, ResourceMissing
 from shards.folder import SplitReader
 from shards.progress import progress_bar
 from shards.publishing import publish_text
@@ -49,6 +50,11 @@ class Decoder:
     threads: int
     hardware_share: float = 0.0
     """Of the images, the share that the GPU's JPEG engine gets; the rest go to its cores."""
+
+
+@dataclass(frozen=True)
+class _Remembered:
+    decoder: Decoder
 
 
 def choose_decoder(spec: LoaderSpec, reader: SplitReader) -> Decoder:
@@ -97,8 +103,11 @@ def remembered(
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            return Decoder(**json.loads(path.read_text(encoding="utf-8"))["decoder"])
-        except (OSError, ValueError, KeyError, TypeError):  # not there, or not ours
+            best = read_json(path, _Remembered).decoder
+            if best not in tried:
+                raise BadData(f"{path} names another decoder")
+            return best
+        except (BadData, ResourceMissing):  # not there, or not ours
             best = best_of(tried)
             record = {"decoder": dataclasses.asdict(best), **circumstances}
             with contextlib.suppress(ResourceMissing):

@@ -28,6 +28,7 @@ import webdataset
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from loaders import processes
 from loaders.batch import Batch
 from loaders.finishing import finish
 from loaders.own_stream import beside_the_step
@@ -137,6 +138,7 @@ class WebLoader(ScheduledLoader):
         return DataLoader(
             self._stream,
             batch_size=None,
+            timeout=processes.HANGS,
             num_workers=self._workers,
             multiprocessing_context="spawn",
             persistent_workers=True,
