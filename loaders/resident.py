@@ -22,7 +22,6 @@ from loaders.scheduled import ScheduledLoader
 from loaders.shared_file import SharedFile, remove_unheld, shared_bytes
 from loaders.spec import LoaderSpec
 from shards.errors import ResourceMissing
-from shards.folder import SplitReader
 from shards.progress import progress_bar
 
 # Of the free memory, the share that one split may take: train and val together leave a fifth.
@@ -58,9 +57,9 @@ class ResidentLoader(ScheduledLoader):
         place, figures = place_for(spec)
         if place is None:
             raise ResourceMissing(f"the loader resident has no room: {figures}; take --loader dali")
-        self._reader = SplitReader(spec.shards, spec.split)
-        super().__init__(spec, len(self._reader))
-        self._shape = (len(self._reader), spec.shards.manifest.size, spec.shards.manifest.size)
+        self._rows = spec.shards.rows(spec.split)
+        super().__init__(spec, len(self._rows))
+        self._shape = (len(self._rows), spec.shards.manifest.size, spec.shards.manifest.size)
         self._decoding = decoding
         self._place = place
         self._buffers = HostBuffers()
@@ -73,7 +72,7 @@ class ResidentLoader(ScheduledLoader):
 
     def _batches(self) -> Iterator[Batch]:
         images = self._resident_images()
-        rows = torch.from_numpy(self._reader.rows).to(self._place)
+        rows = torch.from_numpy(self._rows).to(self._place)
         for slot in self._schedule.remaining():
             positions = torch.from_numpy(slot.positions).to(self._place, non_blocking=True)
             chosen = self._memory_for(len(positions))
@@ -104,7 +103,8 @@ class ResidentLoader(ScheduledLoader):
             else:
                 self._images = torch.empty(self._shape, dtype=torch.uint8, device=self._place)
                 self._decode_into(self._images)
-            labels = self._reader.read(range(len(self._reader))).labels
+            # Those of entries.csv, with which the loader that decoded has compared the shards'.
+            labels = self._spec.shards.labels(self._spec.split)
             # This waits until what was decoded is there, for whatever stream the next epoch gathers on.
             self._labels = torch.from_numpy(labels).to(self._place)
         return self._images

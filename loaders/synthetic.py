@@ -10,7 +10,6 @@ import torch
 from loaders.batch import Batch
 from loaders.scheduled import ScheduledLoader
 from loaders.spec import LoaderSpec
-from shards.folder import SplitReader
 
 
 class SyntheticLoader(ScheduledLoader):
@@ -20,18 +19,18 @@ class SyntheticLoader(ScheduledLoader):
     """
 
     def __init__(self, spec: LoaderSpec) -> None:
-        reader = SplitReader(spec.shards, spec.split)
-        super().__init__(spec, len(reader))
+        rows, labels = spec.shards.rows(spec.split), spec.shards.labels(spec.split)
+        super().__init__(spec, len(rows))
         size = spec.shards.manifest.size
         generator = torch.Generator().manual_seed(spec.seed)
         images = torch.randint(
             0, 256, (spec.batch_size, size, size, 1), dtype=torch.uint8, generator=generator
         )
-        first = reader.read([n % len(reader) for n in range(spec.batch_size)] if len(reader) else [])
+        first = [n % len(rows) for n in range(spec.batch_size)] if len(rows) else []
         self._batch = Batch(
             images.permute(0, 3, 1, 2).to(spec.device),
-            torch.from_numpy(first.labels).to(spec.device),
-            torch.from_numpy(first.rows).to(spec.device),
+            torch.from_numpy(labels[first]).to(spec.device),
+            torch.from_numpy(rows[first]).to(spec.device),
         )
 
     def _epoch(self) -> Iterator[Batch]:

@@ -38,6 +38,7 @@ from loaders.spec import LoaderSpec
 from shards.cores import available_cores
 from shards.errors import BadData, CannotResume
 from shards.findings import FINDINGS
+from shards.folder import check_labels
 from shards.index import read_index
 from shards.pixels import decode_sample
 
@@ -164,6 +165,7 @@ class _Stream(IterableDataset[Chunk | BadData]):
         self._rank, self._world_size = spec.rank, spec.world_size
         self._tars = [str(spec.shards.path.absolute() / shard.name) for shard in shards]
         self._rows = _shared(spec.shards.rows(spec.split))
+        self._labels = _shared(spec.shards.labels(spec.split))
         self.samples = len(self._rows)
         counts = [shard.samples for shard in shards]
         if sum(counts) != self.samples:
@@ -230,12 +232,13 @@ class _Stream(IterableDataset[Chunk | BadData]):
             except (OSError, tarfile.TarError, ValueError) as error:
                 cause = error if isinstance(error, OSError) else error.args[0]  # webdataset adds to args
                 raise BadData(f"{tar} cannot be read: {cause}; pack again") from error
-            yield [
-                self._proved(found, f"{row:08d}", tar)
-                for row in self._rows[piece.start : piece.stop : piece.step].tolist()
-            ]
+            these = slice(piece.start, piece.stop, piece.step)
+            expected = zip(self._rows[these].tolist(), self._labels[these].numpy(), strict=True)
+            yield [self._proved(found, f"{row:08d}", labels, tar) for row, labels in expected]
 
-    def _proved(self, found: dict[str, dict[str, Any]], key: str, tar: str) -> dict[str, Any]:
+    def _proved(
+        self, found: dict[str, dict[str, Any]], key: str, labels: npt.NDArray[np.uint8], tar: str
+    ) -> dict[str, Any]:
         sample = found.get(key, {})
         missing = [member for member in self._members if member not in sample]
         if missing or len(sample["labels"]) != len(FINDINGS):
@@ -243,6 +246,7 @@ class _Stream(IterableDataset[Chunk | BadData]):
         row = int.from_bytes(sample["row"], "little", signed=True)
         if row != int(key):
             raise BadData(f"{tar}, sample {key}: the shard holds row {row} there")
+        check_labels(f"{tar}, sample {key}", np.frombuffer(sample["labels"], np.uint8), labels)
         return sample
 
     def _decode(self, samples: list[dict[str, Any]]) -> Chunk:

@@ -1,5 +1,6 @@
 """The curves of a run as a PNG: losses, learning rate, and what else was watched on val."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +59,7 @@ def draw_curves(lines: list[dict[str, Any]], title: str, path: Path) -> None:
         panel.grid(alpha=0.25)
     with publish(path) as partial:
         figure.savefig(partial, format="png")
+    # A drawn figure is a cycle of references that holds 3 MB of pixels. Left to itself the collector lets
+    # dozens of them pile up: a run then wanders between 1,040 and 1,158 MB.
+    del figure, panels, panel
+    gc.collect()
