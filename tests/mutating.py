@@ -59,10 +59,12 @@ class Ended:
     code: int
     """Negative: the signal that killed it."""
     seconds: float
+    """By the clock, which other work on the machine changes."""
+    processor_seconds: float
     kibibytes: int
     """Peak memory of its largest process."""
     late: bool
-    """Whether it was killed, being late."""
+    """Whether it was killed, as it took too long by the clock."""
 
 
 class Server:
@@ -220,7 +222,8 @@ def _serve() -> None:
         _, status, used = os.wait4(pid, 0)
         os.close(waiting)
         code = os.waitstatus_to_exitcode(status)
-        ended = Ended(code, time.monotonic() - begun, used.ru_maxrss, late)
+        busy = used.ru_utime + used.ru_stime
+        ended = Ended(code, time.monotonic() - begun, busy, used.ru_maxrss, late)
         answers.write(json.dumps(asdict(ended)) + "\n")
         answers.flush()
 
