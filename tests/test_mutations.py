@@ -10,8 +10,6 @@ import json
 import os
 import random
 import shutil
-import struct
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,9 +30,12 @@ from tests.mutating import (
     Server,
     mutate_bytes,
     mutate_csv,
+    mutate_header,
+    mutate_index,
+    mutate_jpeg,
     mutate_json,
+    mutate_png,
     mutate_state,
-    mutate_tree,
     to_json,
 )
 from tests.trainer.running import command, stop_at, train
@@ -49,21 +50,6 @@ SIZE, SHARD_SIZE = 32, 16
 OPTIONS = {"epochs": 2, "batch_size": 16, "loader": "resident", "ema": 0.5}
 # The numbers alone, which is quick.
 SCORES = ("--resamples", "0", "--no-report", "--heatmaps", "0")
-_WRONG_HEADERS = (
-    None,
-    -1,
-    2**63,
-    10**30,
-    float("inf"),
-    "",
-    "x",
-    "x" * 10_000,
-    [],
-    [-1],
-    {},
-    "F64",
-    "@deep list@",
-)
 
 Draw = random.Random
 Command = tuple[str, list[str]]
@@ -192,19 +178,9 @@ def manifest(case: Case, draw: Draw) -> Command:
 
 
 def index(case: Case, draw: Draw) -> Command:
-    case.change(draw.choice(sorted(case.shards.glob("*.idx"))), _mutate_index, draw)
+    case.change(draw.choice(sorted(case.shards.glob("*.idx"))), mutate_index, draw)
     case.sign_shards()
     return case.on_shards(draw)
-
-
-def _mutate_index(draw: Draw, data: bytes) -> bytes:
-    if draw.random() < 0.3:
-        return mutate_bytes(draw, data)
-    words = data.split(b" ")
-    words[draw.randrange(len(words))] = draw.choice(
-        [b"0", b"-1", b"9" * 18, b"9" * 30, b"1", b"8192", b"10240", b"x", b"\n", b"", b"jpg", b"1e9"]
-    )
-    return b" ".join(words)
 
 
 def entries(case: Case, draw: Draw) -> Command:
@@ -260,29 +236,11 @@ def model_header(case: Case, draw: Draw) -> Command:
     if decisions.is_file() and draw.random() < 0.3:
         case.change(decisions, mutate_json, draw)
     else:
-        case.change(case.done / "model.safetensors", _mutate_header, draw)
+        case.change(case.done / "model.safetensors", mutate_header, draw)
         if (case.done / "model.safetensors.sha256").is_file():
             case.sign(case.done / "model.safetensors")
     anew = ("--again", *SCORES)
     return draw.choice([case.eval(*SCORES), case.eval(*anew), case.predict(case.an_image(draw))])
-
-
-def _mutate_header(draw: Draw, data: bytes) -> bytes:
-    (length,) = struct.unpack("<Q", data[:8])
-    header, rest = data[8 : 8 + length], data[8 + length :]
-    kind = draw.randrange(4)
-    if kind == 0:
-        return mutate_bytes(draw, data[: 8 + length]) + rest
-    record = json.loads(header)
-    if kind == 1:
-        record = mutate_tree(draw, record, _WRONG_HEADERS)
-    else:  # what is written in the metadata as JSON
-        (key,) = record["__metadata__"]
-        record["__metadata__"][key] = mutate_json(draw, record["__metadata__"][key].encode()).decode(
-            "utf-8", errors="replace"
-        )
-    changed = to_json(record)
-    return struct.pack("<Q", len(changed)) + changed + rest
 
 
 def predictions(case: Case, draw: Draw) -> Command:
@@ -309,25 +267,15 @@ def nih_csv(case: Case, draw: Draw) -> Command:
 
 def png(case: Case, draw: Draw) -> Command:
     path = case.an_image(draw)
-    case.change(path, draw.choice([mutate_bytes, _mutate_png]), draw)
+    case.change(path, draw.choice([mutate_bytes, mutate_png]), draw)
     return draw.choice([case.pack_anew, lambda: case.predict(path)])()
-
-
-def _mutate_png(draw: Draw, data: bytes) -> bytes:
-    # The header's fields, with a checksum that fits.
-    fields = list(struct.unpack(">IIBBBBB", data[16:29]))
-    fields[draw.randrange(7)] = draw.choice([0, 1, 3, 16, 60_000, 255]) % 256
-    if draw.random() < 0.7:
-        fields[draw.randrange(2)] = draw.choice([0, 1, 8192, 65_500, 2**31 - 1, 2**32 - 1])
-    header = b"IHDR" + struct.pack(">IIBBBBB", *fields)
-    return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
 
 
 def jpeg(case: Case, draw: Draw) -> Command:
     if draw.random() < 0.5:
         path = case.folder / "image.jpg"
         Image.open(case.an_image(draw)).convert("L").save(path, "JPEG")
-        case.change(path, draw.choice([mutate_bytes, _mutate_jpeg]), draw)
+        case.change(path, draw.choice([mutate_bytes, mutate_jpeg]), draw)
         return case.predict(path)
     tar = draw.choice(sorted(case.shards.glob("*.tar")))
     first = tar.read_bytes()
@@ -335,7 +283,7 @@ def jpeg(case: Case, draw: Draw) -> Command:
     def within(draw: Draw, data: bytes) -> bytes:
         # One image in the place of which as many bytes are put.
         offset, size = (int(word) for word in draw.choice(lines).split()[1:3])
-        image = draw.choice([mutate_bytes, _mutate_jpeg])(draw, data[offset : offset + size])
+        image = draw.choice([mutate_bytes, mutate_jpeg])(draw, data[offset : offset + size])
         return data[:offset] + image[:size].ljust(size, b"\0") + data[offset + size :]
 
     lines = tar.with_suffix(".idx").read_text().splitlines()[1:]
@@ -343,13 +291,6 @@ def jpeg(case: Case, draw: Draw) -> Command:
     assert tar.stat().st_size == len(first)
     case.sign_shards()
     return case.on_shards(draw)
-
-
-def _mutate_jpeg(draw: Draw, data: bytes) -> bytes:
-    # Height and width in the frame's header.
-    frame = data.find(b"\xff\xc0")
-    sides = struct.pack(">HH", *(draw.choice([0, 1, 31, 33, 8192, 65_500, 65_535]) for _ in range(2)))
-    return data[: frame + 5] + sides + data[frame + 9 :]
 
 
 def toml(case: Case, draw: Draw) -> Command:
