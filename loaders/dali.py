@@ -1,6 +1,6 @@
 """The DALI loader: encoded bytes in our order through DALI's decoder, on a GPU or a CPU.
 
-The order comes from `Schedule` and the bytes from the memory-mapped shards; DALI gets them
+The order comes from `Schedule` and the bytes from the shards; DALI gets them
 through `external_source` and decodes ahead in its own threads. Its webdataset reader was the
 other choice. Both decoded at the same rate when they were compared, but the reader's permutation is
 uniform only with a buffer as large as the split, depends on its history, and needs DALI's own
@@ -40,7 +40,7 @@ class _UnderWay(NamedTuple):
 class DaliLoader(ScheduledLoader):
     """Keeps the contract of `Loader`; see there.
 
-    Memory: the shards are mapped, not loaded; a few decoded batches are held. At the end of an epoch
+    Memory: the shards stay in the page cache; a few encoded and decoded batches are held. At the end of an epoch
     the first batches of the next are on their way already.
     """
 

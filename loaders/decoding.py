@@ -142,7 +142,7 @@ def decoding_pipeline(source: Any, batch_size: int, decoder: Decoder, device: to
     pipeline = Pipeline(batch_size, decoder.threads, device_id, prefetch_queue_depth=PREFETCH)
     options = {"hw_decoder_load": decoder.hardware_share} if decoder.device == "mixed" else {}
     with pipeline:
-        # no_copy: the bytes are read where the caller has them, in mapped shards for example.
+        # no_copy: the bytes are read where the caller has them, until the batch is out.
         encoded = fn.external_source(
             source=source, batch=True, ndim=1, dtype=dali_types.UINT8, no_copy=device_id is None
         )

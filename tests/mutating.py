@@ -10,10 +10,12 @@ import random
 import resource
 import select
 import signal
+import struct
 import subprocess
 import sys
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,6 +58,22 @@ _CELLS = (
     "\0", "\x1b[2J", "train", "../../x", "=1+1", "²", "x" * 100_000,
 )  # fmt: skip
 
+_WRONG_HEADERS = (
+    None,
+    -1,
+    2**63,
+    10**30,
+    float("inf"),
+    "",
+    "x",
+    "x" * 10_000,
+    [],
+    [-1],
+    {},
+    "F64",
+    "@deep list@",
+)
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -64,10 +82,12 @@ class Ended:
     code: int
     """Negative: the signal that killed it."""
     seconds: float
+    """By the clock, which other work on the machine changes."""
+    processor_seconds: float
     kibibytes: int
     """Peak memory of its largest process."""
     late: bool
-    """Whether it was killed, being late."""
+    """Whether it was killed, as it took too long by the clock."""
 
 
 class Server:
@@ -200,6 +220,51 @@ def mutate_state(draw: random.Random, state: dict[str, Any]) -> Any:
     return state
 
 
+def mutate_index(draw: random.Random, data: bytes) -> bytes:
+    if draw.random() < 0.3:
+        return mutate_bytes(draw, data)
+    words = data.split(b" ")
+    words[draw.randrange(len(words))] = draw.choice(
+        [b"0", b"-1", b"9" * 18, b"9" * 30, b"1", b"8192", b"10240", b"x", b"\n", b"", b"jpg", b"1e9"]
+    )
+    return b" ".join(words)
+
+
+def mutate_header(draw: random.Random, data: bytes) -> bytes:
+    (length,) = struct.unpack("<Q", data[:8])
+    header, rest = data[8 : 8 + length], data[8 + length :]
+    kind = draw.randrange(4)
+    if kind == 0:
+        return mutate_bytes(draw, data[: 8 + length]) + rest
+    record = json.loads(header)
+    if kind == 1:
+        record = mutate_tree(draw, record, _WRONG_HEADERS)
+    else:  # what is written in the metadata as JSON
+        (key,) = record["__metadata__"]
+        record["__metadata__"][key] = mutate_json(draw, record["__metadata__"][key].encode()).decode(
+            "utf-8", errors="replace"
+        )
+    changed = to_json(record)
+    return struct.pack("<Q", len(changed)) + changed + rest
+
+
+def mutate_png(draw: random.Random, data: bytes) -> bytes:
+    # The header's fields, with a checksum that fits.
+    fields = list(struct.unpack(">IIBBBBB", data[16:29]))
+    fields[draw.randrange(7)] = draw.choice([0, 1, 3, 16, 60_000, 255]) % 256
+    if draw.random() < 0.7:
+        fields[draw.randrange(2)] = draw.choice([0, 1, 8192, 65_500, 2**31 - 1, 2**32 - 1])
+    header = b"IHDR" + struct.pack(">IIBBBBB", *fields)
+    return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+
+
+def mutate_jpeg(draw: random.Random, data: bytes) -> bytes:
+    # Height and width in the frame's header.
+    frame = data.find(b"\xff\xc0")
+    sides = struct.pack(">HH", *(draw.choice([0, 1, 31, 33, 8192, 65_500, 65_535]) for _ in range(2)))
+    return data[: frame + 5] + sides + data[frame + 9 :]
+
+
 def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
     keys = list(tree) if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ()
     for key in keys:
@@ -225,7 +290,8 @@ def _serve() -> None:
         _, status, used = os.wait4(pid, 0)
         os.close(waiting)
         code = os.waitstatus_to_exitcode(status)
-        ended = Ended(code, time.monotonic() - begun, used.ru_maxrss, late)
+        busy = used.ru_utime + used.ru_stime
+        ended = Ended(code, time.monotonic() - begun, busy, used.ru_maxrss, late)
         answers.write(json.dumps(asdict(ended)) + "\n")
         answers.flush()
 
