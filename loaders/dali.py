@@ -40,8 +40,8 @@ class _UnderWay(NamedTuple):
 class DaliLoader(ScheduledLoader):
     """Keeps the contract of `Loader`; see there.
 
-    Memory: the shards stay in the page cache; a few encoded and decoded batches are held. At the end of an epoch
-    the first batches of the next are on their way already.
+    Memory: the shards stay in the page cache; a few batches are held, encoded and decoded. At the end of
+    an epoch the first batches of the next are on their way already.
     """
 
     def __init__(self, spec: LoaderSpec) -> None:
