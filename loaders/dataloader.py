@@ -11,16 +11,16 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import click
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from loaders import processes
 from loaders.batch import Batch
 from loaders.finishing import finish
 from loaders.own_stream import beside_the_step
-from loaders.processes import Workers, ignore_interrupts
+from loaders.processes import Workers, ignore_interrupts, no_shared_memory
 from loaders.schedule import Slot
 from loaders.scheduled import ScheduledLoader
 from loaders.spec import LoaderSpec
@@ -36,6 +36,7 @@ try:
 except ImportError:
     decode_image = None
 
+NAME = "dataloader"
 PREFETCH = 2  # batches each worker decodes ahead: torch's own default
 
 
@@ -48,11 +49,11 @@ class Decoded(NamedTuple):
     rows: npt.NDArray[np.int32]
 
 
-class DecodedImages(Dataset[Decoded | BadData]):
+class DecodedImages(Dataset[Decoded | click.ClickException]):
     """One split, decoded by position, whole batches at a time.
 
     It is sent to the workers without memory maps and table: each opens the shards at its first batch.
-    Bad data is returned, not raised, for DataLoader would wrap it in a traceback.
+    An error is returned, not raised, for DataLoader would wrap it in a traceback.
     """
 
     def __init__(self, shards: ShardFolder, split: str) -> None:
@@ -60,7 +61,7 @@ class DecodedImages(Dataset[Decoded | BadData]):
         self._split = split
         self._reader: SplitReader | None = None
 
-    def __getitems__(self, positions: list[int]) -> "Decoded | BadData | ResourceMissing":
+    def __getitems__(self, positions: list[int]) -> Decoded | click.ClickException:
         """Return the samples at these positions, or what is wrong with one of them."""
         try:
             if self._reader is None:
@@ -72,11 +73,14 @@ class DecodedImages(Dataset[Decoded | BadData]):
                     images.append(decode_gray(encoded, self._shards.manifest.size))
                 except (RuntimeError, ValueError):
                     return BadData(f"{self._reader.name(position)} does not decode; pack again")
-        except (BadData, ResourceMissing) as error:
+            try:
+                return Decoded(default_collate(images), samples.labels, samples.rows)  # in shared memory
+            except RuntimeError:
+                return no_shared_memory(NAME)
+        except click.ClickException as error:
             return error
         except OSError as error:
-            return BadData(f"{self._shards.path} cannot be read: {error}")
-        return Decoded(default_collate(images), samples.labels, samples.rows)  # in shared memory
+            return ResourceMissing(f"{self._shards.path} cannot be read: {error}")
 
 
 class TunedDataLoader(ScheduledLoader):
@@ -89,7 +93,8 @@ class TunedDataLoader(ScheduledLoader):
     def __init__(self, spec: LoaderSpec) -> None:
         super().__init__(spec, len(spec.shards.rows(spec.split)))
         self._ahead = _Positions()
-        self._workers = Workers(self._make_loader, "dataloader")
+        files = len(spec.shards.manifest.shards_of(spec.split))
+        self._workers = Workers(self._make_loader, NAME, files)
 
     def _epoch(self) -> Iterator[Batch]:
         return beside_the_step(self._batches(), self._spec.device)
@@ -97,7 +102,7 @@ class TunedDataLoader(ScheduledLoader):
     def _batches(self) -> Iterator[Batch]:
         # The same slots twice: the workers are told of them a few batches before they are handed out.
         self._ahead.slots, slots = itertools.tee(self._schedule.remaining())
-        for slot, decoded in zip(slots, self._decoded(), strict=True):
+        for slot, decoded in zip(slots, self._workers.epoch(), strict=True):
             labels, rows = torch.from_numpy(decoded.labels), torch.from_numpy(decoded.rows)
             yield finish(decoded.images, labels, rows, slot, self._spec)
 
@@ -105,18 +110,11 @@ class TunedDataLoader(ScheduledLoader):
         """See Loader; no worker is left. A closed loader starts again when it is iterated."""
         self._workers.close()
 
-    def _decoded(self) -> Iterator[Decoded]:
-        for decoded in self._workers.epoch():
-            if isinstance(decoded, BadData | ResourceMissing):
-                raise decoded
-            yield decoded
-
-    def _make_loader(self) -> "DataLoader[Decoded | BadData | ResourceMissing]":
+    def _make_loader(self) -> "DataLoader[Decoded | click.ClickException]":
         threads = self._spec.threads or available_cores()
         return DataLoader(
             DecodedImages(self._spec.shards, self._spec.split),
             batch_sampler=self._ahead,
-            timeout=processes.HANGS,
             num_workers=max(min(threads, self.batches), 1),
             collate_fn=_as_it_is,
             pin_memory=self._spec.device.type == "cuda",

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import nvidia.dali
@@ -52,8 +52,7 @@ class Decoder:
     """Of the images, the share that the GPU's JPEG engine gets; the rest go to its cores."""
 
 
-@dataclass(frozen=True)
-class _Remembered:
+class _Record(TypedDict):
     decoder: Decoder
 
 
@@ -97,22 +96,21 @@ def remembered(
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cxrapid"
         folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"decoder-{hashlib.sha256(json.dumps(circumstances).encode()).hexdigest()[:32]}.json"
+        file = path.with_suffix(".lock").open("w")
     except (OSError, RuntimeError):  # nowhere to remember it
         return best_of(tried)
-    path = folder / f"decoder-{hashlib.sha256(json.dumps(circumstances).encode()).hexdigest()[:32]}.json"
-    with path.with_suffix(".lock").open("w") as lock:
+    with file as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            best = read_json(path, _Remembered).decoder
-            if best not in tried:
-                raise BadData(f"{path} names another decoder")
-            return best
-        except (BadData, ResourceMissing):  # not there, or not ours
-            best = best_of(tried)
-            record = {"decoder": dataclasses.asdict(best), **circumstances}
-            with contextlib.suppress(ResourceMissing):
-                publish_text(path, json.dumps(record, indent=1) + "\n")
-            return best
+        with contextlib.suppress(BadData, ResourceMissing):  # not there, or damaged
+            known = read_json(path, _Record)["decoder"]
+            if known in tried:
+                return known
+        best = best_of(tried)
+        record = {"decoder": dataclasses.asdict(best), **circumstances}
+        with contextlib.suppress(ResourceMissing):
+            publish_text(path, json.dumps(record, indent=1) + "\n")
+        return best
 
 
 def measure(spec: LoaderSpec, reader: SplitReader, tried: Sequence[Decoder]) -> Decoder:
@@ -142,7 +140,7 @@ def decoding_pipeline(source: Any, batch_size: int, decoder: Decoder, device: to
     pipeline = Pipeline(batch_size, decoder.threads, device_id, prefetch_queue_depth=PREFETCH)
     options = {"hw_decoder_load": decoder.hardware_share} if decoder.device == "mixed" else {}
     with pipeline:
-        # no_copy: the bytes are read where the caller has them, until the batch is out.
+        # no_copy: the bytes are read where the caller has them, in mapped shards for example.
         encoded = fn.external_source(
             source=source, batch=True, ndim=1, dtype=dali_types.UINT8, no_copy=device_id is None
         )

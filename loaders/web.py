@@ -21,6 +21,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import click
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -28,20 +29,20 @@ import webdataset
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from loaders import processes
 from loaders.batch import Batch
 from loaders.finishing import finish
 from loaders.own_stream import beside_the_step
-from loaders.processes import Workers, ignore_interrupts
+from loaders.processes import Workers, ignore_interrupts, share
 from loaders.scheduled import ScheduledLoader
 from loaders.spec import LoaderSpec
 from shards.cores import available_cores
-from shards.errors import BadData, CannotResume
+from shards.errors import BadData, CannotResume, ResourceMissing
 from shards.findings import FINDINGS
 from shards.folder import check_labels
 from shards.index import read_index
 from shards.pixels import decode_sample
 
+NAME = "webdataset"
 # Samples read, decoded and sent at once. Larger pieces mix less and take more shared memory: two for
 # each process are 3 MB at 224 px, and a container has 64 MB unless told otherwise.
 PIECE = 32
@@ -81,7 +82,7 @@ class WebLoader(ScheduledLoader):
         self._workers = max(
             1, min(spec.threads or available_cores(), -(-self._stream.samples // (spec.world_size * PIECE)))
         )
-        self._processes = Workers(self._make_loader, "webdataset")
+        self._processes = Workers(self._make_loader, NAME, files=1)
 
     def _epoch(self) -> Iterator[Batch]:
         return beside_the_step(self._batches(), self._spec.device)
@@ -129,17 +130,13 @@ class WebLoader(ScheduledLoader):
 
     def _chunks(self, rounds: int) -> Iterator[Chunk]:
         self._stream.turn.copy_(torch.tensor([self._schedule.epoch, rounds]))
-        for chunk in self._processes.epoch():
-            if isinstance(chunk, BadData):
-                raise chunk
-            yield chunk
+        yield from self._processes.epoch()
         raise BadData(f"the shards of {self._spec.split} hold fewer samples than the manifest says")
 
-    def _make_loader(self) -> "DataLoader[Chunk | BadData]":
+    def _make_loader(self) -> "DataLoader[Chunk | click.ClickException]":
         return DataLoader(
             self._stream,
             batch_size=None,
-            timeout=processes.HANGS,
             num_workers=self._workers,
             multiprocessing_context="spawn",
             persistent_workers=True,
@@ -149,7 +146,7 @@ class WebLoader(ScheduledLoader):
         )
 
 
-class _Stream(IterableDataset[Chunk | BadData]):
+class _Stream(IterableDataset[Chunk | click.ClickException]):
     """What each process does: chunks of its share of an epoch, or at last the error that ended it.
 
     In training all chunks of a process but its last have PIECE samples; in evaluation a chunk is a
@@ -183,7 +180,7 @@ class _Stream(IterableDataset[Chunk | BadData]):
         self.turn = _shared(np.zeros(2, dtype=np.int64))
         """Epoch, and chunks of each process to skip: shared, it tells running processes of a new epoch."""
 
-    def __iter__(self) -> Iterator[Chunk | BadData]:
+    def __iter__(self) -> Iterator[Chunk | click.ClickException]:
         worker = get_worker_info()
         assert worker is not None
         epoch, skipped = self.turn.tolist()
@@ -199,7 +196,7 @@ class _Stream(IterableDataset[Chunk | BadData]):
             ]
         try:
             yield from webdataset.DataPipeline(*stages, webdataset.map(self._decode))
-        except BadData as error:
+        except click.ClickException as error:
             yield error
 
     def shares(self, epoch: int, workers: int) -> list[list[range]]:
@@ -229,9 +226,13 @@ class _Stream(IterableDataset[Chunk | BadData]):
                     file.seek(start)
                     source = {"url": tar, "stream": io.BytesIO(file.read(end - start))}
                 found = {sample["__key__"]: sample for sample in group_by_keys(tar_file_expander([source]))}
-            except (OSError, tarfile.TarError, ValueError) as error:
-                cause = error if isinstance(error, OSError) else error.args[0]  # webdataset adds to args
-                raise BadData(f"{tar} cannot be read: {cause}; pack again") from error
+            except FileNotFoundError as error:
+                raise BadData(f"{tar} is missing; pack again") from error
+            except OSError as error:
+                raise ResourceMissing(f"{tar} cannot be read: {error.strerror}; check the disk") from error
+            except (tarfile.TarError, ValueError) as error:
+                # Webdataset adds to the arguments of an error.
+                raise BadData(f"{tar} cannot be read: {error.args[0]}; pack again") from error
             these = slice(piece.start, piece.stop, piece.step)
             expected = zip(self._rows[these].tolist(), self._labels[these].numpy(), strict=True)
             yield [self._proved(found, f"{row:08d}", labels, tar) for row, labels in expected]
@@ -259,13 +260,12 @@ class _Stream(IterableDataset[Chunk | BadData]):
                 raise BadData(f"{name} does not decode; pack again") from error
         labels = np.array([list(sample["labels"]) for sample in samples], dtype=np.uint8)
         rows = np.array([int(sample["__key__"]) for sample in samples], dtype=np.int32)
-        return Chunk(torch.from_numpy(images), labels, rows)
+        return Chunk(share(torch.from_numpy(images), NAME), labels, rows)
 
 
 def _shared(values: npt.NDArray[Any]) -> torch.Tensor:
     # A process is sent a name instead of the values, so that the next can be started at once.
-    shared: torch.Tensor = torch.from_numpy(values).share_memory_()  # type: ignore[no-untyped-call]
-    return shared
+    return share(torch.from_numpy(values), NAME)
 
 
 class _Taking:
