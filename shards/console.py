@@ -71,7 +71,9 @@ class Command(click.Command):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run the command, and leave Python with its exit code."""
+        """Run the command, and leave Python with its exit code; not in `standalone_mode`, as click has it."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         with _guarded_output(self._outlives_reader):
             code = _BROKEN_PIPE
             with contextlib.suppress(_ReaderGone):

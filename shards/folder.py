@@ -169,6 +169,10 @@ class SplitReader:
         shards = folder.manifest.shards_of(split)
         members = (folder.manifest.extension, "labels", "row")
         self._tars = [folder.path / shard.name for shard in shards]
+        self._files: list[int] = []
+        weakref.finalize(self, _close, self._files)
+        for tar in self._tars:
+            self._files.append(_open(tar))
         places = [read_index(tar.with_suffix(".idx"), members) for tar in self._tars]
         for tar, shard, place in zip(self._tars, shards, places, strict=True):
             _check_members(tar.with_suffix(".idx"), place, shard.bytes)
@@ -181,10 +185,6 @@ class SplitReader:
                 f"{ENTRIES} {len(self.rows)}"
             )
         self._read_chunks: set[tuple[int, int]] = set()
-        self._files: list[int] = []
-        weakref.finalize(self, _close, self._files)
-        for tar in self._tars:
-            self._files.append(_open(tar))
 
     def __len__(self) -> int:
         return len(self.rows)

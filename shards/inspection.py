@@ -82,6 +82,10 @@ def inspect_shard(task: ShardInspection) -> Inspected:
         if not faults and restore_index(task.tar, task.record):
             remarks = (f"{task.tar.with_suffix('.idx')} was missing and is built again",)
         faults.extend(_index_faults(task, whole_tar=not faults))
+    except PermissionError as error:
+        raise ResourceMissing(
+            f"{error.filename or task.tar}: {error.strerror}; allow it to be read"
+        ) from error
     except OSError as error:
         faults.append(f"{task.tar}: cannot be read: {error.strerror or error}")
     except (BadData, ResourceMissing) as error:

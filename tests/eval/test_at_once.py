@@ -101,7 +101,7 @@ def test_a_run_that_is_busy_too_long_is_named_and_nothing_of_it_changes(
 ) -> None:
     runs = Path(shutil.copytree(scored, tmp_path / "runs"))
     before = contents(runs)
-    monkeypatch.setattr("eval.__main__.WAIT", 0.2)
+    monkeypatch.setattr("eval.launch.WAIT", 0.2)
     for options in (("other",), ("small", "other", "--average"), ("other", "small", "--compare")):
         with only_one(runs / "other"):
             numbers = ("--resamples", 2, *NUMBERS[2:])

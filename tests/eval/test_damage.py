@@ -277,4 +277,4 @@ def test_a_config_without_shards_is_one_line(changeable: Path, shards: Any) -> N
     record = json.loads(path.read_text())
     record["shards"]["value"] = shards
     path.write_text(json.dumps(record))
-    expect_one_line(score("small", "--runs", changeable, *NUMBERS), "config.json is damaged: shards")
+    expect_one_line(score("small", "--runs", changeable, *NUMBERS), "config.json, shards is damaged")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from scripts.predict import main as predict_command
 from tests.eval.commanding import NUMBERS, contents, expect_refusal, score, succeed
@@ -77,6 +78,7 @@ def test_a_list_of_images_and_other_shards_set_nothing_either(
         "small has no decisions yet; a plain evaluation sets them, and --set-decisions makes this one count"
     ]
     assert not (runs / "small" / "decisions.json").exists()
+    Image.new("L", (64, 64)).save(tmp_path / "any.png")
     refused = predict(runs / "small", tmp_path / "any.png")
     assert refused.exit_code == 3 and "score it first with: python -m eval" in refused.stderr
 

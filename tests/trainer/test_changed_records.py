@@ -166,9 +166,9 @@ def test_a_signed_checkpoint_that_is_no_state_is_exit_5(
 def test_best_weights_with_something_else_in_them_are_exit_5(
     phantom_shards: ShardFolder, run: RunDirectory, change: Change, cause: str
 ) -> None:
-    assert train(phantom_shards, run.path.parent, run.name, **OPTIONS).exit_code == 0
-    run.model.unlink()
     best = load_checkpoint(run.best)
+    assert train(phantom_shards, run.path.parent, run.name, **OPTIONS).exit_code == 0
+    run.model.unlink()  # as a kill leaves the run that comes just before it is written
     change(best)
     save(run.best, best)
     refused(phantom_shards, run, 5, cause)

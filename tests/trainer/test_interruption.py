@@ -2,7 +2,6 @@
 
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -131,15 +130,6 @@ def test_a_signal_in_a_long_backward_pass_on_a_cpu_ends_it() -> None:
     assert asked.exit_code == 143
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """SIGINT as in a terminal: in the background a shell has it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_is_the_same_request_unless_it_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
     with listen() as asked:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
@@ -150,13 +140,15 @@ def test_a_second_signal_is_the_same_request_unless_it_is_late(monkeypatch: pyte
             signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.usefixtures("interruptible")
 def test_a_signal_that_the_parent_ignores_stays_ignored() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with listen() as asked, stoppable("nothing was begun"):
-        signal.raise_signal(signal.SIGINT)
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        assert asked.signal is None
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with listen() as asked, stoppable("nothing was begun"):
+            signal.raise_signal(signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            assert asked.signal is None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_signal_is_held_where_it_must_not_raise_and_raised_where_it_may() -> None:
