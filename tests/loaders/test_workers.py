@@ -1,0 +1,112 @@
+"""What a loader's processes lack or do not do is one line with a way out: files, shared memory, answers."""
+
+import contextlib
+import multiprocessing
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import loaders.processes
+from loaders import LoaderSpec, make_loader
+from shards.errors import ResourceMissing
+from shards.folder import ShardFolder, SplitReader
+
+SCRIPT = Path(__file__).with_name("one_epoch.py")
+ROOT = Path(__file__).parents[2]
+WITH_PROCESSES = ["dataloader", "webdataset"]
+
+
+def run(*arguments: object, before: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*before, sys.executable, str(SCRIPT), *map(str, arguments)],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def errors(done: "subprocess.CompletedProcess[str]") -> str:
+    """What a command wrote to stderr, but for progress bars."""
+    return "".join(line for line in re.split(r"(?<=[\n\r])", done.stderr) if "img/s" not in line).strip()
+
+
+def in_tiny_memory(kilobytes: int) -> tuple[str, ...]:
+    """Run a command with a /dev/shm of its own, so small; as in a container."""
+    mount = f'mount -t tmpfs -o size={kilobytes}k tmpfs /dev/shm && exec "$@"'
+    command = ("unshare", "--map-root-user", "--mount", "sh", "-c", mount, "sh")
+    if not shutil.which("unshare") or subprocess.run([*command, "true"], capture_output=True).returncode:
+        pytest.skip("nobody may mount here: what holds for a small /dev/shm is not tested")
+    return command
+
+
+@pytest.mark.parametrize("files", [20, 28])
+@pytest.mark.parametrize("name", WITH_PROCESSES)
+def test_a_limit_of_open_files_is_named_with_a_way_out(
+    phantom_shards: ShardFolder, name: str, files: int
+) -> None:
+    done = run(phantom_shards.path, name, "--files", files)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert re.fullmatch(
+        rf"Error: the loader {name} needs \d\d open files with 1 processes, and may have {files}: raise the "
+        "limit with ulimit -n 4096, or take fewer --threads",
+        errors(done),
+    )
+
+
+def test_a_limit_of_open_files_below_the_number_of_shards_is_named(phantom_shards: ShardFolder) -> None:
+    assert len(phantom_shards.manifest.shards_of("train")) > 1 and len(phantom_shards.entries)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/dev/fd"))) + 8, hard))
+    taken: list[int] = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        os.close(taken.pop())  # for the first shard
+        with pytest.raises(ResourceMissing, match=r"train-00001\.tar cannot be opened: .*ulimit -n 4096$"):
+            SplitReader(phantom_shards, "train")
+    finally:
+        for number in taken:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# The second size has room for what the processes share from the start, not for images.
+@pytest.mark.parametrize("kilobytes", [16, 64])
+@pytest.mark.parametrize("name", WITH_PROCESSES)
+def test_shared_memory_that_is_too_small_is_named_with_a_way_out(
+    phantom_shards: ShardFolder, name: str, kilobytes: int
+) -> None:
+    done = run(phantom_shards.path, name, before=in_tiny_memory(kilobytes))
+    assert (done.returncode, done.stdout) == (4, "")
+    assert errors(done) == (
+        f"Error: the loader {name} has no room left in shared memory (/dev/shm): free some, start the "
+        "container with docker run --shm-size 1g, or take fewer --threads or a smaller --batch-size"
+    )
+
+
+@pytest.mark.parametrize("name", WITH_PROCESSES)
+def test_a_process_that_hangs_is_named_and_ended(
+    phantom_shards: ShardFolder, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    others = set(multiprocessing.active_children())
+    spec = LoaderSpec(phantom_shards, "train", 4, torch.device("cpu"), training=True, threads=1)
+    with make_loader(name, spec) as loader:
+        next(iter(loader))
+        (process,) = set(multiprocessing.active_children()) - others
+        os.kill(process.pid or 0, signal.SIGSTOP)
+        monkeypatch.setattr(loaders.processes, "PATIENCE", 2.0)
+        with pytest.raises(ResourceMissing) as caught:
+            list(loader)
+        assert set(multiprocessing.active_children()) == others
+        assert caught.value.message.startswith(
+            f"process {process.pid} of the loader {name} sent nothing for 2 s and was ended: it was stopped"
+        )
+        monkeypatch.undo()
+        assert sum(len(batch.rows) for batch in loader) > 0
