@@ -2,7 +2,7 @@
 
 import io
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from shards.findings import FINDINGS
 from shards.packing import pack
 from shards.packing.planning import SplitRecipe, make_plan
 from shards.pixels import PixelRecipe
+from tests.serving import Server, serving
 
 HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
@@ -95,3 +96,17 @@ def packed(make_tree: MakeTree, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def shards(packed: Path, tmp_path: Path) -> Path:
     """A copy of `packed` that a test may damage."""
     return shutil.copytree(packed, tmp_path / "shards")
+
+
+@pytest.fixture
+def server(packed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """The packed shards behind HTTP."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving(packed) as server:
+        yield server
+
+
+@pytest.fixture
+def dest(tmp_path: Path) -> Path:
+    """A folder that is not there yet."""
+    return tmp_path / "dest"

@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,9 @@ from shards.fetching import Fetched, fetch_shards
 from shards.folder import open_shards
 from shards.locking import only_one
 from shards.verification import verify_shards
-from tests.serving import Handler, Server, breaks, serving
+from tests.serving import Handler, Server, breaks
 
 TAR = "train-00001.tar"
-
-
-@pytest.fixture
-def server(packed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """The packed shards behind HTTP."""
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with serving(packed) as server:
-        yield server
-
-
-@pytest.fixture
-def dest(tmp_path: Path) -> Path:
-    """A folder that is not there yet."""
-    return tmp_path / "dest"
 
 
 def fetch(url: str | Path, dest: Path, retries: int = 2, jobs: int = 2, **options: Any) -> Fetched:

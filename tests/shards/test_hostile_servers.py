@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +10,11 @@ import pytest
 from shards.errors import BadData, ResourceMissing
 from shards.fetching import Fetched, fetch_shards
 from shards.manifest import read_manifest
-from tests.serving import FLOOD, Server, floods, redirects, serving, waits
+from tests.serving import FLOOD, Server, floods, redirects, waits
 
 TAR = "train-00001.tar"
 OK = "HTTP/1.1 200 OK\n"
 CHUNKED = OK + "Transfer-Encoding: chunked\n\n"
-
-
-@pytest.fixture
-def server(packed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """The packed shards behind HTTP."""
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with serving(packed) as server:
-        yield server
-
-
-@pytest.fixture
-def dest(tmp_path: Path) -> Path:
-    """A folder that is not there yet."""
-    return tmp_path / "dest"
 
 
 def fetch(url: str, dest: Path, retries: int = 2, jobs: int = 2, **options: Any) -> Fetched:
