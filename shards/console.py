@@ -155,7 +155,7 @@ class _Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        if text:
+        if text or not isinstance(text, str):  # click asks whether bytes are refused
             self._try(lambda: self._stream.write(text))
         return len(text)
 

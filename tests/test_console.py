@@ -168,3 +168,21 @@ def test_too_few_open_files_are_a_missing_resource_with_a_hint(verify: list[obje
     assert done.returncode == 4, done.stderr
     assert "ulimit -n" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+COMMANDS = [
+    *("-m trainer", "-m eval", "-m eval.score"),
+    *("-m benchmarks.loader", "-m benchmarks.epoch", "-m benchmarks.packing", "-m benchmarks.readme"),
+    *(
+        f"scripts/{name}.py"
+        for name in ("make_phantoms", "make_shards", "verify_shards", "predict", "fetch_shards")
+    ),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_prints_its_help(command: str) -> None:
+    done = python(*command.split(), "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Usage: ")
+    assert "\n  --help " in done.stdout
