@@ -6,7 +6,6 @@ import os
 import resource
 import signal
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,7 +19,6 @@ from shards.errors import ResourceMissing
 PATIENCE = 120.0
 """Seconds without a batch after which a process has hung. Reading a batch takes milliseconds, and starting
 with Python's imports some seconds."""
-_POLL = 5.0  # seconds, after which it is looked whether all processes live: torch's own period
 # Counted with 1 to 8 processes: at most 12 open files and 5 for each process, here as well as in each.
 _FILES, _FILES_A_PROCESS = 16, 8
 
@@ -39,6 +37,7 @@ class Workers:
         self._files = files
         self._loader: DataLoader[Any] | None = None
         self._iterator: Any = None
+        self._hung: list[int] = []  # processes that were ended, since they sent nothing
 
     def epoch(self) -> Iterator[Any]:
         """Start the processes, or drop what they still have of an epoch left early, and yield theirs.
@@ -47,9 +46,9 @@ class Workers:
         after PATIENCE when one hangs, and where files or shared memory do not suffice.
         """
         try:
-            with _quiet_start():
+            with _quiet_start(), self._patience():
                 self._start()
-            for item in self._iterator:
+            while (item := self._next()) is not None:
                 if isinstance(item, click.ClickException):
                     raise item
                 yield item
@@ -71,10 +70,30 @@ class Workers:
         if self._loader is None:
             loader = self._make()
             self._check_files(loader.num_workers)
-            loader.timeout = PATIENCE
             self._loader = loader
+            self._hung = []
         self._iterator = iter(self._loader)
-        self._iterator._try_get_data = _in_polls(type(self._iterator)._try_get_data, self._iterator)
+
+    def _next(self) -> Any:
+        with self._patience():
+            return next(self._iterator, None)
+
+    @contextlib.contextmanager
+    def _patience(self) -> Iterator[None]:
+        # DataLoader's own timeout ends waiting for a message, not fetching the memory that it names: that
+        # asks the process which sent it, and one that is stopped never answers. Once killed, it is missed.
+        timer = threading.Timer(PATIENCE, self._end_hung)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _end_hung(self) -> None:
+        self._hung = [process.pid for process in self._awaited()]
+        for process in self._processes():
+            process.kill()  # a stopped process does not heed the gentler signal
 
     def _check_files(self, workers: int) -> None:
         # A process that cannot open another file on its way to send a batch loses it without a word.
@@ -89,15 +108,11 @@ class Workers:
     def _missing(self, error: Exception) -> ResourceMissing | None:
         # What an error of DataLoader is for the user; None: none of those that are known.
         text = str(error)
-        if text.startswith("DataLoader timed out"):
-            hung = self._awaited()
-            for process in hung:
-                process.kill()  # a stopped process does not heed the gentler signal
-            named = " or ".join(str(process.pid) for process in hung)
+        if self._hung:
             return ResourceMissing(
-                f"process {named} of the loader {self._name} sent nothing for {PATIENCE:.0f} s and was "
-                "ended: it was stopped, or the disk with the shards does not answer. Check the disk, and run "
-                "the same command again"
+                f"process {' or '.join(map(str, self._hung))} of the loader {self._name} sent nothing for "
+                f"{PATIENCE:.0f} s and was ended: it was stopped, or the disk with the shards does not answer. "
+                "Check the disk, and run the same command again"
             )
         code = error.errno if isinstance(error, OSError) else None
         if code in (errno.EMFILE, errno.ENFILE) or text.startswith("Too many open files"):
@@ -107,8 +122,8 @@ class Workers:
             )
         if code == errno.ENOSPC:
             return no_shared_memory(self._name)
-        # All but the first come from fetching what a process shared just before it was killed.
-        if text.startswith("DataLoader worker") or isinstance(
+        # All but the first two come from fetching what a process shared just before it was killed.
+        if text.startswith(("DataLoader worker", "Pin memory thread exited")) or isinstance(
             error, (ConnectionError, EOFError, FileNotFoundError)
         ):
             return ResourceMissing(
@@ -119,9 +134,13 @@ class Workers:
 
     def _awaited(self) -> list[Any]:
         # The process whose turn it is, or all where nothing has been asked of them yet.
-        asked = self._iterator._task_info.get(self._iterator._rcvd_idx)
-        workers: list[Any] = self._iterator._workers
-        return workers if asked is None else [workers[asked[0]]]
+        asked = (
+            self._iterator._task_info.get(self._iterator._rcvd_idx) if self._iterator is not None else None
+        )
+        return self._processes() if asked is None else [self._processes()[asked[0]]]
+
+    def _processes(self) -> list[Any]:
+        return list(self._iterator._workers) if self._iterator is not None else []
 
 
 def ignore_interrupts(_worker: int) -> None:
@@ -143,22 +162,6 @@ def share(tensor: torch.Tensor, name: str) -> torch.Tensor:
         return tensor.share_memory_()  # type: ignore[no-untyped-call,no-any-return]
     except RuntimeError as error:
         raise no_shared_memory(name) from error
-
-
-def _in_polls(
-    attempt: Callable[[Any, float], tuple[bool, Any]], iterator: Any
-) -> Callable[[float], tuple[bool, Any]]:
-    # Torch notices that a process was killed at the end of an attempt to get its data, which with a timeout
-    # is one long attempt.
-    def get(_timeout: float) -> tuple[bool, Any]:
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            left = deadline - time.monotonic()
-            success, data = attempt(iterator, max(min(left, _POLL), 0.0))
-            if success or left <= _POLL:
-                return success, data
-
-    return get
 
 
 @contextlib.contextmanager
