@@ -111,8 +111,8 @@ class Workers:
         if self._hung:
             return ResourceMissing(
                 f"process {' or '.join(map(str, self._hung))} of the loader {self._name} sent nothing for "
-                f"{PATIENCE:.0f} s and was ended: it was stopped, or the disk with the shards does not answer. "
-                "Check the disk, and run the same command again"
+                f"{PATIENCE:.0f} s and was ended: it was stopped, or the disk with the shards does not "
+                "answer. Check the disk, and run the same command again"
             )
         code = error.errno if isinstance(error, OSError) else None
         if code in (errno.EMFILE, errno.ENFILE) or text.startswith("Too many open files"):

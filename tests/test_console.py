@@ -171,8 +171,7 @@ def test_too_few_open_files_are_a_missing_resource_with_a_hint(verify: list[obje
 
 
 COMMANDS = [
-    *("-m trainer", "-m eval", "-m eval.score"),
-    *("-m benchmarks.loader", "-m benchmarks.epoch", "-m benchmarks.packing", "-m benchmarks.readme"),
+    *("-m trainer", "-m eval", "-m eval.score", "-m benchmarks.loader"),
     *(
         f"scripts/{name}.py"
         for name in ("make_phantoms", "make_shards", "verify_shards", "predict", "fetch_shards")
