@@ -30,6 +30,7 @@ from PIL import Image
 from shards.console import PATH, Command, echo
 from shards.cores import available_cores
 from shards.errors import BadData
+from shards.files import sha256_of
 from shards.findings import NO_FINDING
 from shards.folder import ShardFolder, open_shards
 from shards.manifest import NAME
@@ -37,8 +38,7 @@ from shards.packing import pack
 from shards.packing.planning import SplitRecipe, make_plan
 from shards.phantoms import make_phantoms
 from shards.pixels import PixelRecipe, encode
-from shards.publishing import sha256_of
-from shards.signals import stoppable
+from shards.signals import graceful_exit
 from shards.splits import RANDOM_FRACTIONS
 from shards.workers import map_in_processes
 
@@ -197,7 +197,7 @@ def main(out: Path, images: int, source: Path | None) -> None:
         source = SOURCE
     if source is None:
         echo(f"note: {SOURCE} is not there, so phantoms are drawn; their JPEGs are larger", err=True)
-    with stoppable("the same command makes it all"):
+    with graceful_exit("the same command makes it all"):
         made = make_content(out, images, source)
     manifest = made.manifest
     total = sum(split.images for split in manifest.splits.values())

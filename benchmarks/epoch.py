@@ -25,7 +25,7 @@ from benchmarks.ladder import RUNGS, Rung
 from benchmarks.plot import plot_epoch
 from benchmarks.trainee import Trainee
 from loaders import LOADER_CHOICES
-from models import known_archs
+from models import list_models
 from shards.console import PATH, Command, echo
 from shards.folder import open_shards
 from trainer.devices import choose_device
@@ -44,7 +44,7 @@ SMALL = OUT.with_name(f"{OUT.name}-small")
     help="Packed shards to train on.  [default: data/shards, or a set that is made]",
 )  # fmt: skip
 @click.option(
-    "--arch", "archs", multiple=True, type=click.Choice(known_archs()), default=("resnet50", "vit_b_16", "custom_cnn"),
+    "--arch", "archs", multiple=True, type=click.Choice(list_models()), default=("resnet50", "vit_b_16", "custom_cnn"),
     help="Once for each.",
 )  # fmt: skip
 @click.option(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from loaders import Batch, LoaderSpec, make_loader
-from models import Classifier, build, freeze
+from models import Classifier, create_model, freeze
 from shards.folder import ShardFolder
 from trainer.frozen.features import cache_frozen
 from trainer.optimization.losses import make_loss
@@ -31,7 +31,7 @@ def frozen_against_cached(
     the figure is their median, as it is for the streamed ones.
     """
     torch.manual_seed(0)
-    model = build(arch, size=shards.manifest.size).to(precision.device)
+    model = create_model(arch, size=shards.manifest.size).to(precision.device)
     freeze(model, how)
     train = LoaderSpec(shards, "train", batch_size, precision.device, training=True, flip="random")
     val = LoaderSpec(shards, "val", batch_size, precision.device, training=False)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from shards.cores import available_cores
-from shards.publishing import publish_text
+from shards.files import atomic_write_text
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -73,7 +73,7 @@ def write_result(name: str, record: dict[str, Any], path: Path | None = None) ->
     path = path or RESULTS / f"{name}_{hardware}_{today}.json"
     module = Path(sys.argv[0]).stem
     command = shlex.join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]])
-    publish_text(path, json.dumps({"command": command, "machine": machine(), **record}, indent=1) + "\n")
+    atomic_write_text(path, json.dumps({"command": command, "machine": machine(), **record}, indent=1) + "\n")
     return path
 
 

@@ -17,7 +17,7 @@ import click
 from benchmarks.epoch import EPOCHS
 from benchmarks.harness import RESULTS
 from shards.console import Command
-from shards.publishing import publish_text
+from shards.files import atomic_write_text
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -141,7 +141,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 @click.command(cls=Command)
 def main() -> None:
     """Write the tables of README.md anew."""
-    publish_text(README, with_tables(README.read_text(encoding="utf-8")))
+    atomic_write_text(README, with_tables(README.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

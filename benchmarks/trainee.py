@@ -13,7 +13,7 @@ from torch import nn
 from benchmarks.baselines import report_loader
 from benchmarks.ladder import Rung
 from loaders import LoaderSpec, make_loader
-from models import build
+from models import create_model
 from shards.cores import available_cores
 from shards.folder import ShardFolder
 from trainer.optimization.losses import make_loss
@@ -40,7 +40,7 @@ class Trainee:
             self._report(shards, batch_size) if rung.loader == "report" else self._own(shards, batch_size)
         )
         self._batches = self._endless()
-        model = build(arch, size=shards.manifest.size).to(self._device).train()
+        model = create_model(arch, size=shards.manifest.size).to(self._device).train()
         if not rung.channels_last:
             model = model.to(memory_format=torch.contiguous_format)
         # The report's batches are normalised RGB already: they go past GrayInput.

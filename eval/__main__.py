@@ -25,7 +25,7 @@ from shards.console import PATH, Command, echo
 from shards.documents import read_json
 from shards.errors import BadData, ResourceMissing
 from shards.manifest import read_manifest
-from shards.signals import stoppable
+from shards.signals import graceful_exit
 from trainer.devices import DEVICE_CHOICES
 from trainer.run_directory import RunDirectory, find_run, list_runs
 
@@ -159,7 +159,7 @@ def main(
     for run in found:
         if shards is not None or isinstance(run.read_config().get("shards"), str):
             read_manifest(shards or Path(run.read_config()["shards"]))
-    with stoppable("what was finished is kept; the same command goes on from there"):
+    with graceful_exit("what was finished is kept; the same command goes on from there"):
         # Imports scikit-learn and more, which takes seconds: what is wrong with a name was told before.
         from eval.launch import launch
 

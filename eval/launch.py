@@ -26,8 +26,8 @@ from eval.scores.calibration import METHODS
 from eval.several.comparison import RunComparison, compare_runs
 from eval.several.same_images import Images, require_same_images
 from shards.console import echo
-from shards.locking import only_one
-from shards.publishing import remove_partials
+from shards.files import remove_partials
+from shards.locking import exclusive_lock
 from trainer.run_directory import RunDirectory
 
 WAIT = 60
@@ -79,7 +79,7 @@ def _locked(runs: Sequence[RunDirectory]) -> Iterator[None]:
     """Keep other commands out of the runs, and remove what killed ones left there and beside them."""
     with contextlib.ExitStack() as held:
         for path in sorted(run.path.resolve() for run in runs):
-            held.enter_context(only_one(path, wait=WAIT))
+            held.enter_context(exclusive_lock(path, wait=WAIT))
         joint = [joint_folder(runs, sign) for sign in ("+", "-vs-")]
         inner = [folder for top in (*(run.evaluations for run in runs), *joint) for folder in top.glob("**/")]
         for folder in (*(run.path for run in runs), *inner):

@@ -12,8 +12,8 @@ from eval.scores.calibration import Calibration
 from eval.scores.thresholds import Floats, parse_rule
 from shards.documents import convert, read_json
 from shards.errors import BadData
+from shards.files import atomic_write_text
 from shards.findings import FINDINGS
-from shards.publishing import publish_text
 from trainer.model_header import ModelHeader
 from trainer.run_directory import RunDirectory
 
@@ -91,7 +91,7 @@ def write_operating_point(run: RunDirectory, header: ModelHeader, point: Operati
     """
     text = json_text(point.to_json(header.weights_sha256))
     if not run.decisions.is_file() or run.decisions.read_bytes() != text.encode():
-        publish_text(run.decisions, text)
+        atomic_write_text(run.decisions, text)
 
 
 def _parse(record: _Record, path: Path) -> OperatingPoint:

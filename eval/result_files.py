@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from shards.errors import ResourceMissing
+from shards.files import atomic_write_text
 from shards.formulas import escape_formulas
-from shards.publishing import publish_text
 
 
 def json_text(record: dict[str, Any]) -> str:
@@ -19,7 +19,7 @@ def json_text(record: dict[str, Any]) -> str:
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write `json_text` to `path`, whole or not at all; ResourceMissing from the disk."""
-    publish_text(path, json_text(record))
+    atomic_write_text(path, json_text(record))
 
 
 def write_table(path: Path, frame: pd.DataFrame, *, index: bool = True) -> None:
@@ -27,7 +27,7 @@ def write_table(path: Path, frame: pd.DataFrame, *, index: bool = True) -> None:
 
     Text that a spreadsheet would calculate is escaped as `shards.formulas` does it.
     """
-    publish_text(path, escape_formulas(frame).to_csv(index=index, lineterminator="\n"))
+    atomic_write_text(path, escape_formulas(frame).to_csv(index=index, lineterminator="\n"))
 
 
 def remove(folder: Path, patterns: Iterable[str]) -> None:

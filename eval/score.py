@@ -20,8 +20,8 @@ from eval.submission.reading import (
 )
 from eval.submission.scoring import SubmissionScores, score_submission
 from shards.console import PATH, Command, echo
-from shards.publishing import sha256_of
-from shards.signals import stoppable
+from shards.files import sha256_of
+from shards.signals import graceful_exit
 
 
 @click.command(
@@ -82,7 +82,7 @@ def main(
     """  # fmt: skip
     chosen_rule = read_rule(rule)
     selection = None if split is None else Selection.parse(split)
-    with stoppable("nothing was written; the same command starts anew"):
+    with graceful_exit("nothing was written; the same command starts anew"):
         entries = read_labels(entries_file)
         wanted, name = choose_entries(entries, selection)
         everything = read_submission(predictions, entries)

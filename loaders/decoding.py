@@ -32,9 +32,9 @@ from loaders.spec import LoaderSpec
 from shards.cores import available_cores
 from shards.documents import read_json
 from shards.errors import BadData, ResourceMissing
+from shards.files import atomic_write_text
 from shards.folder import SplitReader
 from shards.progress import progress_bar
-from shards.publishing import publish_text
 
 # Batches decoded ahead. Two hide a slow batch; more cost memory and gave nothing on two cores.
 PREFETCH = 2
@@ -109,7 +109,7 @@ def remembered(
         best = best_of(tried)
         record = {"decoder": dataclasses.asdict(best), **circumstances}
         with contextlib.suppress(ResourceMissing):
-            publish_text(path, json.dumps(record, indent=1) + "\n")
+            atomic_write_text(path, json.dumps(record, indent=1) + "\n")
         return best
 
 

@@ -99,9 +99,9 @@ def choose_loader(spec: LoaderSpec) -> tuple[str, str]:
     resident where the decoded split fits in its share of the free memory of the device or of the
     host, else dali, else webdataset where DALI is not installed.
     """
-    from loaders.resident import place_for
+    from loaders.resident import pick_device
 
-    place, figures = place_for(spec)
+    place, figures = pick_device(spec)
     if place is not None:
         return "resident", f"kept in the memory of {place}: {figures}"
     if _has_dali():

@@ -31,7 +31,7 @@ _DECODED_AT_ONCE = 256
 _DIGITS = 32  # of the manifest's digest, in the names of shared files
 
 
-def place_for(spec: LoaderSpec) -> tuple[torch.device | None, str]:
+def pick_device(spec: LoaderSpec) -> tuple[torch.device | None, str]:
     """Return where a split's images fit: the spec's device, else the host, else None; and the figures."""
     needed = spec.shards.manifest.splits[spec.split].images * spec.shards.manifest.size**2
     remove_unheld(spec.shards.digest[:_DIGITS])  # what a killed run left would count as used
@@ -54,7 +54,7 @@ class ResidentLoader(ScheduledLoader):
     """
 
     def __init__(self, spec: LoaderSpec, decoding: Callable[[LoaderSpec], Loader]) -> None:
-        place, figures = place_for(spec)
+        place, figures = pick_device(spec)
         if place is None:
             raise ResourceMissing(f"the loader resident has no room: {figures}; take --loader dali")
         self._rows = spec.shards.rows(spec.split)

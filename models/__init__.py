@@ -2,13 +2,13 @@
 
 from models import custom_cnn, resnet50, vit_b_16
 from models.classifier import Arch, Classifier
-from models.cutting import frozen_part, trainable_part
+from models.cutting import feature_extractor, trainable_head
 from models.freezing import FREEZES, freeze, parameter_counts
 from models.input import GrayInput
-from models.registry import UnknownArch, build, find_arch, known_archs
+from models.registry import UnknownArch, create_model, get_arch, list_models
 from models.weights import WeightsUnavailable, has_imagenet_weights, load_weights
 
-ARCHS = known_archs()
+ARCHS = list_models()
 """The names that `build` knows, sorted. Complete here, since the imports above register them."""
 
 __all__ = [
@@ -19,16 +19,16 @@ __all__ = [
     "GrayInput",
     "UnknownArch",
     "WeightsUnavailable",
-    "build",
+    "create_model",
     "custom_cnn",
-    "find_arch",
+    "feature_extractor",
     "freeze",
-    "frozen_part",
+    "get_arch",
     "has_imagenet_weights",
-    "known_archs",
+    "list_models",
     "load_weights",
     "parameter_counts",
     "resnet50",
-    "trainable_part",
+    "trainable_head",
     "vit_b_16",
 ]

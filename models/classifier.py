@@ -30,14 +30,14 @@ class Arch:
     last_stage: tuple[str, ...]
     """The submodules between the rest of the backbone and the head, in the order they are called."""
 
-    joint: tuple[str | nn.Module, ...] = ()
+    pooling: tuple[str | nn.Module, ...] = ()
     """What stands between the last stage and the head, without parameters: submodules by name, or modules
-    for what the network does itself. Last stage, joint and head in a row end the network's forward pass."""
+    for what the network does itself. Last stage, pooling and head in a row end the network's forward pass."""
 
     imagenet: WeightsEnum | None = None
     """torchvision's published weights, if there are any."""
 
-    adapt: Callable[[State, int], State] | None = None
+    convert_state_dict: Callable[[State, int], State] | None = None
     """(a file's state, size in pixels) -> the same in today's names and at this size."""
 
 

@@ -46,7 +46,7 @@ class CustomCNN(nn.Module):
         return logits
 
 
-@register(head="head", last_stage=("stage3",), joint=("pool", nn.Flatten()))
+@register(head="head", last_stage=("stage3",), pooling=("pool", nn.Flatten()))
 def custom_cnn(findings: int, size: int) -> nn.Module:
     """Make the small network: 3,312,430 parameters for 14 findings, at any size from 8 px."""
     if size < 8:

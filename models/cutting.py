@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from models.classifier import Classifier
 
 
-def frozen_part(model: Classifier, how: str) -> Callable[[Tensor], Tensor]:
+def feature_extractor(model: Classifier, how: str) -> Callable[[Tensor], Tensor]:
     """Return the function from raw images to what the trained part is given.
 
     It runs the model's own modules, without gradients, in the mode they are in, up to the first module
-    that is trained. `trainable_part(model, how)(frozen_part(model, how)(images))` is `model(images)`.
+    that is trained. `trainable_head(model, how)(feature_extractor(model, how)(images))` is `model(images)`.
 
     Args:
         model: frozen by `freeze(model, how)`, or as a whole, as an average of weights is.
@@ -39,7 +39,7 @@ def frozen_part(model: Classifier, how: str) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def trainable_part(model: Classifier, how: str) -> nn.Module:
+def trainable_head(model: Classifier, how: str) -> nn.Module:
     """Return the rest as a module of its own, with the model's own parameters: features in, logits out.
 
     Training it trains the model; `train()` and `eval()` of either set the mode of both.
@@ -67,10 +67,10 @@ def _stop(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
 
 def _tail(model: Classifier) -> nn.Module:
     """Return the last stage, what joins it to the head, and the head."""
-    joint = [
-        model.network.get_submodule(part) if isinstance(part, str) else part for part in model.record.joint
+    pooling = [
+        model.network.get_submodule(part) if isinstance(part, str) else part for part in model.record.pooling
     ]
-    return nn.Sequential(*model.last_stage, *joint, model.head)
+    return nn.Sequential(*model.last_stage, *pooling, model.head)
 
 
 def _require_frozen(model: Classifier, how: str) -> None:

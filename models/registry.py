@@ -21,9 +21,9 @@ def register(
     *,
     head: str,
     last_stage: tuple[str, ...],
-    joint: tuple[str | nn.Module, ...] = (),
+    pooling: tuple[str | nn.Module, ...] = (),
     imagenet: WeightsEnum | None = None,
-    adapt: Callable[[State, int], State] | None = None,
+    convert_state_dict: Callable[[State, int], State] | None = None,
 ) -> Callable[[Make], Make]:
     """Register the decorated function as an arch of its own name; the fields are those of `Arch`.
 
@@ -35,36 +35,36 @@ def register(
         name = make.__name__
         if name in _archs:
             raise ValueError(f"arch {name!r} is already registered")
-        _archs[name] = Arch(name, make, head, last_stage, joint, imagenet, adapt)
+        _archs[name] = Arch(name, make, head, last_stage, pooling, imagenet, convert_state_dict)
         return make
 
     return add
 
 
-def known_archs() -> tuple[str, ...]:
+def list_models() -> tuple[str, ...]:
     """Return the registered names, sorted."""
     return tuple(sorted(_archs))
 
 
-def find_arch(name: str) -> Arch:
+def get_arch(name: str) -> Arch:
     """Return the record of an arch.
 
     Raises:
         UnknownArch: nothing is registered under that name.
     """
     if name not in _archs:
-        raise UnknownArch(f"unknown arch {name!r}; known: {', '.join(known_archs())}")
+        raise UnknownArch(f"unknown arch {name!r}; known: {', '.join(list_models())}")
     return _archs[name]
 
 
-def build(name: str, *, findings: int = 14, size: int = 224) -> Classifier:
+def create_model(name: str, *, findings: int = 14, size: int = 224) -> Classifier:
     """Build a newly initialised model, drawn from torch's global generator.
 
     Convolution weights are laid out channels-last, as the activations are: to write them to safetensors,
     which takes contiguous tensors only, call `.contiguous()` on each.
 
     Args:
-        name: one of `known_archs()`.
+        name: one of `list_models()`.
         findings: the number of logits.
         size: height and width of the images in pixels.
 
@@ -75,7 +75,7 @@ def build(name: str, *, findings: int = 14, size: int = 224) -> Classifier:
         UnknownArch: nothing is registered under that name.
         ValueError: no findings, or a size that the arch cannot take.
     """
-    arch = find_arch(name)
+    arch = get_arch(name)
     if findings < 1:
         raise ValueError(f"a model needs at least 1 finding, got {findings}")
     model = Classifier(arch, arch.make(findings, size), size)

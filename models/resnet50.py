@@ -10,7 +10,7 @@ from models.registry import register
 @register(
     head="fc",
     last_stage=("layer4",),
-    joint=("avgpool", nn.Flatten()),
+    pooling=("avgpool", nn.Flatten()),
     imagenet=ResNet50_Weights.IMAGENET1K_V2,
 )
 def resnet50(findings: int, size: int) -> nn.Module:

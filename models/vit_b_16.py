@@ -21,7 +21,7 @@ class ClassToken(nn.Module):
         return tokens[:, 0]
 
 
-def _adapt(state: State, size: int) -> State:
+def _convert_state_dict(state: State, size: int) -> State:
     """Return a file's state in today's names, its positional embedding interpolated to the size."""
     # The published file is older than torchvision's present MLP block (pytorch/vision#6053).
     renamed = {
@@ -37,9 +37,9 @@ def _adapt(state: State, size: int) -> State:
 @register(
     head="heads",
     last_stage=("encoder.layers.encoder_layer_11", "encoder.ln"),
-    joint=(ClassToken(),),
+    pooling=(ClassToken(),),
     imagenet=ViT_B_16_Weights.IMAGENET1K_V1,
-    adapt=_adapt,
+    convert_state_dict=_convert_state_dict,
 )
 def vit_b_16(findings: int, size: int) -> nn.Module:
     """Make the network of Dosovitskiy et al., An Image is Worth 16x16 Words, arXiv:2010.11929.

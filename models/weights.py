@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.classifier import Classifier, State
-from models.registry import find_arch
+from models.registry import get_arch
 
 IMAGENET_CLASSES = 1000
 PREFIX = "network."
@@ -20,7 +20,7 @@ class WeightsUnavailable(RuntimeError):  # noqa: N818  the name says it
 
 def has_imagenet_weights(arch: str) -> bool:
     """Tell whether there are published ImageNet weights for an arch; UnknownArch if there is no such arch."""
-    return find_arch(arch).imagenet is not None
+    return get_arch(arch).imagenet is not None
 
 
 def load_weights(model: Classifier, source: str | Path) -> str:
@@ -94,8 +94,8 @@ def _read(path: Path) -> State:
 
 def _apply(model: Classifier, state: State) -> bool:
     """Load a state into the network; return whether the head was left as it was."""
-    if model.record.adapt is not None:
-        state = model.record.adapt(state, model.size)
+    if model.record.convert_state_dict is not None:
+        state = model.record.convert_state_dict(state, model.size)
     own: State = model.network.state_dict()
     head = {name for name in own if name.startswith(f"{model.record.head}.")}
     # shape[:1], since a tensor of a strange file may have no dimension at all

@@ -9,7 +9,7 @@ import click
 
 from shards.console import JOBS, PATH, Command, FiniteRange, echo
 from shards.fetching import fetch_shards
-from shards.signals import stoppable
+from shards.signals import graceful_exit
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "auto_envvar_prefix": "CXRAPID"})
@@ -38,7 +38,7 @@ def main(url: str, dest: Path, jobs: int, retries: int, backoff: float) -> None:
     manifest.json when all are here. A server that sends nothing for a minute, or a file at less than
     16 KiB/s, counts as a connection that breaks off.
     """
-    with stoppable("the files that are finished are kept, and the same command goes on"):
+    with graceful_exit("the files that are finished are kept, and the same command goes on"):
         done = fetch_shards(url, dest, jobs=jobs, retries=retries, backoff=backoff)
     size = sum(shard.bytes for shard in done.manifest.shards) / 1e9
     echo(

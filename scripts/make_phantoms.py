@@ -10,7 +10,7 @@ import click
 from shards.console import JOBS, PATH, SEED, Command, echo
 from shards.cores import available_cores
 from shards.phantoms import make_phantoms
-from shards.signals import stoppable
+from shards.signals import graceful_exit
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "auto_envvar_prefix": "CXRAPID"})
@@ -29,7 +29,7 @@ def main(out: Path, images: int, size: int, seed: int, jobs: int | None) -> None
     OUT is a new or empty folder, or an earlier phantom tree, which is replaced. The same command
     writes the same bytes.
     """
-    with stoppable("the same command draws them all"):
+    with graceful_exit("the same command draws them all"):
         made = make_phantoms(out, images, size, seed, jobs=jobs or available_cores(), progress=True)
     test = made.entries["split"] == "test"
     echo(

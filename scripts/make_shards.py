@@ -15,7 +15,7 @@ from shards.manifest import Manifest
 from shards.packing import pack
 from shards.packing.planning import SplitRecipe, SplitRule, choose_folders, make_plan
 from shards.pixels import Encoding, Filter, PixelRecipe
-from shards.signals import stoppable
+from shards.signals import graceful_exit
 from shards.splits import SPLITS
 
 
@@ -139,7 +139,7 @@ def main(
     if val_fraction is not None and (rule == "file" or val_list):
         raise click.UsageError("--val-fraction draws val, which --val-list already names; give one of them")
     split = SplitRecipe(rule, seed, val_fraction, train_list, val_list, test_list)
-    with stoppable("what is packed is kept; the same command again goes on"):
+    with graceful_exit("what is packed is kept; the same command again goes on"):
         chosen = None if folders is None else choose_folders(source, folders)
         plan = make_plan(source, split, folders=chosen, allow_missing=allow_missing, boxes=boxes)
         for remark in plan.remarks:

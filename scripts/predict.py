@@ -13,9 +13,9 @@ import numpy as np
 from eval.options import json_option, runs_option
 from shards.console import PATH, Command, echo
 from shards.errors import BadData
+from shards.files import atomic_write, atomic_write_text
 from shards.findings import FINDINGS
-from shards.publishing import publish, publish_text
-from shards.signals import stoppable
+from shards.signals import graceful_exit
 from trainer.devices import DEVICE_CHOICES, choose_device
 from trainer.run_directory import RunDirectory, find_run
 
@@ -38,14 +38,14 @@ def main(
     Probabilities are calibrated, and thresholds are on the same scale, as `python -m eval` fitted
     both on val. For research only: not a medical device.
     """
-    with stoppable("the same command starts anew"):
+    with graceful_exit("the same command starts anew"):
         found = find_run(run, runs)
         for path in images:
             if not path.exists():
                 raise BadData(f"{path} is missing")
         record = _predict(found, images, folder, device)
     if json_file is not None:
-        publish_text(json_file, json.dumps(record, indent=1) + "\n")
+        atomic_write_text(json_file, json.dumps(record, indent=1) + "\n")
 
 
 def _predict(run: RunDirectory, images: tuple[Path, ...], folder: Path | None, device: str) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _predict(run: RunDirectory, images: tuple[Path, ...], folder: Path | None, d
                     pixels[number, 0], heat, finding=FINDINGS[column],
                     probability=float(said.shown[number, column]), threshold=float(said.thresholds[column]), note=path.name,
                 )  # fmt: skip
-                with publish(folder / f"{path.stem}-{FINDINGS[column]}.png") as partial:
+                with atomic_write(folder / f"{path.stem}-{FINDINGS[column]}.png") as partial:
                     partial.write_bytes(drawn)
                 echo(folder / f"{path.stem}-{FINDINGS[column]}.png")
     return record

@@ -12,8 +12,8 @@ import click
 from shards.console import JOBS, PATH, Command, echo
 from shards.cores import available_cores
 from shards.errors import BadData
-from shards.publishing import publish_text
-from shards.signals import stoppable
+from shards.files import atomic_write_text
+from shards.signals import graceful_exit
 from shards.verification import Verification, verify_shards
 
 MOST_SHOWN = 20
@@ -37,10 +37,10 @@ def main(shards: Path, jobs: int | None, record: Path | None) -> None:
     labels of entries.csv, each image decoded, no patient in two splits. Exits with 3 naming
     the shard, the sample and the cause otherwise. Only a missing .idx is written again.
     """
-    with stoppable("nothing is proved yet"):
+    with graceful_exit("nothing is proved yet"):
         found = verify_shards(shards, jobs=jobs or available_cores())
     if record is not None:
-        publish_text(record, json.dumps(dataclasses.asdict(found), indent=1) + "\n")
+        atomic_write_text(record, json.dumps(dataclasses.asdict(found), indent=1) + "\n")
     for remark in found.remarks:
         echo(f"note: {remark}", err=True)
     if found.faults:

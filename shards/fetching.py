@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from shards.boxes import BOXES
 from shards.errors import BadData, CannotResume, ResourceMissing
+from shards.files import PARTIAL, atomic_write, atomic_write_text, sha256_of
 from shards.folder import ENTRIES, REJECTS
-from shards.locking import only_one
+from shards.locking import exclusive_lock
 from shards.manifest import NAME, Manifest, parse_manifest, read_manifest
 from shards.origins import Origin, open_origin
 from shards.progress import progress_bar
-from shards.publishing import PARTIAL, publish, publish_text, sha256_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -153,12 +153,12 @@ async def _fetch_folder(transfer: _Transfer, dest: Path, jobs: int) -> Fetched:
     await transfer.copy(_File(NAME, "", _MAX_MANIFEST_BYTES), text)
     manifest = parse_manifest(text.getvalue(), f"{transfer.url}/{NAME}")
     files = _files(manifest)
-    with only_one(dest):
+    with exclusive_lock(dest):
         _check_dest(dest, manifest, transfer.url, {NAME, *(file.name for file in files)})
         transfer.bar.reset(total=sum(shard.bytes for shard in manifest.shards))
         fetched = await _fetch_all(files, dest, transfer, jobs)
         if not (dest / NAME).is_file():
-            publish_text(dest / NAME, manifest.to_json())
+            atomic_write_text(dest / NAME, manifest.to_json())
     return Fetched(manifest, fetched)
 
 
@@ -225,7 +225,7 @@ async def _fetch(file: _File, path: Path, transfer: _Transfer) -> bool:
     if path.is_file() and await asyncio.to_thread(sha256_of, path) == file.sha256:
         transfer.count(file, file.max_bytes)
         return False
-    with publish(path) as partial, open(partial, "wb", opener=_open_no_link) as out:
+    with atomic_write(path) as partial, open(partial, "wb", opener=_open_no_link) as out:
         found = await transfer.copy(file, out)
         if found != file.sha256:
             raise BadData(

@@ -21,10 +21,10 @@ from shards.console import echo
 from shards.csv_tables import largest_table, parse_entries
 from shards.documents import read_bytes
 from shards.errors import BadData, ResourceMissing
+from shards.files import atomic_write_text
 from shards.findings import FINDINGS
 from shards.index import index_tar, largest_index, read_index
 from shards.manifest import NAME, Manifest, ShardRecord, read_manifest
-from shards.publishing import publish_text
 
 ENTRIES = "entries.csv"
 REJECTS = "rejects.csv"
@@ -126,7 +126,7 @@ def restore_index(tar: Path, shard: ShardRecord) -> bool:
     if hashlib.sha256(text.encode()).hexdigest() != shard.idx_sha256:
         raise BadData(f"{tar} is damaged: its members do not lie where they were packed; pack again")
     try:
-        publish_text(idx, text)
+        atomic_write_text(idx, text)
     except ResourceMissing as error:
         raise ResourceMissing(
             f"{idx} is missing and cannot be built again in a folder that cannot be written to; run "

@@ -15,11 +15,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from shards.errors import BadData, ResourceMissing
+from shards.files import sha256_of
 from shards.findings import FINDINGS
 from shards.folder import restore_index
 from shards.index import index_tar
 from shards.manifest import ShardRecord
-from shards.publishing import sha256_of
 
 MOST_FAULTS = 20  # of one shard; what is wrong after so many is seldom news
 _FORMAT = {"jpg": "JPEG", "png": "PNG"}

@@ -15,7 +15,7 @@ _LOOK_AGAIN = 0.1
 
 
 @contextlib.contextmanager
-def only_one(folder: Path, *, wait: float = 0) -> Iterator[None]:
+def exclusive_lock(folder: Path, *, wait: float = 0) -> Iterator[None]:
     """Make `folder` if need be and keep every other command that asks for it out of it.
 
     The lock is on the folder itself, so it leaves no file behind and ends with the process,

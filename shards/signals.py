@@ -26,7 +26,7 @@ class _Stopped(BaseException):
 
 
 @contextlib.contextmanager
-def stoppable(advice: str) -> Iterator[None]:
+def graceful_exit(advice: str) -> Iterator[None]:
     """Run the block; on SIGINT or SIGTERM unwind it, print `advice` and exit with 130 or 143.
 
     For the main thread. Signals that follow the first are ignored while the block unwinds,

@@ -10,13 +10,13 @@ from shards.boxes import BOXES, read_boxes
 from shards.csv_tables import PACKED_CRC32, largest_table, parse_entries
 from shards.documents import read_bytes
 from shards.errors import BadData
+from shards.files import sha256_of
 from shards.findings import FINDINGS
 from shards.folder import ENTRIES, REJECTS
 from shards.inspection import ShardInspection, inspect_shard
 from shards.manifest import NAME, Manifest, read_manifest
-from shards.packing.resuming import WORK
+from shards.packing.resume import WORK
 from shards.progress import progress_bar
-from shards.publishing import sha256_of
 from shards.splits import SPLITS, prove_disjoint
 from shards.workers import map_in_processes
 

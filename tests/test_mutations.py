@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 
 from shards.boxes import BOXES
+from shards.files import sha256_of
 from shards.folder import open_shards
 from shards.packing import pack
 from shards.packing.planning import SplitRecipe, make_plan
 from shards.phantoms import make_phantoms
 from shards.pixels import PixelRecipe
-from shards.publishing import sha256_of
 from tests.mutating import (
     Ended,
     Server,

@@ -9,9 +9,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from models import Classifier, build
+from models import Classifier, create_model
 from shards.errors import BadData
-from shards.publishing import publish, publish_text, sha256_of
+from shards.files import atomic_write, atomic_write_text, sha256_of
 from trainer.model_header import METADATA, hash_file, read_header
 
 
@@ -25,9 +25,9 @@ def save_model(path: Path, state: dict[str, torch.Tensor], metadata: dict[str, A
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     content = save(tensors, {METADATA: json.dumps(metadata)})
     before = [sha256_of(path)] if path.is_file() else []
-    with publish(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(content)
-        publish_text(hash_file(path), "\n".join([hashlib.sha256(content).hexdigest(), *before]) + "\n")
+        atomic_write_text(hash_file(path), "\n".join([hashlib.sha256(content).hexdigest(), *before]) + "\n")
 
 
 def load_model(path: Path) -> tuple[Classifier, dict[str, Any]]:
@@ -38,7 +38,7 @@ def load_model(path: Path) -> tuple[Classifier, dict[str, Any]]:
     """
     metadata = read_header(path).metadata
     try:
-        model = build(metadata["arch"], size=metadata["size"])
+        model = create_model(metadata["arch"], size=metadata["size"])
         state = load_file(path)
         _check_fits(state, model)
         model.load_state_dict(state)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from loaders import Batch, Loader, make_loader
-from models import Classifier, WeightsUnavailable, freeze, load_weights, parameter_counts, trainable_part
+from models import Classifier, WeightsUnavailable, freeze, load_weights, parameter_counts, trainable_head
 from shards.errors import BadData, ResourceMissing
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
@@ -74,7 +74,7 @@ def prepare(
     average = Average(model, config.ema) if config.ema else None
     kept = part
     if average is not None:
-        kept = average.model if cached is None else trainable_part(average.model, config.freeze)
+        kept = average.model if cached is None else trainable_head(average.model, config.freeze)
     counters = Counters(device)
     made = make_step(config, shards, precision, model, part, counters, average, team, run.say)
     train, val = _portions(config, shards, device, cached, team)

@@ -16,9 +16,9 @@ from msgspec import Meta
 from shards.console import echo, printable
 from shards.documents import Scalar, convert, parse_json, read_bytes, read_json
 from shards.errors import BadData, CannotResume, ResourceMissing
+from shards.files import atomic_write_text, remove_partials
 from shards.folder import ShardFolder
-from shards.locking import only_one
-from shards.publishing import publish_text, remove_partials
+from shards.locking import exclusive_lock
 from trainer.environment import Environment, describe_environment
 
 if TYPE_CHECKING:  # what is written here can be read where torch is not wanted
@@ -127,7 +127,7 @@ class RunDirectory:
         stay for the next start. So does everything after a `result`, an exception that is one.
         """
         is_new = not self.path.exists()
-        with only_one(self.path):
+        with exclusive_lock(self.path):
             self._made = {path for path in self._before_a_checkpoint if not os.path.lexists(path)}
             for folder in (self.path, self.last.parent, self.features, *self.evaluations.rglob("")):
                 remove_partials(folder)
@@ -189,14 +189,14 @@ class RunDirectory:
                 for key, value in config.to_json().items()
             }
             environment = {**now, **describe_environment(shards, device)}
-            publish_text(self.environment, json.dumps(environment, indent=1) + "\n")
-            publish_text(self.config, json.dumps(record, indent=1) + "\n")
+            atomic_write_text(self.environment, json.dumps(environment, indent=1) + "\n")
+            atomic_write_text(self.config, json.dumps(record, indent=1) + "\n")
 
     def choose(self, values: dict[str, Any], source: str) -> None:
         """Put on record in config.json what options came to after the start, and from what."""
         record = self._read_options()
         record.update({key: {"value": value, "from": source} for key, value in values.items()})
-        publish_text(self.config, json.dumps(record, indent=1) + "\n")
+        atomic_write_text(self.config, json.dumps(record, indent=1) + "\n")
 
     def say(self, line: str) -> None:
         """Print a line and keep it in log.txt."""
@@ -238,7 +238,7 @@ class RunDirectory:
                 for line in self.read_metrics()
                 if line["step"] <= step and line["epoch"] < epoch + (line["kind"] != "epoch")
             ]
-            publish_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+            atomic_write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
     def read_config(self) -> dict[str, Any]:
         """Return option -> value as the run was started with; BadData where config.json is damaged."""

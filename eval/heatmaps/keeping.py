@@ -12,7 +12,7 @@ from eval.heatmaps.localization import Localization
 from eval.result_files import remove, write_json
 from shards.documents import convert, read_bytes, read_json
 from shards.errors import BadData, ResourceMissing
-from shards.publishing import publish, publish_text, sha256_of
+from shards.files import atomic_write, atomic_write_text, sha256_of
 
 # Goes up when the same weights on the same images get other heat maps, or the files another form.
 _FORMAT = 1
@@ -38,7 +38,7 @@ def keep_gallery(folder: Path, proof: dict[str, Any], maps: Iterable[HeatMap]) -
     records = []
     for number, shown in enumerate(maps, start=1):
         name = f"{number:02d}_{shown.kind}_{shown.finding}.png".replace(" ", "_")
-        with publish(folder / name) as partial:
+        with atomic_write(folder / name) as partial:
             partial.write_bytes(shown.png)
         records.append(
             {
@@ -89,7 +89,7 @@ def remove_other_gallery(folder: Path, proof: dict[str, Any]) -> None:
 def keep_localization(folder: Path, proof: dict[str, Any], found: Localization) -> None:
     """Write localization.csv and, last, localization.json with the proof: all that decides it."""
     path = folder / "localization.csv"
-    publish_text(path, found.to_csv())
+    atomic_write_text(path, found.to_csv())
     _note(folder / _LOCALIZATION, proof, csv_sha256=sha256_of(path))
 
 

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from shards.publishing import publish
+from shards.files import atomic_write
 
 # Seven colours that colour-blind readers tell apart: the palette of Okabe and Ito, "Color Universal
 # Design", 2008, without its yellow, which is lost on white. Two line styles make fourteen curves.
@@ -49,6 +49,6 @@ def readable(finding: str) -> str:
 
 def write(figure: Figure, path: Path) -> None:
     """Write the PNG `path`, whole or not at all. Raises ResourceMissing from the disk."""
-    with publish(path) as partial:
+    with atomic_write(path) as partial:
         # The fastest compression: the same pixels in a twelfth more bytes.
         figure.savefig(partial, format="png", pil_kwargs={"compress_level": 1})

@@ -14,10 +14,10 @@ import pandas as pd
 from eval.result_files import remove
 from shards.documents import read_json
 from shards.errors import BadData, ResourceMissing
+from shards.files import atomic_write_text, sha256_of
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
 from shards.formulas import escape_formulas, unescape_formulas
-from shards.publishing import publish_text, sha256_of
 
 _PROBABILITIES = [f"prob_{finding}" for finding in FINDINGS]
 _LABELS = [f"label_{finding}" for finding in FINDINGS]
@@ -64,7 +64,7 @@ class Predictions:
         table = pd.DataFrame({"image": images, "patient": self.patients, "row": self.rows})
         table[_PROBABILITIES] = self.probabilities.astype(np.float64)
         table[_LABELS] = self.labels
-        publish_text(path, escape_formulas(table).to_csv(index=False, lineterminator="\n"))
+        atomic_write_text(path, escape_formulas(table).to_csv(index=False, lineterminator="\n"))
 
     @classmethod
     def from_csv(cls, path: Path, shards: ShardFolder) -> "Predictions":
@@ -119,7 +119,7 @@ def store(predictions: Predictions, path: Path, proof: Proof, shards: ShardFolde
     """Write the CSV `path` and beside it, as .json, the proof of what it holds; the proof last."""
     predictions.to_csv(path, shards)
     record = _record(proof, sha256_of(path))
-    publish_text(path.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
+    atomic_write_text(path.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
 
 
 def forget(folder: Path, proof: Proof) -> None:

@@ -24,7 +24,7 @@ from eval.report.table import (
 from eval.report.templates import fill
 from eval.scores.metrics import MEASURES
 from eval.several.comparison import RunComparison
-from shards.publishing import publish_text
+from shards.files import atomic_write_text
 
 # The three that are quoted most come first, then the rest as metrics.csv has them.
 _SHOWN = tuple(dict.fromkeys(("auroc", "average_precision", "f1", *MEASURES)))
@@ -41,7 +41,7 @@ def write_comparison(comparison: RunComparison) -> Path:
         f"{first.split} split, {len(first.predictions[first.split].rows):,} images",
         folder / "comparison.png",
     )
-    publish_text(folder / "comparison.html", render_comparison(comparison, folder / "comparison.png"))
+    atomic_write_text(folder / "comparison.html", render_comparison(comparison, folder / "comparison.png"))
     return folder
 
 

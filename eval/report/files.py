@@ -8,7 +8,7 @@ from eval.report.page import render
 from eval.report.pictures import draw_pictures
 from eval.report.records import metrics_record, thresholds_record
 from eval.result_files import remove, write_json, write_table
-from shards.publishing import publish_text
+from shards.files import atomic_write_text
 
 # Those files of an evaluation that another one of the same images may not have.
 _OF_AN_EVALUATION = (
@@ -40,7 +40,7 @@ def write_scores(evaluation: Evaluation) -> Path:
         for name, frame in (("subgroups", groups.table), ("gaps", groups.gaps), ("floor", groups.floor)):
             write_table(folder / f"{name}.csv", frame, index=False)
     if evaluation.localization is not None:
-        publish_text(folder / "localization.csv", evaluation.localization.to_csv())
+        atomic_write_text(folder / "localization.csv", evaluation.localization.to_csv())
     return folder
 
 
@@ -53,5 +53,5 @@ def write_report(evaluation: Evaluation) -> Path:
     folder = write_scores(evaluation)
     histories = tuple(read_history(run) for run in evaluation.runs)
     pictures = draw_pictures(evaluation, histories)
-    publish_text(folder / "report.html", render(evaluation, histories, pictures))
+    atomic_write_text(folder / "report.html", render(evaluation, histories, pictures))
     return folder

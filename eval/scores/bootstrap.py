@@ -33,8 +33,8 @@ class Resampled:
     resample has one class only."""
     whole: dict[str, Floats]
     """The same of the split itself, [F + 2]; equal to `metrics.score` but for rounding."""
-    unfolded_ece: Floats
-    """[R, F + 2], as `WeightedScores.unfolded_ece` has it: how an ECE varies, without its bias."""
+    signed_ece: Floats
+    """[R, F + 2], as `WeightedScores.signed_ece` has it: how an ECE varies, without its bias."""
     seed: int
     patients: npt.NDArray[np.int64]
     """[N], sorted: the patient of each image. With the seed they determine the resamples."""
@@ -91,7 +91,7 @@ class Resampled:
     def estimates(self, measure: str) -> Floats:
         """Return what the intervals of a measure are read from, float64 [R, F + 2].
 
-        These are the resampled values, but for `ece` whole - bias - (unfolded_ece - whole), where bias
+        These are the resampled values, but for `ece` whole - bias - (signed_ece - whole), where bias
         is the mean of the resampled values minus whole (the basic bootstrap with its bias taken off,
         Davison and Hinkley, sections 2.2 and 5.2). Gaps within bins are absolute values: chance
         makes an ECE greater than it is, resampling does so once more, and folding at zero makes it
@@ -105,7 +105,7 @@ class Resampled:
         known = ~np.isnan(values)
         counts = np.maximum(known.sum(axis=0), 1)
         bias = np.where(known, values, 0).sum(axis=0) / counts - self.whole[measure]
-        return np.where(known, 2 * self.whole[measure] - bias - self.unfolded_ece, np.nan)
+        return np.where(known, 2 * self.whole[measure] - bias - self.signed_ece, np.nan)
 
 
 def bootstrap(
@@ -146,7 +146,7 @@ def bootstrap(
         numbers = range(start, min(start + _CHUNK, resamples))
         weights = np.stack([draw(len(names), seed, number) for number in numbers], axis=1)
         chunks.append(weighted.measure(weights))
-        unfolded.append(weighted.unfolded_ece(weights))
+        unfolded.append(weighted.signed_ece(weights))
     values = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in MEASURES}
     once = weighted.measure(np.ones((len(names), 1)))
     whole = {name: row[0] for name, row in once.items()}
@@ -154,7 +154,7 @@ def bootstrap(
         findings=tuple(findings),
         values=values,
         whole=whole,
-        unfolded_ece=np.concatenate(unfolded),
+        signed_ece=np.concatenate(unfolded),
         seed=seed,
         patients=np.sort(patients).astype(np.int64),
     )

@@ -57,7 +57,7 @@ class WeightedScores:
             values[measure][:, :-2][:, ~self.decided] = np.nan
         return values
 
-    def unfolded_ece(self, weights: Floats) -> Floats:
+    def signed_ece(self, weights: Floats) -> Floats:
         """Return the ECE under R weightings with no bin's gap folded: float64 [R, F + 2].
 
         Each gap counts with the sign it has on the whole split instead of as an absolute value, so the

@@ -19,15 +19,16 @@ from PIL import __version__ as pillow
 from shards import boxes
 from shards.csv_tables import PACKED_CRC32
 from shards.errors import BadData, ResourceMissing
+from shards.files import atomic_write_text, remove_partials, sha256_of
 from shards.findings import FINDINGS
 from shards.folder import ENTRIES, REJECTS
 from shards.formulas import escape_formulas
-from shards.locking import only_one
+from shards.locking import exclusive_lock
 from shards.manifest import NAME, Manifest, SplitRecord, read_manifest
 from shards.packing.fragment import PixelStatistics, Sample
 from shards.packing.oddities import Oddity, report
 from shards.packing.planning import Plan
-from shards.packing.resuming import (
+from shards.packing.resume import (
     WORK,
     finished_shards,
     prove_finished,
@@ -35,10 +36,9 @@ from shards.packing.resuming import (
     prove_sources,
     start_or_resume,
 )
-from shards.packing.shard import Receipt, ShardTask
+from shards.packing.shard import ShardReport, ShardTask
 from shards.packing.writing import write_shards
 from shards.pixels import REDUCING_GAP, PixelRecipe
-from shards.publishing import publish_text, remove_partials, sha256_of
 from shards.splits import SPLITS
 
 _ENTRY_COLUMNS = ["image", "patient", "split", *FINDINGS, "age", "sex", "view", "follow_up", "folder"]
@@ -78,7 +78,7 @@ def pack(
     write = functools.partial(write_shards, source=plan.source, pixels=pixels, jobs=jobs)
     report(plan.oddities, strict=strict)
     try:
-        with only_one(out):
+        with exclusive_lock(out):
             if (out / NAME).is_file():
                 manifest = read_manifest(out)
                 prove_same_plan(
@@ -130,7 +130,7 @@ def _publish(
     plan: Plan,
     out: Path,
     identity: dict[str, Any],
-    receipts: list[Receipt],
+    receipts: list[ShardReport],
     max_rejects: int,
     warnings: dict[str, int],
 ) -> Manifest:
@@ -140,7 +140,7 @@ def _publish(
     rejects = {row: reason for receipt in receipts for row, reason in receipt.rejects}
     left_out = planned.loc[sorted(rejects), ["image", "folder", _SOURCE_SHA256]]
     left_out.insert(1, "reason", [rejects[row] for row in left_out.index])
-    publish_text(out / REJECTS, escape_formulas(left_out).to_csv(index=False, lineterminator="\n"))
+    atomic_write_text(out / REJECTS, escape_formulas(left_out).to_csv(index=False, lineterminator="\n"))
     entries = planned.drop(index=left_out.index)
     too_many = len(rejects) > max_rejects
     if too_many or not (entries["split"] == "train").any():
@@ -153,9 +153,9 @@ def _publish(
     crc32s = {row: crc32 for receipt in receipts for row, crc32 in receipt.packed}
     entries = entries.assign(**{PACKED_CRC32: [crc32s[row] for row in entries.index]})
     columns = [*_ENTRY_COLUMNS, _SOURCE_SHA256, PACKED_CRC32]
-    publish_text(out / ENTRIES, escape_formulas(entries[columns]).to_csv(lineterminator="\n"))
+    atomic_write_text(out / ENTRIES, escape_formulas(entries[columns]).to_csv(lineterminator="\n"))
     if plan.boxes is not None:
-        publish_text(out / boxes.BOXES, boxes.to_csv(boxes.by_row(plan.boxes, entries["image"])))
+        atomic_write_text(out / boxes.BOXES, boxes.to_csv(boxes.by_row(plan.boxes, entries["image"])))
     manifest = Manifest(
         **identity,
         pillow=pillow,
@@ -169,11 +169,11 @@ def _publish(
         boxes_sha256=None if plan.boxes is None else sha256_of(out / boxes.BOXES),
         warnings=warnings or None,
     )
-    publish_text(out / NAME, manifest.to_json())
+    atomic_write_text(out / NAME, manifest.to_json())
     return manifest
 
 
-def _oddities(plan: Plan, receipts: Iterable[Receipt]) -> dict[str, Oddity]:
+def _oddities(plan: Plan, receipts: Iterable[ShardReport]) -> dict[str, Oddity]:
     rows: dict[str, list[int]] = {}
     for receipt in receipts:
         for row, kind in receipt.oddities:
@@ -188,7 +188,7 @@ def _tidy(out: Path) -> None:
         shutil.rmtree(out / WORK)
 
 
-def _pixel_statistics(receipts: Iterable[Receipt], size: int) -> dict[str, Any]:
+def _pixel_statistics(receipts: Iterable[ShardReport], size: int) -> dict[str, Any]:
     every, train = PixelStatistics(), PixelStatistics()
     for receipt in receipts:
         every += receipt.statistics

@@ -11,8 +11,8 @@ import pandas as pd
 from shards.boxes import find_box_list, read_box_list
 from shards.entries import find_images, image_folders, read_entries, unpacking_hint
 from shards.errors import BadData
+from shards.files import sha256_of
 from shards.packing.oddities import Oddity, find_oddities
-from shards.publishing import sha256_of
 from shards.splits import (
     RANDOM_FRACTIONS,
     SPLITS,

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from shards.documents import read_json
 from shards.errors import BadData, ResourceMissing
+from shards.files import atomic_write, atomic_write_text, sha256_of
 from shards.index import index_tar
 from shards.manifest import ShardRecord
 from shards.packing.fragment import Fragment, PixelStatistics, Sample
-from shards.publishing import publish, publish_text, sha256_of
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ShardTask:
 
 
 @dataclass(frozen=True)
-class Receipt:
+class ShardReport:
     """What was found out about a shard while it was written."""
 
     shard: ShardRecord
@@ -43,7 +43,7 @@ class Receipt:
     """A time before the first source was read, in nanoseconds since 1970."""
 
 
-def write_shard(task: ShardTask, fragments: Iterable[Fragment]) -> Receipt:
+def write_shard(task: ShardTask, fragments: Iterable[Fragment]) -> ShardReport:
     """Write one shard, its index and its receipt, each published whole, in this order.
 
     Raises ResourceMissing where the disk is full or cannot be written to.
@@ -53,7 +53,7 @@ def write_shard(task: ShardTask, fragments: Iterable[Fragment]) -> Receipt:
     packed: list[tuple[int, int]] = []
     oddities: list[tuple[int, str]] = []
     statistics, read_ns = PixelStatistics(), []
-    with publish(task.tar) as partial, partial.open("wb") as file:
+    with atomic_write(task.tar) as partial, partial.open("wb") as file:
         for fragment in fragments:
             file.write(fragment.tar)
             sources += fragment.sources
@@ -67,7 +67,7 @@ def write_shard(task: ShardTask, fragments: Iterable[Fragment]) -> Receipt:
         file.write(bytes(-file.tell() % tarfile.RECORDSIZE))
     idx = task.tar.with_suffix(".idx")
     if statistics.samples:
-        publish_text(idx, index_tar(task.tar))
+        atomic_write_text(idx, index_tar(task.tar))
         shard = ShardRecord(
             task.tar.name, statistics.samples, task.tar.stat().st_size, sha256_of(task.tar), sha256_of(idx)
         )
@@ -75,18 +75,18 @@ def write_shard(task: ShardTask, fragments: Iterable[Fragment]) -> Receipt:
         task.tar.unlink()
         idx.unlink(missing_ok=True)
         shard = ShardRecord(task.tar.name, 0, 0, "", "")
-    receipt = Receipt(shard, sources, rejects, packed, oddities, statistics, min(read_ns))
-    publish_text(task.receipt, json.dumps(dataclasses.asdict(receipt)))
+    receipt = ShardReport(shard, sources, rejects, packed, oddities, statistics, min(read_ns))
+    atomic_write_text(task.receipt, json.dumps(dataclasses.asdict(receipt)))
     return receipt
 
 
-def read_receipt(task: ShardTask) -> Receipt | None:
+def read_receipt(task: ShardTask) -> ShardReport | None:
     """Return the receipt of a shard that is finished and whole, else None.
 
     A shard with rejects counts as unfinished: its images may have been mended since.
     """
     try:
-        receipt = read_json(task.receipt, Receipt)
+        receipt = read_json(task.receipt, ShardReport)
     except (BadData, ResourceMissing):
         return None
     fits = (

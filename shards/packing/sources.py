@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shards.errors import CannotResume
+from shards.files import sha256_of
 from shards.progress import progress_bar
-from shards.publishing import sha256_of
 
 # Clocks of file systems are coarse (2 s on FAT), and a server's may differ from this machine's.
 _SLACK_NS = 2_000_000_000

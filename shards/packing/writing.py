@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shards.packing.fragment import Fragment, make_fragment
-from shards.packing.shard import Receipt, ShardTask, write_shard
+from shards.packing.shard import ShardReport, ShardTask, write_shard
 from shards.pixels import PixelRecipe
 from shards.progress import progress_bar
 from shards.workers import map_in_processes
@@ -23,7 +23,7 @@ _SAMPLES = 8
 
 def write_shards(
     tasks: list[ShardTask], source: Path, pixels: PixelRecipe, jobs: int, done: int = 0
-) -> Iterator[tuple[ShardTask, Receipt]]:
+) -> Iterator[tuple[ShardTask, ShardReport]]:
     """Write the shards of `tasks` in order with `jobs` processes; yield each with its receipt.
 
     `done` is the number of images packed before, for the progress bar. Raises what write_shard

@@ -19,12 +19,12 @@ import pandas as pd
 from PIL import Image
 
 from shards.errors import BadData, ResourceMissing
+from shards.files import atomic_write
 from shards.findings import FINDINGS, NO_FINDING
 from shards.phantoms.anatomy import Layer, Plane, build_patient, cloud, draw_chest, pose
 from shards.phantoms.cohort import draw_cohort
 from shards.phantoms.signs import Box, draw_sign, reshape
 from shards.progress import progress_bar
-from shards.publishing import publish
 from shards.workers import map_in_processes
 
 METADATA = "Data_Entry_2017_v2020.csv"
@@ -208,7 +208,7 @@ def _csv(header: str, table: pd.DataFrame) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with publish(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(content)
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from shards.locking import only_one
-from shards.publishing import sha256_of
+from shards.files import sha256_of
+from shards.locking import exclusive_lock
 from tests.eval.commanding import NUMBERS, contents, expect_refusal, score, succeed
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +103,7 @@ def test_a_run_that_is_busy_too_long_is_named_and_nothing_of_it_changes(
     before = contents(runs)
     monkeypatch.setattr("eval.launch.WAIT", 0.2)
     for options in (("other",), ("small", "other", "--average"), ("other", "small", "--compare")):
-        with only_one(runs / "other"):
+        with exclusive_lock(runs / "other"):
             numbers = ("--resamples", 2, *NUMBERS[2:])
             refused = score(*options, "--runs", runs, "--rule", "youden", *numbers)
         expect_refusal(

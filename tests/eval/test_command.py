@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from eval.evaluation import joint_name
+from shards.files import sha256_of
 from shards.folder import ShardFolder
-from shards.publishing import sha256_of
 from tests.eval.commanding import NUMBERS, contents, expect_refusal, score, succeed
 from trainer.model_file import load_model, save_model
 from trainer.run_directory import RunDirectory

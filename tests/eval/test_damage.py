@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from scripts.predict import main as predict_command
-from shards.publishing import sha256_of
+from shards.files import sha256_of
 from tests.eval.commanding import NUMBERS, expect_refusal, score, succeed
 from trainer.model_header import read_header
 

@@ -15,13 +15,13 @@ from eval.predicting.candidate import Predicting, open_candidate
 from eval.predicting.selection import Selection
 from eval.scores.metrics import score as score_arrays
 from eval.scores.thresholds import parse_rule
+from shards.files import sha256_of
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder, open_shards
 from shards.manifest import NAME
 from shards.packing import pack
 from shards.packing.planning import SplitRecipe, make_plan
 from shards.pixels import PixelRecipe
-from shards.publishing import sha256_of
 from shards.splits import read_list
 from tests.eval.commanding import NUMBERS, expect_refusal, score
 from tests.trainer.running import train

@@ -14,8 +14,8 @@ import torch
 import torch.distributed
 
 from loaders import LoaderSpec, make_loader
+from shards.files import atomic_write_text
 from shards.folder import open_shards
-from shards.publishing import publish_text
 
 EPOCHS = 2
 
@@ -43,7 +43,7 @@ def main(shards: Path, out: Path, names: list[str]) -> None:
             for name, batch in zip(names, together, strict=True):
                 seen[name].append([batch.rows.tolist(), zlib.crc32(batch.images.numpy().tobytes())])
             states = {name: loader.state_dict() for name, loader in loaders.items()}
-            publish_text(progress, json.dumps({"seen": seen, "states": states}))
+            atomic_write_text(progress, json.dumps({"seen": seen, "states": states}))
             done += 1
             print(f"rank {rank} batch {done}", flush=True)
             if world_size > 1:

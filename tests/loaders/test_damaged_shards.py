@@ -13,8 +13,8 @@ import torch
 
 from loaders import LoaderSpec, make_loader
 from shards.errors import BadData
+from shards.files import sha256_of
 from shards.folder import ShardFolder, SplitReader, open_shards
-from shards.publishing import sha256_of
 
 ROOT = Path(__file__).parents[2]
 READING = ("dali", "resident", "dataloader", "webdataset")

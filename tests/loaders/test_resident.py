@@ -13,7 +13,7 @@ import loaders.registry
 import loaders.resident
 import loaders.shared_file
 from loaders import Batch, LoaderSpec, choose_loader, make_loader
-from loaders.resident import SHARE, ResidentLoader, place_for
+from loaders.resident import SHARE, ResidentLoader, pick_device
 from shards.errors import ResourceMissing
 from shards.folder import ShardFolder
 
@@ -67,7 +67,7 @@ def test_auto_takes_resident_where_it_fits_and_says_the_figures(
     monkeypatch.setattr(loaders.resident, "free_memory", lambda device: int(needed / SHARE) - 8)
     name, why = choose_loader(spec)
     assert name == "dali" and "decoded anew" in why
-    assert place_for(spec)[0] is None
+    assert pick_device(spec)[0] is None
     with pytest.raises(ResourceMissing, match=r"no room: .* train split .*--loader dali"):
         make_loader("resident", spec)
 

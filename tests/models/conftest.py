@@ -15,19 +15,19 @@ Images = Callable[[int, int], Tensor]
 @pytest.fixture(scope="session")
 def resnet50() -> Classifier:
     """One ResNet-50 for all tests; each sets the freezing and the mode that it needs."""
-    return models.build("resnet50")
+    return models.create_model("resnet50")
 
 
 @pytest.fixture(scope="session")
 def vit_b_16() -> Classifier:
     """One ViT-B/16 for all tests, at 32 px, where it has all its blocks and 5 positions."""
-    return models.build("vit_b_16", size=32)
+    return models.create_model("vit_b_16", size=32)
 
 
 @pytest.fixture
 def custom_cnn() -> Classifier:
     """A custom CNN of the test's own: it is cheap."""
-    return models.build("custom_cnn", size=32)
+    return models.create_model("custom_cnn", size=32)
 
 
 @pytest.fixture(params=models.ARCHS)

@@ -19,12 +19,12 @@ def test_the_two_parts_are_the_model_to_the_bit_in_both_modes(
 ) -> None:
     models.freeze(model, how)
     seen = images(2, model.size)
-    features = models.frozen_part(model, how)(seen)
+    features = models.feature_extractor(model, how)(seen)
     assert not features.requires_grad
     for training in (False, True):
         model.train(training)
         logits = []
-        for forward, given in ((model, seen), (models.trainable_part(model, how), features)):
+        for forward, given in ((model, seen), (models.trainable_head(model, how), features)):
             torch.manual_seed(1)  # of the dropout in the custom CNN's head
             logits.append(forward(given))
         assert torch.equal(*logits)
@@ -37,9 +37,9 @@ def test_the_trainable_part_gets_the_gradients_of_the_whole_model(
     models.freeze(custom_cnn, how)
     custom_cnn.eval()
     seen = images(4, 32)
-    part = models.trainable_part(custom_cnn, how)
+    part = models.trainable_head(custom_cnn, how)
     gradients = []
-    for logits in (custom_cnn(seen), part(models.frozen_part(custom_cnn, how)(seen))):
+    for logits in (custom_cnn(seen), part(models.feature_extractor(custom_cnn, how)(seen))):
         F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, 0.25)).backward()  # type: ignore[no-untyped-call]
         gradients.append([weight.grad for weight in part.parameters()])
         custom_cnn.zero_grad()
@@ -48,7 +48,7 @@ def test_the_trainable_part_gets_the_gradients_of_the_whole_model(
 
 def test_the_trainable_part_is_the_model_itself_not_a_copy(custom_cnn: Classifier) -> None:
     models.freeze(custom_cnn, "partial")
-    part = models.trainable_part(custom_cnn, "partial")
+    part = models.trainable_head(custom_cnn, "partial")
     trained = {id(weight) for weight in custom_cnn.parameters() if weight.requires_grad}
     assert {id(weight) for weight in part.parameters()} == trained
     custom_cnn.train()
@@ -61,18 +61,18 @@ def test_the_frozen_part_leaves_the_model_usable(custom_cnn: Classifier, images:
     models.freeze(custom_cnn, "backbone")
     custom_cnn.eval()
     before = custom_cnn(images(2, 32))
-    models.frozen_part(custom_cnn, "backbone")(images(2, 32))
+    models.feature_extractor(custom_cnn, "backbone")(images(2, 32))
     assert torch.equal(custom_cnn(images(2, 32)), before)
 
 
 def test_a_model_that_is_frozen_as_a_whole_can_be_cut(custom_cnn: Classifier, images: Images) -> None:
     custom_cnn.requires_grad_(False).eval()
     for how in ("backbone", "partial"):
-        features = models.frozen_part(custom_cnn, how)(images(2, 32))
-        assert torch.equal(models.trainable_part(custom_cnn, how)(features), custom_cnn(images(2, 32)))
+        features = models.feature_extractor(custom_cnn, how)(images(2, 32))
+        assert torch.equal(models.trainable_head(custom_cnn, how)(features), custom_cnn(images(2, 32)))
 
 
-@pytest.mark.parametrize("cut", [models.frozen_part, models.trainable_part])
+@pytest.mark.parametrize("cut", [models.feature_extractor, models.trainable_head])
 @pytest.mark.parametrize(
     ("frozen", "how", "message"),
     [

@@ -42,7 +42,7 @@ def test_resnet50_has_the_published_trainable_counts(resnet50: Classifier, how: 
 )
 def test_vit_b_16_has_the_published_trainable_counts(how: str, trainable: int) -> None:
     with torch.device("meta"):
-        model = models.build("vit_b_16")
+        model = models.create_model("vit_b_16")
     models.freeze(model, how)
     assert models.parameter_counts(model) == (trainable, 85_809_422)
 

@@ -18,7 +18,7 @@ def test_the_three_archs_are_known_by_name_in_order() -> None:
 
 def test_an_unknown_arch_is_refused_with_the_known_ones() -> None:
     with pytest.raises(models.UnknownArch, match="'resnet51'; known: custom_cnn, resnet50, vit_b_16"):
-        models.build("resnet51")
+        models.create_model("resnet51")
     with pytest.raises(ValueError, match="unknown arch"):
         models.has_imagenet_weights("")
 
@@ -29,7 +29,7 @@ def test_a_name_is_registered_once() -> None:
 
     with pytest.raises(ValueError, match="'resnet50' is already registered"):
         register(head="fc", last_stage=())(resnet50)
-    assert models.find_arch("resnet50").last_stage == ("layer4",)
+    assert models.get_arch("resnet50").last_stage == ("layer4",)
 
 
 @pytest.mark.parametrize(
@@ -38,12 +38,12 @@ def test_a_name_is_registered_once() -> None:
 )  # fmt: skip
 def test_a_size_that_an_arch_cannot_take_is_refused_with_the_rule(arch: str, size: int, rule: str) -> None:
     with pytest.raises(ValueError, match=f"{arch}.*{rule}.*got {size}"):
-        models.build(arch, size=size)
+        models.create_model(arch, size=size)
 
 
 def test_a_model_without_findings_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1 finding"):
-        models.build("custom_cnn", findings=0)
+        models.create_model("custom_cnn", findings=0)
 
 
 def test_every_model_gives_one_logit_a_finding_and_knows_its_arch_and_size(
@@ -70,7 +70,7 @@ def test_the_same_seed_builds_the_same_model() -> None:
     built = []
     for _ in range(2):
         torch.manual_seed(3)
-        built.append(models.build("custom_cnn").state_dict())
+        built.append(models.create_model("custom_cnn").state_dict())
     assert all(torch.equal(built[0][name], built[1][name]) for name in built[0])
 
 
@@ -112,7 +112,7 @@ def test_convolution_weights_are_channels_last(model: Classifier) -> None:
 
 
 def test_the_custom_cnn_pools_its_third_stage_to_128_by_7_by_7(images: Images) -> None:
-    model = models.build("custom_cnn").eval()
+    model = models.create_model("custom_cnn").eval()
     shapes: list[tuple[int, ...]] = []
 
     def note(_: nn.Module, __: tuple[Tensor], output: Tensor) -> None:

@@ -112,7 +112,7 @@ def test_a_file_of_our_own_is_loaded_whole(
     wanted = plain(custom_cnn)
     named = {prefix + name: tensor for name, tensor in wanted.items()}
     save_file(named, file) if suffix == ".safetensors" else torch.save(named, file)
-    other = models.build("custom_cnn", size=64)
+    other = models.create_model("custom_cnn", size=64)
     assert models.load_weights(other, str(file)) == f"weights of {file}, head included"
     assert_same(plain(other), wanted)
 
@@ -159,7 +159,7 @@ def test_a_head_of_another_number_of_findings_is_refused(
     custom_cnn: Classifier, tmp_path: Path, findings: int
 ) -> None:
     file = tmp_path / "other.pt"
-    torch.save(plain(models.build("custom_cnn", findings=findings)), file)
+    torch.save(plain(models.create_model("custom_cnn", findings=findings)), file)
     with pytest.raises(
         ValueError, match=rf"head.output.weight is \[{findings}, 512\] instead of \[14, 512\]"
     ):

@@ -8,12 +8,12 @@ import pytest
 
 from shards.boxes import BOXES
 from shards.errors import BadData
+from shards.files import sha256_of
 from shards.folder import open_shards
 from shards.manifest import NAME, read_manifest
 from shards.packing import pack
 from shards.packing.planning import SplitRecipe, make_plan
 from shards.pixels import PixelRecipe
-from shards.publishing import sha256_of
 from shards.verification import verify_shards
 
 Change = Callable[[bytes], bytes]

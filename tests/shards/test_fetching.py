@@ -11,7 +11,7 @@ import pytest
 from shards.errors import BadData, CannotResume, ResourceMissing
 from shards.fetching import Fetched, fetch_shards
 from shards.folder import open_shards
-from shards.locking import only_one
+from shards.locking import exclusive_lock
 from shards.verification import verify_shards
 from tests.serving import Handler, Server, breaks
 
@@ -214,7 +214,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(server: Server, dest: Path
 
 
 def test_two_commands_at_once_do_not_write_into_one_folder(server: Server, dest: Path) -> None:
-    with only_one(dest), pytest.raises(ResourceMissing, match="another command is"):
+    with exclusive_lock(dest), pytest.raises(ResourceMissing, match="another command is"):
         fetch(server.url, dest)
     assert list(dest.iterdir()) == []
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from shards.errors import ResourceMissing
-from shards.locking import only_one
+from shards.locking import exclusive_lock
 
 ROOT = Path(__file__).parents[2]
 HOLD = (
     "import sys\n"
     "from pathlib import Path\n"
-    "from shards.locking import only_one\n"
-    "with only_one(Path(sys.argv[1])):\n"
+    "from shards.locking import exclusive_lock\n"
+    "with exclusive_lock(Path(sys.argv[1])):\n"
     "    print('held', flush=True)\n"
     "    sys.stdin.readline()\n"
 )
@@ -35,7 +35,7 @@ def holder(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
 def test_a_folder_where_another_command_works_is_refused_at_once(
     holder: "subprocess.Popen[str]", tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ResourceMissing, match="another command is at work in"), only_one(tmp_path):
+    with pytest.raises(ResourceMissing, match="another command is at work in"), exclusive_lock(tmp_path):
         pass
     assert capsys.readouterr().err == ""
 
@@ -62,6 +62,6 @@ def test_waiting_ends_in_an_error_that_names_the_folder(
 ) -> None:
     with (
         pytest.raises(ResourceMissing, match=f"still at work in {tmp_path} after 0.2 s; run this one again"),
-        only_one(tmp_path, wait=0.2),
+        exclusive_lock(tmp_path, wait=0.2),
     ):
         pass

@@ -12,13 +12,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from shards.errors import BadData, CannotResume, ResourceMissing
+from shards.files import sha256_of
 from shards.findings import FINDINGS
 from shards.folder import SplitReader, open_shards
 from shards.manifest import Manifest
 from shards.packing import pack
 from shards.packing.planning import SplitRecipe, make_plan
 from shards.pixels import PixelRecipe, decode_sample, open_gray, psnr, resize
-from shards.publishing import sha256_of
 from shards.splits import SPLITS
 
 MakeTree = Callable[..., Path]

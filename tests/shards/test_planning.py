@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from shards.errors import BadData
+from shards.files import sha256_of
 from shards.packing.planning import SplitRecipe, choose_folders, make_plan
-from shards.publishing import sha256_of
 
 MakeTree = Callable[..., Path]
 

@@ -16,7 +16,7 @@ import pytest
 
 from shards.errors import BadData, CannotResume
 from shards.folder import open_shards
-from shards.locking import only_one
+from shards.locking import exclusive_lock
 from shards.manifest import Manifest
 from shards.packing import pack
 from shards.packing.planning import SplitRecipe, make_plan
@@ -183,7 +183,7 @@ def test_two_commands_do_not_pack_into_one_folder(make_tree: MakeTree, tmp_path:
     else:
         packed_into(out, tree) if when == "finished" else interrupted(out, tree)
     before = state(out)
-    with only_one(out):
+    with exclusive_lock(out):
         process = make_shards(tree, out, jobs=1)
         _, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 4

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shards.files import sha256_of
 from shards.packing.fragment import PixelStatistics, Sample, make_fragment
-from shards.packing.shard import Receipt, ShardTask, read_receipt, write_shard
+from shards.packing.shard import ShardReport, ShardTask, read_receipt, write_shard
 from shards.pixels import PixelRecipe, open_gray, psnr, resize
-from shards.publishing import sha256_of
 
 LABELS = [bytes([n % 2] * 14) for n in range(3)]
 
@@ -24,7 +24,7 @@ class Packer(NamedTuple):
     source: Path
     pixels: PixelRecipe
 
-    def pack(self, cut: int = 2) -> Receipt:
+    def pack(self, cut: int = 2) -> ShardReport:
         """Write the shard in two fragments."""
         parts = self.task.samples[:cut], self.task.samples[cut:]
         return write_shard(self.task, (make_fragment(self.source, part, self.pixels) for part in parts))

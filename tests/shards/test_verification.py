@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 
 from shards.errors import BadData
+from shards.files import sha256_of
 from shards.folder import open_shards
 from shards.index import index_tar
 from shards.manifest import read_manifest
 from shards.packing import pack
 from shards.packing.planning import SplitRecipe, make_plan
 from shards.pixels import PixelRecipe
-from shards.publishing import sha256_of
 from shards.verification import verify_shards
 
 Members = list[tuple[tarfile.TarInfo, bytes]]

@@ -217,9 +217,9 @@ chunks.SAVE_EVERY = 0.0
 features._SENT_AT_ONCE = 5
 with join("cpu") as (team, device):
     torch.manual_seed(0)
-    model = models.build("custom_cnn", size=64)
+    model = models.create_model("custom_cnn", size=64)
     models.freeze(model, "backbone")
-    frozen, ran = models.frozen_part(model.eval(), "backbone"), []
+    frozen, ran = models.feature_extractor(model.eval(), "backbone"), []
     def counted(images):
         ran.append(len(images))
         return frozen(images)

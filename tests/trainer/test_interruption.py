@@ -11,7 +11,7 @@ from torch import nn
 
 from loaders.resident import ResidentLoader
 from shards.folder import ShardFolder
-from shards.signals import stoppable
+from shards.signals import graceful_exit
 from tests.trainer.running import losses, terminate, train
 from trainer.interruption import Interruption, Stopped, let_signals_in, listen
 from trainer.records.checkpoints import load_checkpoint
@@ -143,7 +143,7 @@ def test_a_second_signal_is_the_same_request_unless_it_is_late(monkeypatch: pyte
 def test_a_signal_that_the_parent_ignores_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with listen() as asked, stoppable("nothing was begun"):
+        with listen() as asked, graceful_exit("nothing was begun"):
             signal.raise_signal(signal.SIGINT)
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
             assert asked.signal is None

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import build, parameter_counts
+from models import create_model, parameter_counts
 from shards.errors import BadData
+from shards.files import sha256_of
 from shards.findings import FINDINGS
-from shards.publishing import sha256_of
 from trainer.model_file import load_model, save_model
 from trainer.model_header import hash_file, read_header
 
@@ -21,7 +21,7 @@ METADATA = {"arch": "custom_cnn", "size": 64, "findings": list(FINDINGS), "manif
 
 
 def test_a_saved_model_gives_the_same_logits(tmp_path: Path) -> None:
-    model = build("custom_cnn", size=64).eval()
+    model = create_model("custom_cnn", size=64).eval()
     save_model(tmp_path / "model.safetensors", model.state_dict(), METADATA)
     loaded, metadata = load_model(tmp_path / "model.safetensors")
     images = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8)
@@ -31,7 +31,7 @@ def test_a_saved_model_gives_the_same_logits(tmp_path: Path) -> None:
 
 
 def test_equal_weights_give_equal_files(tmp_path: Path) -> None:
-    state = build("custom_cnn", size=64).state_dict()
+    state = create_model("custom_cnn", size=64).state_dict()
     for name in ("one", "other"):
         save_model(tmp_path / name, state, METADATA)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
@@ -39,7 +39,7 @@ def test_equal_weights_give_equal_files(tmp_path: Path) -> None:
 
 def test_other_weights_have_another_digest(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    state = build("custom_cnn", size=64).state_dict()
+    state = create_model("custom_cnn", size=64).state_dict()
     save_model(path, state, METADATA)
     before = read_header(path).weights_sha256
     next(iter(state.values())).mul_(1.001)
@@ -50,7 +50,7 @@ def test_other_weights_have_another_digest(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arch", ["custom_cnn", "resnet50"])
 def test_the_header_counts_the_parameters_as_the_model_does(tmp_path: Path, arch: str) -> None:
     path = tmp_path / "model.safetensors"
-    model = build(arch, size=64)
+    model = create_model(arch, size=64)
     save_model(path, model.state_dict(), METADATA)
     assert read_header(path).parameters == parameter_counts(model)[1]
 
@@ -65,7 +65,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
 
 def test_other_findings_and_other_weights_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    state = build("custom_cnn", size=64).state_dict()
+    state = create_model("custom_cnn", size=64).state_dict()
     save_model(path, state, {**METADATA, "findings": list(reversed(FINDINGS))})
     with pytest.raises(BadData, match="other findings: Hernia"):
         load_model(path)
@@ -80,10 +80,10 @@ def test_a_kill_at_any_moment_of_writing_leaves_a_model_that_its_hash_fits(tmp_p
         "import sys\n"
         "from itertools import count\n"
         "from pathlib import Path\n"
-        "from models import build\n"
+        "from models import create_model\n"
         "from tests.trainer.test_model_file import METADATA\n"
         "from trainer.model_file import save_model\n"
-        "state = build('custom_cnn', size=64).state_dict()\n"
+        "state = create_model('custom_cnn', size=64).state_dict()\n"
         "for epoch in count():\n"
         "    save_model(Path(sys.argv[1]), state, {**METADATA, 'epoch': epoch})\n"
         "    print(flush=True)\n"
@@ -105,7 +105,7 @@ def test_a_kill_at_any_moment_of_writing_leaves_a_model_that_its_hash_fits(tmp_p
 
 def test_other_bytes_than_those_of_the_hash_are_refused_and_old_models_have_none(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    save_model(path, build("custom_cnn", size=64).state_dict(), METADATA)
+    save_model(path, create_model("custom_cnn", size=64).state_dict(), METADATA)
     assert hash_file(path).read_text() == f"{sha256_of(path)}\n"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1

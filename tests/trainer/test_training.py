@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from loaders import LoaderSpec, make_loader
 from shards.folder import ShardFolder, open_shards
-from shards.locking import only_one
+from shards.locking import exclusive_lock
 from shards.packing import SplitRecipe, make_plan, pack
 from shards.pixels import PixelRecipe
 from tests.trainer.running import ROOT, TIMEOUT, command, losses, metrics, train
@@ -224,7 +224,7 @@ def test_metrics_of_a_first_epoch_that_was_killed_are_forgotten(
 
 
 def test_a_second_command_for_a_run_at_work_is_refused(phantom_shards: ShardFolder, tmp_path: Path) -> None:
-    with only_one(tmp_path / "busy"):
+    with exclusive_lock(tmp_path / "busy"):
         done = train(phantom_shards, tmp_path, "busy")
     assert done.exit_code == 4
     assert "another command is at work" in done.stderr

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from loaders import choose_loader
-from models import build, freeze, parameter_counts
+from models import create_model, freeze, parameter_counts
 from shards.errors import BadData
 from shards.folder import ShardFolder, open_shards
 from trainer.config import TrainConfig
@@ -33,7 +33,7 @@ def describe(config: TrainConfig, sources: dict[str, str], team: Team = ALONE) -
             text += f" -> {resolved[key]}"
         yield f"{key:17} {text:36} {sources[key]}"
     if shards is None:
-        model = build(config.arch)
+        model = create_model(config.arch)
         freeze(model, config.freeze)
     else:
         model = build_frozen(config, shards, torch.device("cpu"))

@@ -7,7 +7,7 @@ import gc
 import torch
 
 from loaders import LoaderSpec, choose_loader
-from models import Classifier, build, freeze, frozen_part, trainable_part
+from models import Classifier, create_model, feature_extractor, freeze, trainable_head
 from shards.errors import BadData, ResourceMissing
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
@@ -109,7 +109,7 @@ def loader_spec(
 def build_frozen(config: TrainConfig, shards: ShardFolder, device: torch.device) -> Classifier:
     """Return the arch for these shards, newly initialised and frozen as told; BadData if it cannot be."""
     try:
-        model = build(config.arch, size=shards.manifest.size)
+        model = create_model(config.arch, size=shards.manifest.size)
     except ValueError as error:
         raise BadData(f"{shards.path}: {error}") from error
     freeze(model, config.freeze)
@@ -132,7 +132,7 @@ def _choose_batch_size(
     image = torch.zeros(1, 1, size, size, dtype=torch.uint8, device=device)
     if cached:
         with precision.autocast():
-            image = frozen_part(model.eval(), config.freeze)(image)
+            image = feature_extractor(model.eval(), config.freeze)(image)
 
     def try_step(images: int) -> None:
         # Uncompiled, which takes the more memory; with an average, as it is one more copy.
@@ -141,7 +141,7 @@ def _choose_batch_size(
         optimizer = make_optimizer(config.optimizer, trial.parameters(), config.lr, config.weight_decay)
         loss = make_loss(config.loss, "none", shards.manifest.splits["train"], device)
         step = Step(
-            trainable_part(trial, config.freeze) if cached else trial, loss, optimizer, torch.zeros_like,
+            trainable_head(trial, config.freeze) if cached else trial, loss, optimizer, torch.zeros_like,
             Counters(device), precision.autocast, precision.make_scaler(), config.clip, average,
         )  # fmt: skip
         labels = torch.zeros(images, len(FINDINGS), dtype=torch.uint8, device=device)

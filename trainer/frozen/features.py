@@ -19,7 +19,7 @@ from loaders.batch import Batch
 from loaders.memory import free_memory, place_with_room
 from loaders.schedule import Slot
 from loaders.scheduled import ScheduledLoader
-from models import Classifier, frozen_part, trainable_part
+from models import Classifier, feature_extractor, trainable_head
 from shards.findings import FINDINGS
 from shards.progress import progress_bar
 from trainer.distributed import ALONE, Team
@@ -162,13 +162,13 @@ def cache_frozen(
         ValueError: the model is not frozen like that.
     """
     name = "backbone" if how == "backbone" else "frozen part"
-    frozen = frozen_part(model, how)
+    frozen = feature_extractor(model, how)
     place, figures = place_of_cache(model, how, train, val, precision, team)
     if place is None:
         say(f"the {name} runs in every epoch: {figures}")
         return None
     say(f"the {name} runs once, its output is kept in the memory of {place}: {figures}")
-    trained, identity = trainable_part(model, how), {"freeze": how, "loader": loader}
+    trained, identity = trainable_head(model, how), {"freeze": how, "loader": loader}
     if save_in is not None:
         identity["weights_sha256"] = digest_of_frozen(model, trained)
     loaders = []
@@ -227,9 +227,9 @@ def place_of_cache(
     """
     if train.augment != "none":
         return None, f"--augment {train.augment} makes other images in each"
-    frozen = frozen_part(model.eval(), how)
+    frozen = feature_extractor(model.eval(), how)
     needed = sum(_bytes(frozen, spec, precision) for spec in (train, val))
-    place, figures = place_for(needed, train.device)
+    place, figures = pick_device(needed, train.device)
     places = (train.device, _CPU, None)
     (farthest,) = team.agree(places.index(place))
     if places[farthest] != place:
@@ -237,7 +237,7 @@ def place_of_cache(
     return places[farthest], figures
 
 
-def place_for(needed: int, device: torch.device) -> tuple[torch.device | None, str]:
+def pick_device(needed: int, device: torch.device) -> tuple[torch.device | None, str]:
     """Return where so many bytes fit: the device, else the host, else None; and the figures in words."""
 
     def free(place: torch.device) -> float:

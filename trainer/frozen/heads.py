@@ -52,7 +52,7 @@ class HeadTraining:
     """What all heads of a sweep have in common."""
 
     part: nn.Module
-    """Features to logits [N, 14], as `models.trainable_part` gives it."""
+    """Features to logits [N, 14], as `models.trainable_head` gives it."""
     make: Callable[[Options, Counters], Head]
     """A new head on the part as it is, as these options and the run's own have it."""
     train: Loader

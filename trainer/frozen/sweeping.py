@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from models import Classifier, trainable_part
+from models import Classifier, trainable_head
+from shards.files import atomic_write_text
 from shards.folder import ShardFolder
-from shards.publishing import publish_text
 from trainer.config import TrainConfig
 from trainer.config.settling import loader_spec
 from trainer.frozen.features import Cached, FeatureLoader
@@ -54,7 +54,7 @@ def choose_by_sweep(
         average = Average(model, config.ema) if config.ema else None
         one = _with(config, options)
         made = make_step(one, shards, precision, model, cached.trainable, counters, average)
-        kept = cached.trainable if average is None else trainable_part(average.model, config.freeze)
+        kept = cached.trainable if average is None else trainable_head(average.model, config.freeze)
         return Head(made.step, kept)
 
     train, val = (
@@ -92,4 +92,4 @@ def _put_on_record(results: list[HeadResult], run: RunDirectory) -> None:
         rows.append(",".join(map(repr, values)))
         finite = [value if math.isfinite(value) else None for value in values]
         run.record(kind="sweep", epoch=0, step=0, **dict(zip(heading, finite, strict=True)))
-    publish_text(run.sweep, "\n".join(rows) + "\n")
+    atomic_write_text(run.sweep, "\n".join(rows) + "\n")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from shards.errors import CannotResume
-from shards.publishing import publish, publish_text, sha256_of
+from shards.files import atomic_write, atomic_write_text, sha256_of
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], keep_as: Path | None = None) -> None:
@@ -28,12 +28,12 @@ def save_checkpoint(path: Path, state: dict[str, Any], keep_as: Path | None = No
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getbuffer()
-    with publish(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(content)
         if keep_as is not None and before:
             kept = [sha256_of(keep_as)] if keep_as.is_file() else []
-            publish_text(_hash_file(keep_as), "\n".join([*before, *kept]) + "\n")
-        publish_text(_hash_file(path), "\n".join([hashlib.sha256(content).hexdigest(), *before]) + "\n")
+            atomic_write_text(_hash_file(keep_as), "\n".join([*before, *kept]) + "\n")
+        atomic_write_text(_hash_file(path), "\n".join([hashlib.sha256(content).hexdigest(), *before]) + "\n")
         if keep_as is not None and before:
             path.replace(keep_as)
 

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from shards.publishing import publish
+from shards.files import atomic_write
 
 # Okabe and Ito's palette, which colour-blind readers tell apart.
 _TRAIN, _VAL, _AUROC, _RATE = "#0072B2", "#D55E00", "#009E73", "#000000"
@@ -57,7 +57,7 @@ def draw_curves(lines: list[dict[str, Any]], title: str, path: Path) -> None:
         panel.legend(fontsize=9)
     for panel in panels:
         panel.grid(alpha=0.25)
-    with publish(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, format="png")
     # A drawn figure is a cycle of references that holds 3 MB of pixels. Left to itself the collector lets
     # dozens of them pile up: a run then wanders between 1,040 and 1,158 MB.

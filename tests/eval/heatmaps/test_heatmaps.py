@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eval.heatmaps.gradients import SMOOTHING, heatmaps
-from models import Classifier, build, freeze
+from models import Classifier, create_model, freeze
 
 SIZE = 64
 EVERY_ARCH = pytest.mark.parametrize("arch", ["custom_cnn", "resnet50", "vit_b_16"])
@@ -20,7 +20,7 @@ def models() -> dict[str, Classifier]:
     made = {}
     for arch in ("custom_cnn", "resnet50", "vit_b_16"):
         torch.manual_seed(0)
-        made[arch] = build(arch, size=SIZE).eval()
+        made[arch] = create_model(arch, size=SIZE).eval()
         for parameter in made[arch].head.parameters():
             torch.nn.init.normal_(parameter, mean=0.03, std=0.1)
     return made
@@ -107,7 +107,7 @@ def test_the_map_of_resnet50_is_its_grad_cam(models: dict[str, Classifier], imag
 def test_the_vit_is_looked_at_where_its_patches_still_count(images: Tensor) -> None:
     # The head as torchvision makes it is zero: no place raises a logit, and the map says so.
     torch.manual_seed(0)
-    model = build("vit_b_16", size=SIZE)
+    model = create_model("vit_b_16", size=SIZE)
     assert not heatmaps(model, images, [0]).any()
 
 
@@ -173,7 +173,7 @@ def test_images_that_the_model_refuses_leave_no_hook_behind(models: dict[str, Cl
 def test_a_network_that_learned_to_see_squares_points_at_them() -> None:
     torch.manual_seed(0)
     generator = np.random.default_rng(0)
-    model = build("custom_cnn", findings=2, size=SIZE)
+    model = create_model("custom_cnn", findings=2, size=SIZE)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
 
     def draw(count: int) -> tuple[Tensor, Tensor, np.ndarray]:

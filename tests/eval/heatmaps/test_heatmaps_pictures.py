@@ -13,7 +13,7 @@ from PIL import Image
 from eval.heatmaps.drawing import SIDE, draw_heat_map
 from eval.heatmaps.gallery import KINDS, HeatMap, gallery
 from eval.predicting.predictions import Predictions
-from models import build
+from models import create_model
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
 
@@ -94,7 +94,7 @@ def show(
     shards: ShardFolder, predictions: Predictions, per_kind: int, thresholds=THRESHOLDS, **options
 ) -> tuple[HeatMap, ...]:
     torch.manual_seed(0)
-    return gallery(build("custom_cnn", size=64), shards, predictions, thresholds, per_kind, **options)
+    return gallery(create_model("custom_cnn", size=64), shards, predictions, thresholds, per_kind, **options)
 
 
 def test_the_gallery_shows_as_many_of_each_kind_and_each_is_of_its_kind(

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from eval.heatmaps.images import ImageReader
 from eval.heatmaps.localization import OVERLAPS, Localization, localize, summarize
 from eval.heatmaps.pointing import CUT, Pointing, point, region_box
-from models import Classifier, build
+from models import Classifier, create_model
 from scripts.make_shards import main as make_shards
 from shards.boxes import by_row, read_box_list
 from shards.errors import BadData
@@ -121,7 +121,7 @@ def test_the_findings_without_a_box_are_named() -> None:
 @pytest.fixture(scope="module")
 def model() -> Classifier:
     torch.manual_seed(0)
-    return build("custom_cnn", size=64).eval()
+    return create_model("custom_cnn", size=64).eval()
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def test_real_boxes_lie_on_real_images(nih_data, tmp_path) -> None:
     assert shards.boxes is not None
     pd.testing.assert_frame_equal(shards.boxes, listed, atol=1e-6, rtol=0)
     torch.manual_seed(0)
-    found = localize(build("custom_cnn", size=64), shards, "test", shards.boxes, resamples=0)
+    found = localize(create_model("custom_cnn", size=64), shards, "test", shards.boxes, resamples=0)
     assert found.table.at["micro", "boxes"] == len(listed)
     assert len(found.warnings) == 1
 

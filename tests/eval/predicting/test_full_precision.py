@@ -8,7 +8,7 @@ import torch
 from eval.heatmaps.gradients import heatmaps
 from eval.predicting.full_precision import full_precision
 from eval.predicting.predict import predict
-from models import Classifier, build
+from models import Classifier, create_model
 from shards.folder import ShardFolder
 
 Settings = tuple[str, bool, bool]
@@ -38,7 +38,7 @@ def fast() -> Iterator[None]:
 
 def watched() -> tuple[Classifier, set[Settings]]:
     """A model, and the settings under which it ran."""
-    model, seen = build("custom_cnn", size=64), set[Settings]()
+    model, seen = create_model("custom_cnn", size=64), set[Settings]()
     model.register_forward_pre_hook(lambda _module, _inputs: seen.add(settings()))
     return model, seen
 

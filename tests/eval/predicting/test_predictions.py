@@ -12,7 +12,7 @@ import torch
 from eval.predicting.predict import predict
 from eval.predicting.predictions import Predictions, Proof, find_stored, store
 from loaders import LoaderSpec, streaming_loader
-from models import build
+from models import create_model
 from shards.errors import BadData
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
@@ -109,7 +109,7 @@ def test_a_selection_keeps_row_order_and_passes_over_what_is_not_there(predictio
 
 def test_with_the_mirror_a_probability_is_the_mean_of_both(phantom_shards: ShardFolder) -> None:
     torch.manual_seed(0)
-    model = build("custom_cnn", size=64).eval()
+    model = create_model("custom_cnn", size=64).eval()
     plain = predict(model, phantom_shards, "test", CPU, 7)
     averaged = predict(model, phantom_shards, "test", CPU, 7, tta=True)
     spec = LoaderSpec(phantom_shards, "test", 7, CPU, training=False)
@@ -121,7 +121,7 @@ def test_with_the_mirror_a_probability_is_the_mean_of_both(phantom_shards: Shard
 
 
 def test_predictions_know_the_patient_of_every_image(phantom_shards: ShardFolder) -> None:
-    predictions = predict(build("custom_cnn", size=64), phantom_shards, "val", CPU, 16)
+    predictions = predict(create_model("custom_cnn", size=64), phantom_shards, "val", CPU, 16)
     patients = phantom_shards.entries["patient"].loc[predictions.rows]
     assert np.array_equal(predictions.patients, patients)
     assert predictions.patients.dtype == np.int64

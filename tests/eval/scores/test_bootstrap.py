@@ -317,11 +317,11 @@ def test_the_unfolded_ece_is_the_ece_where_no_gap_changes_its_sign_and_never_mor
     labels, probabilities, thresholds, of = split(patients=200)
     resampled = bootstrap(labels, probabilities, thresholds, of, NAMES, resamples=50)
     known = ~np.isnan(resampled.values["ece"])
-    assert (resampled.unfolded_ece[known] <= resampled.values["ece"][known] + 1e-12).all()
+    assert (resampled.signed_ece[known] <= resampled.values["ece"][known] + 1e-12).all()
     # Of the split itself no gap changes: each patient once.
     exact = probabilities.astype(np.float64)
     once = weighted_scores(labels == 1, exact, thresholds, np.unique(of, return_inverse=True)[1])
-    whole = once.unfolded_ece(np.ones((len(np.unique(of)), 1)))[0]
+    whole = once.signed_ece(np.ones((len(np.unique(of)), 1)))[0]
     there = ~np.isnan(resampled.whole["ece"])
     assert whole[there] == pytest.approx(resampled.whole["ece"][there], rel=0, abs=1e-12)
 

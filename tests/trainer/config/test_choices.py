@@ -9,7 +9,7 @@ import pytest
 from eval.options import CALIBRATIONS
 from eval.scores.calibration import METHODS
 from loaders import LOADER_CHOICES, Augment, Flip
-from models import FREEZES, known_archs
+from models import FREEZES, list_models
 from tests.trainer.running import ROOT
 from trainer.config import choices
 from trainer.optimization.compilation import COMPILE
@@ -21,7 +21,7 @@ from trainer.optimization.schedules import SCHEDULES
 @pytest.mark.parametrize(
     ("names", "registry"),
     [
-        (choices.ARCHS, known_archs()),
+        (choices.ARCHS, list_models()),
         (choices.FREEZES, FREEZES),
         (choices.LOADERS, LOADER_CHOICES),
         (choices.FLIPS, get_args(Flip)),

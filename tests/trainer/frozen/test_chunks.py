@@ -53,10 +53,10 @@ def assert_same_end(run: Path, other: Path) -> None:
 def counted(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) -> list[int]:
     """Return a list that gets the images of every batch the frozen part runs; send SIGTERM after so many."""
     sizes: list[int] = []
-    frozen_part = models.frozen_part
+    feature_extractor = models.feature_extractor
 
     def counting(*arguments: Any) -> Any:
-        run = frozen_part(*arguments)
+        run = feature_extractor(*arguments)
 
         def one(images: Tensor) -> Tensor:
             if len(images) > 1:  # one black image is how the shape is found
@@ -67,7 +67,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) -> l
 
         return one
 
-    monkeypatch.setattr("trainer.frozen.features.frozen_part", counting)
+    monkeypatch.setattr("trainer.frozen.features.feature_extractor", counting)
     return sizes
 
 
@@ -150,7 +150,7 @@ def cache(folder: ShardFolder, save_in: Path, **changes: Any) -> list[str]:
     """Return what caching both splits says, in batches of ten with the options given."""
     told = {"seed": 0, "batch_size": 10, "flip": "random", "loader": "auto", **changes}
     torch.manual_seed(told["seed"])
-    model = models.build("custom_cnn", size=64)
+    model = models.create_model("custom_cnn", size=64)
     models.freeze(model, "backbone")
     specs = (
         LoaderSpec(folder, "train", told["batch_size"], CPU, training=True, flip=told["flip"]),
@@ -309,9 +309,9 @@ def test_a_view_is_saved_without_the_rest_of_its_memory(tmp_path: Path) -> None:
 def test_the_digest_is_of_the_frozen_part_alone() -> None:
     def digest(**changes: int) -> str:
         torch.manual_seed(changes.get("seed", 0))
-        model = models.build("custom_cnn", size=64)
+        model = models.create_model("custom_cnn", size=64)
         models.freeze(model, "backbone")
-        trained = models.trainable_part(model, "backbone")
+        trained = models.trainable_head(model, "backbone")
         if changes.get("head"):
             torch.nn.init.ones_(next(trained.parameters()))
         if changes.get("statistics"):

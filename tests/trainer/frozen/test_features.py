@@ -12,7 +12,7 @@ from loaders import Flip, Loader, LoaderSpec, make_loader
 from loaders.memory import free_memory
 from models import Classifier
 from shards.folder import ShardFolder
-from trainer.frozen.features import Cached, FeatureLoader, cache_frozen, compute_features, place_for
+from trainer.frozen.features import Cached, FeatureLoader, cache_frozen, compute_features, pick_device
 from trainer.interruption import Stopped
 from trainer.optimization.precision import Precision
 
@@ -35,7 +35,7 @@ def spec(phantom_shards: ShardFolder) -> Spec:
 def frozen_model(arch: str, how: str) -> Classifier:
     """The same weights every time; statistics of batch norm away from their first values."""
     torch.manual_seed(0)
-    model = models.build(arch, size=64)
+    model = models.create_model(arch, size=64)
     for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
         nn.init.uniform_(norm.running_mean, -0.1, 0.1)  # type: ignore[arg-type]
         nn.init.uniform_(norm.running_var, 0.5, 1.5)  # type: ignore[arg-type]
@@ -107,7 +107,7 @@ def test_losses_are_those_of_training_the_frozen_network_on_images(
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_feature_loader_hands_out_what_the_image_loader_would(spec: Spec, flip: Flip, ranks: int) -> None:
     model = frozen_model("custom_cnn", "backbone")
-    frozen = models.frozen_part(model.eval(), "backbone")
+    frozen = models.feature_extractor(model.eval(), "backbone")
     told = spec("train", flip=flip, rank=ranks - 1, world_size=ranks)
     cached = cache(model, "backbone", told, spec("val"))
     with make_loader("dali", told) as images, cached.train as features:
@@ -189,20 +189,20 @@ def test_augmented_images_are_not_cached_and_that_is_said(spec: Spec) -> None:
 
 def test_what_fits_nowhere_is_not_cached_with_the_figures() -> None:
     everything = 2 * free_memory(CPU)
-    place, figures = place_for(everything, CPU)
+    place, figures = pick_device(everything, CPU)
     assert place is None
     assert f"it takes {everything / 2**30:.2f} GiB" in figures and "60% of what is free on cpu" in figures
 
 
 def test_ranks_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     tenth = free_memory(CPU) // 10
-    assert place_for(tenth, CPU)[0] == CPU
+    assert pick_device(tenth, CPU)[0] == CPU
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert place_for(tenth, CPU)[0] is None
+    assert pick_device(tenth, CPU)[0] is None
 
 
 def test_building_stops_between_batches_when_asked(spec: Spec) -> None:
-    frozen = models.frozen_part(frozen_model("custom_cnn", "backbone").eval(), "backbone")
+    frozen = models.feature_extractor(frozen_model("custom_cnn", "backbone").eval(), "backbone")
     answers = iter([False, True])
     with pytest.raises(Stopped):
         compute_features(frozen, spec("train"), FP32, CPU, stop=lambda: next(answers))

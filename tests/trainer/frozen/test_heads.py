@@ -39,7 +39,7 @@ SWEEP = parse_sweep("lr=1e-5,1e-3 weight-decay=0,1e-4", ("lr", "weight-decay"))
 @pytest.fixture(scope="module")
 def model() -> Classifier:
     torch.manual_seed(0)
-    model = models.build("custom_cnn", size=64)
+    model = models.create_model("custom_cnn", size=64)
     models.freeze(model, "backbone")
     return model
 
@@ -69,7 +69,7 @@ def training(model: Classifier, cached: Cached, phantom_shards: ShardFolder) -> 
             cached.trainable, loss, optimizer, rate, counters, FP32.autocast, FP32.make_scaler(),
             average=average,
         )  # fmt: skip
-        kept = models.trainable_part(average.model, "backbone") if average else cached.trainable
+        kept = models.trainable_head(average.model, "backbone") if average else cached.trainable
         return Head(step, kept)
 
     return HeadTraining(

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from models import build, freeze
+from models import create_model, freeze
 from trainer.optimization.averaging import Average
 
 
 def test_the_average_follows_its_formula_and_starts_fast() -> None:
-    model = build("custom_cnn", size=16)
+    model = create_model("custom_cnn", size=16)
     average = Average(model, 0.9)
     expected = {key: value.double().clone() for key, value in model.state_dict().items()}
     for step in range(1, 4):
@@ -29,7 +29,7 @@ def test_the_average_follows_its_formula_and_starts_fast() -> None:
 
 
 def test_the_average_is_a_model_in_evaluation_mode_that_nothing_trains() -> None:
-    model = build("custom_cnn", size=16).train()
+    model = create_model("custom_cnn", size=16).train()
     average = Average(model, 0.99)
     images = torch.randint(0, 256, (2, 1, 16, 16), dtype=torch.uint8)
     assert torch.equal(average.model(images), model.eval()(images))
@@ -38,8 +38,8 @@ def test_the_average_is_a_model_in_evaluation_mode_that_nothing_trains() -> None
 
 
 def test_a_restored_average_goes_on() -> None:
-    model = build("custom_cnn", size=16)
-    first, second = Average(model, 0.5), Average(build("custom_cnn", size=16), 0.5)
+    model = create_model("custom_cnn", size=16)
+    first, second = Average(model, 0.5), Average(create_model("custom_cnn", size=16), 0.5)
     with torch.no_grad():
         model.network.stage1.conv.weight.add_(1)
     first.update(100)
@@ -53,7 +53,7 @@ def test_a_restored_average_goes_on() -> None:
 
 
 def test_what_is_frozen_is_shared_and_only_the_rest_averaged() -> None:
-    model = build("custom_cnn", size=16)
+    model = create_model("custom_cnn", size=16)
     freeze(model, "partial")
     average = Average(model, 0.5)
     theirs, before = model.state_dict(), {key: value.clone() for key, value in model.state_dict().items()}

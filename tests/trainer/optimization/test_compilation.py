@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from models import build
+from models import create_model
 from shards.folder import ShardFolder
 from tests.trainer.running import ROOT, command, losses, train
 from trainer.optimization.batch_size import largest_power_of_two
@@ -37,7 +37,7 @@ def test_a_compiler_that_fails_is_announced_and_done_without(
 def test_a_compiled_model_gives_the_same_logits_and_a_compiled_run_ends(
     phantom_shards: ShardFolder, tmp_path: Path
 ) -> None:
-    model = build("custom_cnn", size=64).eval()
+    model = create_model("custom_cnn", size=64).eval()
     images = torch.randint(0, 256, (8, 1, 64, 64), dtype=torch.uint8)
     forward = Forward(model, 8, compiled=True, say=pytest.fail)
     assert torch.allclose(forward(images), model(images), rtol=1e-4, atol=1e-5)

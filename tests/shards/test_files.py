@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from shards.errors import ResourceMissing
-from shards.publishing import publish, publish_text, remove_partials, sha256_of
+from shards.files import atomic_write, atomic_write_text, remove_partials, sha256_of
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_a_file_appears_whole_in_a_folder_that_is_made_for_it(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "a.txt"
-    with publish(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(b"half")
         assert not path.exists()
         partial.write_bytes(b"whole")
@@ -24,8 +24,8 @@ def test_a_file_appears_whole_in_a_folder_that_is_made_for_it(tmp_path: Path) ->
 
 
 def test_text_is_utf_8_with_bare_line_feeds_and_replaces_what_was_there(tmp_path: Path) -> None:
-    publish_text(tmp_path / "a.txt", "old, and longer")
-    publish_text(tmp_path / "a.txt", "é\n")
+    atomic_write_text(tmp_path / "a.txt", "old, and longer")
+    atomic_write_text(tmp_path / "a.txt", "é\n")
     assert (tmp_path / "a.txt").read_bytes() == b"\xc3\xa9\n"
 
 
@@ -34,10 +34,10 @@ def test_an_error_keeps_the_old_file_and_leaves_nothing_beside_it(
     tmp_path: Path, error: BaseException
 ) -> None:
     path = tmp_path / "a.txt"
-    publish_text(path, "old")
+    atomic_write_text(path, "old")
 
     def fail() -> None:
-        with publish(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text("half")
             raise error
 
@@ -50,7 +50,7 @@ def test_a_full_disk_is_a_missing_resource_that_names_the_file_and_the_cause(tmp
     path = tmp_path / "a.txt"
 
     def write_too_much() -> None:
-        with publish(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text("half")
             Path("/dev/full").write_text("more than fits")
 
@@ -67,7 +67,7 @@ def test_a_place_that_cannot_be_written_is_a_missing_resource(tmp_path: Path, un
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "folder" / "full").mkdir(parents=True)
     with pytest.raises(ResourceMissing, match=r"cannot write .* name another folder") as error:
-        publish_text(tmp_path / under, "text")
+        atomic_write_text(tmp_path / under, "text")
     assert "make room" not in error.value.message
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
@@ -80,7 +80,7 @@ def test_the_hash_is_sha_256_of_the_bytes(tmp_path: Path) -> None:
 
 def test_two_that_publish_one_path_at_once_each_have_a_file_of_their_own(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    with publish(path) as first, publish(path) as second:
+    with atomic_write(path) as first, atomic_write(path) as second:
         first.write_text("first, and longer")
         second.write_text("second")
         assert first.read_text() == "first, and longer"
@@ -90,7 +90,7 @@ def test_two_that_publish_one_path_at_once_each_have_a_file_of_their_own(tmp_pat
 def test_a_link_in_the_place_of_the_temporary_file_is_never_written_through(tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("kept")
     (tmp_path / ".a.txt.partial").symlink_to(tmp_path / "victim")
-    publish_text(tmp_path / "a.txt", "new")
+    atomic_write_text(tmp_path / "a.txt", "new")
     assert (tmp_path / "victim").read_text() == "kept" and (tmp_path / "a.txt").read_text() == "new"
 
 
@@ -98,8 +98,8 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) 
     code = (
         "import os, sys, signal\n"
         "from pathlib import Path\n"
-        "from shards.publishing import publish\n"
-        "with publish(Path(sys.argv[1])) as partial:\n"
+        "from shards.files import atomic_write\n"
+        "with atomic_write(Path(sys.argv[1])) as partial:\n"
         "    partial.write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -111,6 +111,6 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) 
 
 
 def test_a_published_file_has_the_permissions_that_the_umask_leaves(tmp_path: Path) -> None:
-    publish_text(tmp_path / "a.txt", "text")
+    atomic_write_text(tmp_path / "a.txt", "text")
     (tmp_path / "b.txt").write_text("text")
     assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "b.txt").stat().st_mode

@@ -1,4 +1,4 @@
-"""Files that appear under their final name whole or not at all."""
+"""Files that appear under their final name complete or not at all."""
 
 import contextlib
 import errno
@@ -16,7 +16,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextlib.contextmanager
-def publish(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield an empty temporary file beside `path`; when the block ends well, rename it to `path`.
 
     The temporary file is this call's own: another process, or thread, that publishes the same path has
@@ -38,9 +38,9 @@ def publish(path: Path) -> Iterator[Path]:
             raise
 
 
-def publish_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path` through publish()."""
-    with publish(path) as partial:
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 to `path` through atomic_write()."""
+    with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="\n")
 
 

@@ -1,4 +1,4 @@
-"""What is already in a shard folder: whether it may be gone on with, and what of it is whole."""
+"""Resume an interrupted pack: check the plan, keep intact shards."""
 
 import dataclasses
 import json
@@ -15,16 +15,16 @@ from shards.console import echo
 from shards.csv_tables import parse_rejects
 from shards.documents import Value, read_json
 from shards.errors import BadData, CannotResume
+from shards.files import atomic_write_text, sha256_of
 from shards.folder import REJECTS, ShardFolder, open_shards, read_packed, restore_index
 from shards.manifest import NAME, Manifest
 from shards.packing.planning import Plan
-from shards.packing.shard import Receipt, ShardTask, is_whole, read_receipt
+from shards.packing.shard import ShardReport, ShardTask, is_whole, read_receipt
 from shards.packing.sources import Packed, prove_same_images, prove_unchanged
-from shards.publishing import publish_text, sha256_of
 
 WORK = ".packing"
 _LARGEST_PLAN = 2**20  # bytes; the names of NIH's folders and all options are 2 KB
-Write = Callable[[list[ShardTask]], Iterator[tuple[ShardTask, Receipt]]]
+Write = Callable[[list[ShardTask]], Iterator[tuple[ShardTask, ShardReport]]]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def start_or_resume(out: Path, identity: dict[str, Any]) -> None:
     elif any(path.name != WORK for path in out.iterdir()):
         raise BadData(f"{out} holds other files and no shards; give an empty or new folder")
     else:
-        publish_text(plan_file, json.dumps(now))
+        atomic_write_text(plan_file, json.dumps(now))
 
 
 def prove_same_plan(out: Path, now: dict[str, Any], then: dict[str, Any]) -> None:
@@ -70,7 +70,7 @@ def prove_same_plan(out: Path, now: dict[str, Any], then: dict[str, Any]) -> Non
         )
 
 
-def finished_shards(tasks: list[ShardTask], source: Path, jobs: int) -> dict[Path, Receipt]:
+def finished_shards(tasks: list[ShardTask], source: Path, jobs: int) -> dict[Path, ShardReport]:
     """Return the receipts of the shards that an interrupted pack left whole, by tar.
 
     Raises CannotResume where they were made of other images than these.
@@ -84,7 +84,7 @@ def finished_shards(tasks: list[ShardTask], source: Path, jobs: int) -> dict[Pat
     return receipts
 
 
-def prove_sources(receipts: Iterable[Receipt], source: Path, jobs: int) -> None:
+def prove_sources(receipts: Iterable[ShardReport], source: Path, jobs: int) -> None:
     """Raise CannotResume naming an image that changed since the shard of its receipt was packed."""
     packed = (
         Packed(image, sha256, receipt.read_ns) for receipt in receipts for image, sha256 in receipt.sources
