@@ -1,4 +1,4 @@
-"""Bring a shard folder here: `python scripts/fetch_shards.py URL DEST`."""
+"""Download a shard folder: `python scripts/fetch_shards.py URL DEST`."""
 
 if __name__ == "__main__":
     import shards.startup  # noqa: F401  first: Ctrl-C ends in one line while the rest is imported
@@ -31,7 +31,7 @@ from shards.signals import graceful_exit
     help="Wait before a file's first retry; doubles with each, up to a minute.",
 )
 def main(url: str, dest: Path, jobs: int, retries: int, backoff: float) -> None:
-    """Copy the shard folder at URL to DEST, each file proved by its SHA-256 before it gets its name.
+    """Copy the shard folder at URL to DEST, each file verified by its SHA-256 before it gets its name.
 
     URL is http(s)://, file://, a path, or with `pip install -e '.[fetch]'` s3:// and whatever else
     fsspec knows. The same command again fetches the files that are missing, and nothing but

@@ -142,8 +142,8 @@ def main(
     with graceful_exit("what is packed is kept; the same command again goes on"):
         chosen = None if folders is None else choose_folders(source, folders)
         plan = make_plan(source, split, folders=chosen, allow_missing=allow_missing, boxes=boxes)
-        for remark in plan.remarks:
-            echo(f"note: {remark}", err=True)
+        for warning in plan.warnings:
+            echo(f"note: {warning}", err=True)
         manifest = pack(
             plan,
             out,

@@ -1,4 +1,4 @@
-"""What a run says of image files: `python scripts/predict.py RUN IMAGE...`."""
+"""Predict findings for image files with a trained run: `python scripts/predict.py RUN IMAGE...`."""
 
 if __name__ == "__main__":
     import shards.startup  # noqa: F401  first: Ctrl-C ends in one line while the rest is imported

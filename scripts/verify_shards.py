@@ -1,4 +1,4 @@
-"""Prove a shard folder: `python scripts/verify_shards.py [SHARDS]`."""
+"""Verify a shard folder: `python scripts/verify_shards.py [SHARDS]`."""
 
 if __name__ == "__main__":
     import shards.startup  # noqa: F401  first: Ctrl-C ends in one line while the rest is imported
@@ -28,25 +28,25 @@ MOST_SHOWN = 20
     envvar="CXRAPID_JSON",
     type=PATH,
     metavar="FILE",
-    help="Write what was proved and every fault there, too.",
+    help="Write what was verified and every fault there, too.",
 )
 def main(shards: Path, jobs: int | None, record: Path | None) -> None:
-    """Prove the shard folder SHARDS: every hash, every member, every label, every image, every split.
+    """Verify the shard folder SHARDS: every hash, every member, every label, every image, every split.
 
     Each file's SHA-256 against the manifest, each byte of each tar against the order and the
     labels of entries.csv, each image decoded, no patient in two splits. Exits with 3 naming
     the shard, the sample and the cause otherwise. Only a missing .idx is written again.
     """
-    with graceful_exit("nothing is proved yet"):
+    with graceful_exit("nothing is verified yet"):
         found = verify_shards(shards, jobs=jobs or available_cores())
     if record is not None:
         atomic_write_text(record, json.dumps(dataclasses.asdict(found), indent=1) + "\n")
-    for remark in found.remarks:
-        echo(f"note: {remark}", err=True)
+    for warning in found.warnings:
+        echo(f"note: {warning}", err=True)
     if found.faults:
         raise BadData(_first(found))
     echo(
-        f"{shards}: proved. {found.shards} shards, {found.samples} samples, {found.bytes / 1e9:.3f} GB: "
+        f"{shards}: verified. {found.shards} shards, {found.samples} samples, {found.bytes / 1e9:.3f} GB: "
         "every file as packed, every label as in entries.csv, every image decoded"
     )
     patients = ", ".join(f"{split} {count}" for split, count in found.patients.items())

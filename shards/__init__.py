@@ -1,1 +1,1 @@
-"""The NIH download in, packed, indexed and proved shards out; never imports torch."""
+"""Pack the NIH download into indexed, verified shards; never imports torch."""

@@ -1,4 +1,4 @@
-"""Archives and shards of other makers where a folder of images belongs: what they are, and the next step."""
+"""Recognize an archive or a foreign shard given where a folder of images belongs, and name the next step."""
 
 import lzma
 import shlex

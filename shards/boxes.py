@@ -1,4 +1,4 @@
-"""BBox_List_2017.csv <-> boxes.csv: where in an image a finding was seen, as shares of its sides."""
+"""BBox_List_2017.csv <-> boxes.csv: bounding boxes of findings, in fractions of the image's sides."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""What a command shows on the terminal, and how it ends: one line and an exit code, never a traceback."""
+"""Terminal output and exit codes of commands: one line and a code, never a traceback."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""The CSV tables of a shard folder, read within bounds, each cell checked against its column."""
+"""Read the CSV tables of a shard folder within bounds and check each cell against its column."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""JSON and TOML from outside, read within bounds: size, depth, and the fields that a schema asks for."""
+"""Read untrusted JSON and TOML within bounds of size and depth and validate them against a schema."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""NIH's metadata CSV and image folders as one table of entries."""
+"""Read NIH's metadata CSV and image folders into one table of entries."""
 
 import io
 import re
@@ -45,7 +45,7 @@ class Entries:
     """One row an entry, in the file's order: image (str), patient (int64), follow_up (int64),
     age (years, int64; -1 where it is empty), sex, view (str), and one uint8 column per finding."""
     csv: Path
-    remarks: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def read_entries(source: Path) -> Entries:
@@ -62,16 +62,16 @@ def read_entries(source: Path) -> Entries:
     duplicate = raw["image"].duplicated()
     if duplicate.any():
         row = int(np.flatnonzero(duplicate)[0])
-        raise BadData(f"{csv}, row {raw['line'][row]}: image {raw['image'][row]} stands in the file twice")
+        raise BadData(f"{csv}, row {raw['line'][row]}: image {raw['image'][row]} occurs twice in the file")
     for column in ("patient", "follow_up"):
         table[column] = _whole_numbers(csv, raw, column)
-    table["age"], remarks = _ages(csv, raw)
+    table["age"], notes = _ages(csv, raw)
     table["sex"] = raw["sex"]
     table["view"] = raw["view"]
     hot = _multi_hot(csv, raw)
     for position, finding in enumerate(FINDINGS):
         table[finding] = hot[:, position]
-    return Entries(table, csv, remarks)
+    return Entries(table, csv, notes)
 
 
 def find_images(source: Path, folders: Sequence[str] | None = None) -> dict[str, str]:

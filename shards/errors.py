@@ -1,4 +1,4 @@
-"""What goes wrong, each with the exit code a command leaves with.
+"""Error classes, each with the exit code of the command that raises it.
 
 All derive from click's own exception, so a command that raises one prints a single
 line on stderr and exits with its code, without a traceback.

@@ -1,4 +1,4 @@
-"""A shard folder brought here from elsewhere, each file proved before it gets its name."""
+"""Download a shard folder; each file is verified before it gets its name."""
 
 import asyncio
 import concurrent.futures
@@ -22,8 +22,8 @@ from shards.files import PARTIAL, atomic_write, atomic_write_text, sha256_of
 from shards.folder import ENTRIES, REJECTS
 from shards.locking import exclusive_lock
 from shards.manifest import NAME, Manifest, parse_manifest, read_manifest
-from shards.origins import Origin, open_origin
 from shards.progress import progress_bar
+from shards.remote import RemoteFolder, open_remote
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -76,7 +76,7 @@ def fetch_shards(
     with progress_bar(0, "fetching", "B", unit_scale=True, unit_divisor=1024) as bar:
 
         async def fetch() -> Fetched:
-            async with open_origin(url, idle_timeout) as origin:
+            async with open_remote(url, idle_timeout) as origin:
                 transfer = _Transfer(origin, url.rstrip("/"), retries, backoff, idle_timeout, min_rate, bar)
                 return await _fetch_folder(transfer, dest, jobs)
 
@@ -93,7 +93,7 @@ class _File:
 
 @dataclass(frozen=True)
 class _Transfer:
-    origin: Origin
+    origin: RemoteFolder
     url: str
     retries: int
     backoff: float

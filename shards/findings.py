@@ -1,4 +1,4 @@
-"""The 14 findings of ChestX-ray14, in the one order that labels have everywhere.
+"""The 14 findings of ChestX-ray14, in the order of every label vector.
 
 The order is that of Wang et al., "ChestX-ray8", CVPR 2017, pp. 3462-3471, extended by the
 dataset's authors to 14. Label vectors in shards, batches, models and reports follow it.
@@ -60,10 +60,10 @@ def to_multi_hot(text: str) -> npt.NDArray[np.uint8]:
         return labels
     for name in names:
         if name == NO_FINDING:
-            raise ValueError(f"{NO_FINDING!r} stands beside a finding in {text!r}")
+            raise ValueError(f"{NO_FINDING!r} beside a finding in {text!r}")
         position = _POSITION[canonical(name)]
         if labels[position]:
-            raise ValueError(f"{name!r} stands twice in {text!r}")
+            raise ValueError(f"{name!r} occurs twice in {text!r}")
         labels[position] = 1
     return labels
 

@@ -1,4 +1,4 @@
-"""A finished shard folder, opened: its manifest, its entries, and samples by position."""
+"""Open a finished shard folder: manifest, entries, and samples by position."""
 
 import contextlib
 import errno

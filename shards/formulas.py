@@ -1,4 +1,4 @@
-"""Text in CSV files that people open in a spreadsheet, where `=`, `+`, `-` or `@` begins a formula."""
+"""Quote CSV cells that a spreadsheet would run as a formula: those that begin with `=`, `+`, `-` or `@`."""
 
 import re
 from collections.abc import Callable

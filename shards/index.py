@@ -1,4 +1,4 @@
-"""The `.idx` file beside a shard: where each member of each sample lies, in DALI's v1.2 format.
+"""The `.idx` file of a shard: the offset of each member of each sample, in DALI's v1.2 format.
 
 First line `v1.2 SAMPLES`, then a line a sample: `ext offset size name` for every member, as
 DALI's own `wds2idx` writes it.

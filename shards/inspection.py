@@ -1,4 +1,4 @@
-"""One shard inspected by one worker: every byte of the tar accounted for against entries.csv."""
+"""Inspect one shard in one worker: account for every byte of the tar against entries.csv."""
 
 import hashlib
 import io
@@ -49,7 +49,7 @@ class Inspected:
 
     faults: tuple[str, ...]
     """Each names the shard, the sample where it is one's, and the cause; at most MOST_FAULTS."""
-    remarks: tuple[str, ...]
+    warnings: tuple[str, ...]
     """What was mended, so that it is no fault any more."""
 
 
@@ -67,7 +67,7 @@ def inspect_shard(task: ShardInspection) -> Inspected:
     first. A missing index is built again.
     """
     faults: list[str] = []
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of what a forged image claims: it ends as a fault
@@ -80,7 +80,7 @@ def inspect_shard(task: ShardInspection) -> Inspected:
                 f"{task.tar} is not the tar that was packed (SHA-256 differs); pack or fetch it again"
             )
         if not faults and restore_index(task.tar, task.record):
-            remarks = (f"{task.tar.with_suffix('.idx')} was missing and is built again",)
+            notes = (f"{task.tar.with_suffix('.idx')} was missing and is built again",)
         faults.extend(_index_faults(task, whole_tar=not faults))
     except PermissionError as error:
         raise ResourceMissing(
@@ -90,7 +90,7 @@ def inspect_shard(task: ShardInspection) -> Inspected:
         faults.append(f"{task.tar}: cannot be read: {error.strerror or error}")
     except (BadData, ResourceMissing) as error:
         faults.append(error.message)
-    return Inspected(tuple(faults), remarks)
+    return Inspected(tuple(faults), notes)
 
 
 def _index_faults(task: ShardInspection, *, whole_tar: bool) -> Iterator[str]:

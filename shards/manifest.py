@@ -1,4 +1,4 @@
-"""manifest.json: what a shard folder holds, how it was made, and the proof of its split."""
+"""manifest.json: what a shard folder holds, how it was made, and the counts that verify its split."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""Image bytes to gray, to the training size, to the bytes of a sample.
+"""Decode an image to gray, resize it, and encode it for a shard.
 
 Any PNG mode is taken: 1, 2, 4, 8 and 16 bit gray, gray with alpha, RGB, RGBA, palette.
 Sixteen bits are scaled to eight (not cut off), alpha is ignored, colour becomes luma

@@ -1,4 +1,4 @@
-"""One way to show progress: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress bars: a bar on a terminal, a line every 15 seconds elsewhere."""
 
 import sys
 from typing import Any

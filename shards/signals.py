@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as an orderly end: one line, and the exit code that shells expect."""
+"""Graceful exit on SIGINT and SIGTERM: one line and the exit code that shells expect."""
 
 import contextlib
 import signal

@@ -1,4 +1,4 @@
-"""Train, val and test by patient, with the proof that no patient is in two of them.
+"""Split entries by patient into train, val and test, and verify that no patient is in two of them.
 
 Every rule is a pure function from a table of entries to one split name per entry. Whole
 patients are assigned, never single images: follow-ups of one patient look alike, and a
@@ -55,7 +55,7 @@ def split_by_lists(
     return _from_lists(entries["image"], {"train": train, "val": val, "test": test})
 
 
-def prove_disjoint(entries: pd.DataFrame, names: Names) -> dict[str, int]:
+def verify_disjoint(entries: pd.DataFrame, names: Names) -> dict[str, int]:
     """Return the number of patients per split; raise BadData naming a patient found in two."""
     patients = {split: set(entries.loc[names == split, "patient"].tolist()) for split in SPLITS}
     for one, other in itertools.combinations(SPLITS, 2):
@@ -85,7 +85,7 @@ def _from_lists(image: "pd.Series[str]", lists: dict[str, frozenset[str]]) -> Na
         on_list = image.isin(listed).to_numpy()
         twice = on_list & (names != "")
         if twice.any():
-            raise BadData(f"image {image.to_numpy()[twice][0]} stands on two lists of the split")
+            raise BadData(f"image {image.to_numpy()[twice][0]} is on two lists of the split")
         names[on_list] = split
     if (names == "").any():
         missing = image.to_numpy()[names == ""]

@@ -1,4 +1,4 @@
-"""Imported first by every command: Ctrl-C ends it in one line while the rest is still being imported.
+"""Imported first by every command, so that Ctrl-C ends it in one line while Python still imports.
 
 Importing torch takes seconds, and KeyboardInterrupt raised within leaves a library's traceback.
 """

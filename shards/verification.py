@@ -1,4 +1,4 @@
-"""The proof of a shard folder: every byte of it against its manifest, every label against entries.csv."""
+"""Verify a shard folder: every byte against its manifest, every label against entries.csv."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,13 @@ from shards.inspection import ShardInspection, inspect_shard
 from shards.manifest import NAME, Manifest, read_manifest
 from shards.packing.resume import WORK
 from shards.progress import progress_bar
-from shards.splits import SPLITS, prove_disjoint
+from shards.splits import SPLITS, verify_disjoint
 from shards.workers import map_in_processes
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was proved of a shard folder, or why it cannot be."""
+    """What was verified of a shard folder, or why it cannot be."""
 
     shards: int
     samples: int
@@ -32,13 +32,13 @@ class Verification:
     patients: dict[str, int]
     """Per split, counted in entries.csv; of none is one in two splits, or it is a fault."""
     faults: tuple[str, ...]
-    """Each names a file, the sample where it is one's, and the cause; none if all is proved."""
-    remarks: tuple[str, ...]
+    """Each names a file, the sample where it is one's, and the cause; none if all is verified."""
+    warnings: tuple[str, ...]
     """What is odd but no fault: an index that was built again, a rest of packing."""
 
 
 def verify_shards(path: Path, *, jobs: int = 1) -> Verification:
-    """Prove a shard folder in `jobs` processes, or name what is wrong with it.
+    """Verify a shard folder in `jobs` processes, or name what is wrong with it.
 
     Nothing in the manifest is believed: sizes and hashes are those of the files, counts and
     the disjointness of the splits those of entries.csv, members, labels, rows and pixels
@@ -47,7 +47,7 @@ def verify_shards(path: Path, *, jobs: int = 1) -> Verification:
     be read or names what is no shard; everything else is collected in `faults`.
     """
     manifest = read_manifest(path)
-    faults, remarks = _file_faults(path, manifest)
+    faults, warnings = _file_faults(path, manifest)
     patients = dict.fromkeys(SPLITS, 0)
     tasks: list[ShardInspection] = []
     try:
@@ -67,19 +67,19 @@ def verify_shards(path: Path, *, jobs: int = 1) -> Verification:
             bar.update(task.record.samples)
     for task in tasks:
         faults += inspected[task.tar].faults
-        remarks += inspected[task.tar].remarks
+        warnings += inspected[task.tar].warnings
     return Verification(
         shards=len(manifest.shards),
         samples=samples,
         bytes=sum(shard.bytes for shard in manifest.shards),
         patients=patients,
         faults=tuple(faults),
-        remarks=tuple(remarks),
+        warnings=tuple(warnings),
     )
 
 
 def _file_faults(path: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
-    faults, remarks = [], []
+    faults, warnings = [], []
     tables = {ENTRIES: manifest.entries_sha256, REJECTS: manifest.rejects_sha256}
     if manifest.boxes_sha256 is not None:
         tables[BOXES] = manifest.boxes_sha256
@@ -94,16 +94,16 @@ def _file_faults(path: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
     named = {NAME, *tables, *tars, *(Path(tar).with_suffix(".idx").name for tar in tars)}
     for found in sorted(path.iterdir()):
         if found.name == WORK:  # of a pack that was killed after its last step
-            remarks.append(f"{found} is a rest of packing; packing again removes it, and nothing reads it")
+            warnings.append(f"{found} is a rest of packing; packing again removes it, and nothing reads it")
         elif found.name not in named:
             faults.append(f"{found} is in the folder, but the manifest does not name it; remove it")
-    return faults, remarks
+    return faults, warnings
 
 
 def _count_faults(path: Path, manifest: Manifest, entries: pd.DataFrame) -> list[str]:
     faults = []
     try:
-        prove_disjoint(entries, entries["split"].to_numpy(dtype="<U5"))
+        verify_disjoint(entries, entries["split"].to_numpy(dtype="<U5"))
     except BadData as error:
         faults.append(f"{path / ENTRIES}: {error.message}")
     if manifest.patients_in_two_splits:

@@ -1,4 +1,4 @@
-"""Worker processes: tasks done by several at once, which end with the command that started them."""
+"""Run tasks in worker processes that end with the command that started them."""
 
 import concurrent.futures
 import itertools

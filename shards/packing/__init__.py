@@ -1,4 +1,4 @@
-"""An NIH tree becomes a shard folder: planned by patient, packed in parallel, resumed after a kill."""
+"""Pack an NIH tree into a shard folder: plan by patient, write in parallel, resume after a kill."""
 
 from shards.packing.assembly import pack
 from shards.packing.planning import Plan, SplitRecipe, make_plan

@@ -1,4 +1,4 @@
-"""Packing: a table of entries with their split becomes a shard folder.
+"""Turn a table of entries and their splits into a shard folder.
 
 The bytes depend on the plan and the recipe alone, not on the number of processes. Each shard is
 published under its final name and leaves a receipt; the manifest comes last. The same command
@@ -31,10 +31,10 @@ from shards.packing.planning import Plan
 from shards.packing.resume import (
     WORK,
     finished_shards,
-    prove_finished,
-    prove_same_plan,
-    prove_sources,
     start_or_resume,
+    verify_finished,
+    verify_same_plan,
+    verify_sources,
 )
 from shards.packing.shard import ShardReport, ShardTask
 from shards.packing.writing import write_shards
@@ -81,10 +81,10 @@ def pack(
         with exclusive_lock(out):
             if (out / NAME).is_file():
                 manifest = read_manifest(out)
-                prove_same_plan(
+                verify_same_plan(
                     out, identity, {"recipe": manifest.recipe, "source_sha256": manifest.source_sha256}
                 )
-                prove_finished(out, manifest, plan, tasks, write, jobs)
+                verify_finished(out, manifest, plan, tasks, write, jobs)
                 found = {kind: Oddity(count) for kind, count in (manifest.warnings or {}).items()}
                 report({kind: odd for kind, odd in found.items() if kind not in plan.oddities}, strict=strict)
             else:
@@ -93,7 +93,7 @@ def pack(
                 todo = [task for task in tasks if task.tar not in receipts]
                 done = len(plan.images) - sum(len(task.samples) for task in todo)
                 receipts |= {task.tar: receipt for task, receipt in write(todo, done=done)}
-                prove_sources(receipts.values(), plan.source, jobs)  # some may have changed meanwhile
+                verify_sources(receipts.values(), plan.source, jobs)  # some may have changed meanwhile
                 ordered = [receipts[task.tar] for task in tasks]
                 found = _oddities(plan, ordered)
                 report(found, strict=strict)

@@ -1,4 +1,4 @@
-"""A few samples as a piece of a tar: the unit of work that packing is divided into.
+"""A few samples as a slice of a tar: the unit of work of a packing worker.
 
 Tar members are padded to whole blocks, so the pieces of a shard, one after the other, are the
 shard. That makes the unit smaller than a shard, and a set of a hundred images busies every core.

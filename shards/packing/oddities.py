@@ -1,4 +1,4 @@
-"""What looks wrong in a source though it can be packed: counted, named by its first image, or refused."""
+"""Count suspicious images that can still be packed, and name the first of each kind."""
 
 from collections.abc import Mapping
 from typing import NamedTuple

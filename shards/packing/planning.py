@@ -1,4 +1,4 @@
-"""From an NIH tree and options to a plan: which entry goes where, decided before a pixel is read."""
+"""Decide from an NIH tree and options which entry goes where, before any pixel is read."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +18,11 @@ from shards.splits import (
     SPLITS,
     VAL_FRACTION,
     Names,
-    prove_disjoint,
     read_list,
     split_by_lists,
     split_official,
     split_random,
+    verify_disjoint,
 )
 
 SplitRule = Literal["official", "random", "file"]
@@ -53,7 +53,7 @@ class Plan:
     source: Path
     source_sha256: str
     split_recipe: dict[str, Any]
-    remarks: tuple[str, ...]
+    warnings: tuple[str, ...]
     boxes: pd.DataFrame | None = None
     """As `shards.boxes.read_box_list` returns it, of the planned images; None without a list of boxes."""
     oddities: Mapping[str, Oddity] = field(default_factory=dict)
@@ -73,7 +73,7 @@ def make_plan(
     allow_missing: bool = False,
     boxes: Path | None = None,
 ) -> Plan:
-    """Read the tree at `source`, find its images, split it by patient and prove the split.
+    """Read the tree at `source`, find its images, split it by patient and verify the split.
 
     `folders` names the image folders to pack (None: all). Raises BadData for bad metadata,
     for images that are listed but not on disk (unless `allow_missing`; images of folders
@@ -103,7 +103,7 @@ def make_plan(
     unlisted = sorted(images.keys() - set(read.table["image"]))
     oddities = find_oddities(table, [f"{images[name]}/{name}" for name in unlisted])
     names, lists = _split(table, source, split)
-    patients = prove_disjoint(table, names)
+    patients = verify_disjoint(table, names)
     if not patients["train"]:
         raise BadData(f"the {split.rule} split of {source} leaves no patient for train")
     table = _packed_order(table.assign(split=names), split.seed)
@@ -113,16 +113,16 @@ def make_plan(
     if len(missing):
         recipe["missing_images"] = len(missing)
     box_list = boxes or find_box_list(source)
-    listed, remarks = None, read.remarks
+    listed, warnings = None, read.warnings
     if box_list is not None:
         listed = read_box_list(box_list)
         recipe["box_list_sha256"] = sha256_of(box_list)
         kept = listed["image"].isin(table["image"])
         if not kept.all():
             others = f"{(~kept).sum()} of {len(kept)} boxes are of images that are not packed here"
-            remarks = (*remarks, f"{box_list}: {others}")
+            warnings = (*warnings, f"{box_list}: {others}")
         listed = listed[kept]
-    return Plan(table, source, sha256_of(read.csv), recipe, remarks, listed, oddities)
+    return Plan(table, source, sha256_of(read.csv), recipe, warnings, listed, oddities)
 
 
 def choose_folders(source: Path, choice: str) -> list[str]:

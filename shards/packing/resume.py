@@ -19,8 +19,8 @@ from shards.files import atomic_write_text, sha256_of
 from shards.folder import REJECTS, ShardFolder, open_shards, read_packed, restore_index
 from shards.manifest import NAME, Manifest
 from shards.packing.planning import Plan
-from shards.packing.shard import ShardReport, ShardTask, is_whole, read_receipt
-from shards.packing.sources import Packed, prove_same_images, prove_unchanged
+from shards.packing.shard import ShardReport, ShardTask, is_intact, read_receipt
+from shards.packing.sources import Packed, verify_same_images, verify_unchanged
 
 WORK = ".packing"
 _LARGEST_PLAN = 2**20  # bytes; the names of NIH's folders and all options are 2 KB
@@ -37,7 +37,7 @@ class _Identity:
 
 
 def start_or_resume(out: Path, identity: dict[str, Any]) -> None:
-    """Note in a new folder what is packed into it; in one that was begun, prove it is the same.
+    """Note in a new folder what is packed into it; in one that was begun, verify it is the same.
 
     Raises CannotResume naming what differs, and BadData where `out` holds something else.
     """
@@ -48,14 +48,14 @@ def start_or_resume(out: Path, identity: dict[str, Any]) -> None:
             then = read_json(plan_file, _Identity, largest=_LARGEST_PLAN)
         except BadData as error:
             raise BadData(f"{error.message}; delete {out} and pack again") from error
-        prove_same_plan(out, now, dataclasses.asdict(then))
+        verify_same_plan(out, now, dataclasses.asdict(then))
     elif any(path.name != WORK for path in out.iterdir()):
         raise BadData(f"{out} holds other files and no shards; give an empty or new folder")
     else:
         atomic_write_text(plan_file, json.dumps(now))
 
 
-def prove_same_plan(out: Path, now: dict[str, Any], then: dict[str, Any]) -> None:
+def verify_same_plan(out: Path, now: dict[str, Any], then: dict[str, Any]) -> None:
     """Raise CannotResume with every field by which two identities differ."""
     new, old = ({**side, **side["recipe"], "recipe": None} for side in (now, then))
     names = {"source_sha256": "metadata CSV"}
@@ -79,32 +79,32 @@ def finished_shards(tasks: list[ShardTask], source: Path, jobs: int) -> dict[Pat
     for task in tasks:
         if task.tar in receipts:
             packed = [image for image, _ in receipts[task.tar].sources]
-            prove_same_images(task.tar, packed, [sample.image for sample in task.samples])
-    prove_sources(receipts.values(), source, jobs)
+            verify_same_images(task.tar, packed, [sample.image for sample in task.samples])
+    verify_sources(receipts.values(), source, jobs)
     return receipts
 
 
-def prove_sources(receipts: Iterable[ShardReport], source: Path, jobs: int) -> None:
+def verify_sources(receipts: Iterable[ShardReport], source: Path, jobs: int) -> None:
     """Raise CannotResume naming an image that changed since the shard of its receipt was packed."""
     packed = (
         Packed(image, sha256, receipt.read_ns) for receipt in receipts for image, sha256 in receipt.sources
     )
-    prove_unchanged(source, packed, jobs)
+    verify_unchanged(source, packed, jobs)
 
 
-def prove_finished(
+def verify_finished(
     out: Path, manifest: Manifest, plan: Plan, tasks: list[ShardTask], write: Write, jobs: int
 ) -> None:
-    """Prove that a finished folder is whole and made of the plan's images; mend what is damaged.
+    """Verify that a finished folder is whole and made of the plan's images; mend what is damaged.
 
     Writes nothing where all is well. A missing or damaged index is built again, a missing or
     damaged tar is packed again by `write`, both said on stderr. Raises CannotResume naming an
     image that is not what was packed, BadData where the damage cannot be mended.
     """
-    _prove_same_sources(out, manifest, plan, jobs)
+    _verify_same_sources(out, manifest, plan, jobs)
     records = {out / shard.name: shard for shard in manifest.shards}
     with ThreadPoolExecutor(jobs) as pool:
-        whole = pool.map(lambda tar: is_whole(tar, records[tar]), records)
+        whole = pool.map(lambda tar: is_intact(tar, records[tar]), records)
         damaged = [tar for tar, good in zip(records, whole, strict=True) if not good]
     lost = [tar for tar in damaged if not tar.is_file() or sha256_of(tar) != records[tar].sha256]
     for tar in damaged:
@@ -123,17 +123,17 @@ def prove_finished(
     open_shards(out)
 
 
-def _prove_same_sources(out: Path, manifest: Manifest, plan: Plan, jobs: int) -> None:
+def _verify_same_sources(out: Path, manifest: Manifest, plan: Plan, jobs: int) -> None:
     folder = ShardFolder(out, manifest, "")
-    entries, _ = folder.entries, folder.boxes  # both proved
+    entries, _ = folder.entries, folder.boxes  # both verified
     csv = out / REJECTS
     rejects = parse_rejects(read_packed(csv, manifest.rejects_sha256, manifest.rejects), csv)
     columns = ["folder", "image", "source_sha256"]
     known = pd.concat([entries[columns], rejects[columns]])
     images = (known["folder"] + "/" + known["image"]).tolist()
-    prove_same_images(out, sorted(images), sorted(plan.images))
+    verify_same_images(out, sorted(images), sorted(plan.images))
     published_ns = (out / NAME).stat().st_mtime_ns
-    prove_unchanged(
+    verify_unchanged(
         plan.source,
         (
             Packed(image, sha256, published_ns)

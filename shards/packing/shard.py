@@ -1,4 +1,4 @@
-"""One shard on disk: its fragments written one after the other, its index, its receipt."""
+"""Write one shard: its fragments in order, its index, its report."""
 
 import dataclasses
 import json
@@ -94,10 +94,10 @@ def read_receipt(task: ShardTask) -> ShardReport | None:
         and not receipt.rejects
         and receipt.shard.samples == receipt.statistics.samples == len(task.samples)
     )
-    return receipt if fits and is_whole(task.tar, receipt.shard) else None
+    return receipt if fits and is_intact(task.tar, receipt.shard) else None
 
 
-def is_whole(tar: Path, shard: ShardRecord) -> bool:
+def is_intact(tar: Path, shard: ShardRecord) -> bool:
     """Return whether a tar and its index are byte for byte those of the record."""
     idx = tar.with_suffix(".idx")
     return (

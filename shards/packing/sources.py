@@ -1,4 +1,4 @@
-"""Whether the source images are still those that were packed.
+"""Check that the source images are still those that were packed.
 
 As `make` does, this trusts times: a file whose status last changed before it was read is not
 read again. The status time, unlike the modification time, cannot be set back by copying or
@@ -32,7 +32,7 @@ class Packed(NamedTuple):
     """A time before it was read, in nanoseconds since 1970."""
 
 
-def prove_unchanged(source: Path, packed: Iterable[Packed], jobs: int) -> None:
+def verify_unchanged(source: Path, packed: Iterable[Packed], jobs: int) -> None:
     """Raise CannotResume naming the first image that is not the file that was packed."""
     suspects = [image for image in packed if _changed_after(source / image.image, image.read_ns)]
     changed = []
@@ -54,7 +54,7 @@ def prove_unchanged(source: Path, packed: Iterable[Packed], jobs: int) -> None:
         )
 
 
-def prove_same_images(out: Path, packed: Sequence[str], planned: Sequence[str]) -> None:
+def verify_same_images(out: Path, packed: Sequence[str], planned: Sequence[str]) -> None:
     """Raise CannotResume naming the first image by which two lists differ."""
     if packed == planned:
         return

@@ -1,4 +1,4 @@
-"""Shards written by several processes: they make the fragments, this one writes them in order.
+"""Write shards in order while worker processes make the fragments.
 
 Processes, not threads: reading, decoding, resizing and encoding run outside Python's global lock,
 but so fast that two threads wait for it between them. Two processes pack 1.88 times what one does

@@ -1,4 +1,4 @@
-"""Drawn chests in an NIH-shaped tree, for machines without the download and as ground truth for tests."""
+"""Draw chest phantoms in an NIH-shaped tree: a stand-in for the download, and ground truth for tests."""
 
 from shards.phantoms.tree import Phantoms, make_phantoms
 

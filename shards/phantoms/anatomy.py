@@ -1,4 +1,4 @@
-"""Draw the chest of a phantom: where lungs, heart, bones and skin lie, and how dense they look.
+"""Draw the anatomy of a phantom: lungs, heart, bones, skin, and their densities.
 
 Lengths and places are fractions of the image side, x to the right and y down; a density is what
 is added to or taken from a gray value of 0..1. Proportions were set by eye beside NIH images.

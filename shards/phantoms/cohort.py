@@ -1,4 +1,4 @@
-"""Decide who is in a phantom tree: patients, follow-ups, findings and split, after the NIH table.
+"""Draw the cohort of a phantom tree: patients, follow-ups, findings and splits with the NIH statistics.
 
 Every constant below was counted in `Data_Entry_2017_v2020.csv` (112,120 entries, 30,805
 patients; NIH Clinical Center, Wang et al., CVPR 2017) and its official lists.

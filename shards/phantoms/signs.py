@@ -1,4 +1,4 @@
-"""Draw each of the 14 findings into a phantom as its own sign, and say in which box it lies.
+"""Draw the sign of each of the 14 findings into a phantom and return its bounding box.
 
 The signs follow the radiology textbook in place and shape, not in looks: they are made so that
 a small network can learn them from a thousand images, while no global brightness tells.

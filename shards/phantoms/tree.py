@@ -1,4 +1,4 @@
-"""Make an NIH-shaped tree of drawn chests, for machines without the 42 GB download and for tests.
+"""Write an NIH-shaped tree of phantoms.
 
 What the findings look like is in `signs`, the chest in `anatomy`, who has what in `cohort`.
 """

@@ -44,7 +44,7 @@ def assert_says(result: Result, exit_code: int, *texts: str) -> None:
     assert not any("Error" in line for line in before)
 
 
-def test_a_tree_is_packed_proved_and_the_next_step_is_named(
+def test_a_tree_is_packed_verified_and_the_next_step_is_named(
     phantom_tree: Path, tmp_path: Path, run: Run
 ) -> None:
     out = tmp_path / "out"

@@ -51,12 +51,12 @@ def members(folder: Path) -> list[tarfile.TarInfo]:
         return archive.getmembers()
 
 
-def test_a_whole_folder_is_said_to_be_proved(phantom_shards: ShardFolder, tmp_path: Path) -> None:
+def test_a_whole_folder_is_said_to_be_verified(phantom_shards: ShardFolder, tmp_path: Path) -> None:
     result = verify(phantom_shards.path, "--json", tmp_path / "proof.json")
     assert result.exit_code == 0, result.output
     first, second = result.stdout.splitlines()
     shards, splits = len(phantom_shards.manifest.shards), phantom_shards.manifest.splits
-    assert first.startswith(f"{phantom_shards.path}: proved. {shards} shards, 96 samples, ")
+    assert first.startswith(f"{phantom_shards.path}: verified. {shards} shards, 96 samples, ")
     patients = {split: record.patients for split, record in splits.items()}
     counted = ", ".join(f"{split} {count}" for split, count in patients.items())
     assert second == f"patients: {counted}; in two splits: 0"

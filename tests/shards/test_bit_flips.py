@@ -68,7 +68,7 @@ def test_every_flipped_bit_of_a_sample_is_found_with_its_shard_and_its_sample(
     assert faults(shards) == []
 
 
-def test_a_folder_without_the_sums_of_its_images_is_proved_and_a_flip_names_the_shard(shards: Path) -> None:
+def test_a_folder_without_the_sums_of_its_images_is_verified_and_a_flip_names_the_shard(shards: Path) -> None:
     table = pd.read_csv(shards / "entries.csv", dtype=str, keep_default_na=False)
     table.drop(columns="packed_crc32").to_csv(shards / "entries.csv", index=False)
     forge(shards)

@@ -62,7 +62,7 @@ def test_every_release_s_spelling_reads_as_the_same_entries(
     assert [first["sex"], first["view"]] == ["F", "AP"]
     assert [finding for finding in FINDINGS if first[finding]] == ["Mass", "Edema"]
     assert not table.loc[1, list(FINDINGS)].any()
-    assert entries.remarks == ()
+    assert entries.warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -76,8 +76,8 @@ def test_ages_come_out_in_whole_years(read: Callable[..., Entries], age: str, ye
 def test_an_age_over_120_is_kept_and_remarked_on(read: Callable[..., Entries]) -> None:
     entries = read(row("a.png"), row("b.png", age="411"))
     assert entries.table["age"].tolist() == [60, 411]
-    (remark,) = entries.remarks
-    assert "1 ages over 120" in remark and "row 3: 411" in remark
+    (warning,) = entries.warnings
+    assert "1 ages over 120" in warning and "row 3: 411" in warning
 
 
 def test_pleural_thickening_may_be_written_with_a_space(read: Callable[..., Entries]) -> None:
@@ -94,9 +94,9 @@ def test_the_columns_have_the_promised_types(read: Callable[..., Entries]) -> No
     ("rows", "options", "message"),
     [
         ([row(), row("b.png", "Mas")], {}, "row 3: unknown finding 'Mas'; the nearest valid name is 'Mass'"),
-        ([row(labels="No Finding|Mass")], {}, "row 2: 'No Finding' stands beside a finding"),
+        ([row(labels="No Finding|Mass")], {}, "row 2: 'No Finding' beside a finding"),
         ([row(labels="")], {}, "row 2: unknown finding ''"),
-        ([row(), row("b.png"), row()], {}, "row 4: image a.png stands in the file twice"),
+        ([row(), row("b.png"), row()], {}, "row 4: image a.png occurs twice in the file"),
         ([row(patient="x7")], {}, "row 2: patient 'x7' is not a whole number"),
         ([row(patient="-7")], {}, "row 2: patient '-7' is not a whole number"),
         ([row(patient="9" * 30)], {}, "is not a whole number"),
@@ -127,7 +127,7 @@ def test_blank_lines_are_skipped_and_rows_are_counted_as_an_editor_counts_lines(
     assert read("", row("a.png"), "", "  ", row("b.png"), "").table["image"].tolist() == ["a.png", "b.png"]
     with pytest.raises(BadData, match="row 5: unknown finding 'Mas'"):
         read("", row("a.png"), "", row("b.png", "Mas"))
-    assert "row 4: 411" in read("", row("a.png"), row("b.png", age="411")).remarks[0]
+    assert "row 4: 411" in read("", row("a.png"), row("b.png", age="411")).warnings[0]
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from shards.findings import FINDINGS
 from shards.splits import (
     RANDOM_FRACTIONS,
     SPLITS,
-    prove_disjoint,
     read_list,
     split_by_lists,
     split_official,
     split_random,
+    verify_disjoint,
 )
 
 # ../shared/data/README.md, in FINDINGS order.
@@ -95,11 +95,11 @@ def test_the_proof_fails_exactly_where_a_patient_is_in_two_splits(rows: list[tup
     names = np.array([split for _, split in rows], dtype="<U5")
     twice = [patient for patient, _ in rows if len({split for other, split in rows if other == patient}) > 1]
     if not twice:
-        counts = prove_disjoint(entries, names)
+        counts = verify_disjoint(entries, names)
         assert counts == {split: len(patients_in(entries, names, split)) for split in SPLITS}
         return
     with pytest.raises(BadData, match="a split must be by patient") as error:
-        prove_disjoint(entries, names)
+        verify_disjoint(entries, names)
     assert any(f"the first is patient {patient};" in error.value.message for patient in twice)
 
 
@@ -117,7 +117,7 @@ def test_three_lists_are_followed_to_the_letter() -> None:
     ("train", "test", "message"),
     [
         ({"0.png"}, {"1.png"}, "1 images are on no list of the split, the first is 2.png"),
-        ({"0.png", "1.png"}, {"1.png", "2.png"}, "image 1.png stands on two lists"),
+        ({"0.png", "1.png"}, {"1.png", "2.png"}, "image 1.png is on two lists"),
     ],
 )
 def test_an_image_on_no_list_or_on_two_is_named(train: set[str], test: set[str], message: str) -> None:
@@ -170,7 +170,7 @@ def test_nih_s_own_split_has_its_published_counts_and_no_overlap(
     names = split_official(table, train_val, test, 0.125, seed=0)
     count = {split: int(np.count_nonzero(names == split)) for split in SPLITS}
     assert (count["train"] + count["val"], count["test"]) == (86_524, 25_596)
-    patients = prove_disjoint(table, names)
+    patients = verify_disjoint(table, names)
     assert (patients["train"] + patients["val"], patients["test"]) == (28_008, 2_797)
     assert table.loc[names == "test", list(FINDINGS)].to_numpy().sum(axis=0).tolist() == TEST_POSITIVES
     assert abs(count["val"] / 86_524 - 0.125) < 0.001
@@ -183,7 +183,7 @@ def test_a_published_val_list_is_patient_disjoint_with_nih_s_split(
     val = read_list(nih_data / "nih_metadata" / "val_list.txt")
     names = split_by_lists(table, train_val - val, val, test)
     assert np.count_nonzero(names == "val") == 11_212
-    assert sum(prove_disjoint(table, names).values()) == 30_805
+    assert sum(verify_disjoint(table, names).values()) == 30_805
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -192,6 +192,6 @@ def test_nih_at_random_is_70_10_20_without_overlap(
 ) -> None:
     table = nih[0]
     names = split_random(table, RANDOM_FRACTIONS, seed)
-    assert sum(prove_disjoint(table, names).values()) == 30_805
+    assert sum(verify_disjoint(table, names).values()) == 30_805
     shares = [np.count_nonzero(names == split) / len(table) for split in SPLITS]
     assert np.allclose(shares, RANDOM_FRACTIONS, atol=0.002)

@@ -78,9 +78,9 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, **fields: object) -> tarfil
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_packed_folder_is_proved_with_its_counts(packed: Path, jobs: int) -> None:
+def test_a_packed_folder_is_verified_with_its_counts(packed: Path, jobs: int) -> None:
     proof = verify_shards(packed, jobs=jobs)
-    assert (proof.faults, proof.remarks) == ((), ())
+    assert (proof.faults, proof.warnings) == ((), ())
     manifest = read_manifest(packed)
     assert (proof.shards, proof.samples) == (5, 18)
     assert proof.patients == {split: record.patients for split, record in manifest.splits.items()}
@@ -98,7 +98,7 @@ def test_a_missing_index_is_built_again_and_said(shards: Path) -> None:
     before = idx.read_bytes()
     idx.unlink()
     proof = verify_shards(shards)
-    assert proof.faults == () and proof.remarks == (f"{idx} was missing and is built again",)
+    assert proof.faults == () and proof.warnings == (f"{idx} was missing and is built again",)
     assert idx.read_bytes() == before
 
 
@@ -339,7 +339,7 @@ def test_a_file_that_the_manifest_does_not_name_is_named(shards: Path, name: str
 def test_a_rest_of_packing_is_said_but_is_no_fault(shards: Path) -> None:
     (shards / ".packing").mkdir()
     proof = verify_shards(shards)
-    assert proof.faults == () and proof.remarks[0].startswith(f"{shards / '.packing'} is a rest of packing")
+    assert proof.faults == () and proof.warnings[0].startswith(f"{shards / '.packing'} is a rest of packing")
 
 
 @pytest.mark.parametrize("name", ["train-00001.tar", "entries.csv", "rejects.csv"])
@@ -368,7 +368,7 @@ def test_every_fault_of_a_shard_is_told_in_the_order_of_its_samples(shards: Path
     assert all(f"{tar}, sample 0000000{n // 3}" in fault for n, fault in enumerate(found))
 
 
-def test_a_lossless_folder_is_proved_as_well(phantom_tree: Path, tmp_path: Path) -> None:
+def test_a_lossless_folder_is_verified_as_well(phantom_tree: Path, tmp_path: Path) -> None:
     pack(make_plan(phantom_tree, SplitRecipe()), tmp_path / "png", PixelRecipe(32, "png"), shard_size=40)
     assert faults(tmp_path / "png") == []
     tar = tmp_path / "png" / "train-00000.tar"

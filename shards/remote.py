@@ -1,4 +1,4 @@
-"""Where a shard folder can be fetched from: a web server, another folder, or an object store."""
+"""Stream files from a remote folder: a web server, another folder, or an object store."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ BLOCK = 1 << 20  # bytes
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 _MAX_REDIRECTS = 5
 
-Origin = Callable[[str], AsyncGenerator[bytes, None]]
+RemoteFolder = Callable[[str], AsyncGenerator[bytes, None]]
 """A folder somewhere: yields the blocks of the file with a name, to its end.
 
 Raises ConnectionError for what may pass when tried again, BadData where there is no such file,
@@ -30,7 +30,7 @@ ResourceMissing where it may not be read.
 
 
 @contextlib.asynccontextmanager
-async def open_origin(url: str, idle_timeout: float) -> AsyncIterator[Origin]:
+async def open_remote(url: str, idle_timeout: float) -> AsyncIterator[RemoteFolder]:
     """Open the folder at `url`: http(s)://, file://, a path, or whatever fsspec knows (s3://, hf://, gs://).
 
     A server that sends no byte for `idle_timeout` seconds is given up, with ConnectionError. Raises
