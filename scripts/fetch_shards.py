@@ -15,30 +15,29 @@ from shards.signals import graceful_exit
 @click.command(cls=Command, context_settings={"show_default": True, "auto_envvar_prefix": "CXRAPID"})
 @click.argument("url")
 @click.argument("dest", type=PATH)
-@click.option("--jobs", type=JOBS, default=4, metavar="N", help="Files at a time.")
+@click.option("--jobs", type=JOBS, default=4, metavar="N", help="Files to download at once.")
 @click.option(
     "--retries",
     type=click.IntRange(0, 1000),
     default=4,
     metavar="N",
-    help="Of a file whose connection breaks off, which is then begun anew.",
+    help="Retries of a file whose connection breaks; each starts the file again.",
 )
 @click.option(
     "--backoff",
     type=FiniteRange(0, 3600),
     default=1.0,
     metavar="SECONDS",
-    help="Wait before a file's first retry; doubles with each, up to a minute.",
+    help="Wait before the first retry; it doubles with each retry, up to a minute.",
 )
 def main(url: str, dest: Path, jobs: int, retries: int, backoff: float) -> None:
     """Copy the shard folder at URL to DEST, each file verified by its SHA-256 before it gets its name.
 
-    URL is http(s)://, file://, a path, or with `pip install -e '.[fetch]'` s3:// and whatever else
-    fsspec knows. The same command again fetches the files that are missing, and nothing but
-    manifest.json when all are here. A server that sends nothing for a minute, or a file at less than
-    16 KiB/s, counts as a connection that breaks off.
+    URL is http(s)://, file://, a path, or, with `pip install -e '.[fetch]'`, s3:// and any other scheme
+    of fsspec. Run the same command again to fetch the files that are missing. A server that sends nothing
+    for a minute, or a file slower than 16 KiB/s, counts as a broken connection.
     """
-    with graceful_exit("the files that are finished are kept, and the same command goes on"):
+    with graceful_exit("finished files are kept; run the same command again to continue"):
         done = fetch_shards(url, dest, jobs=jobs, retries=retries, backoff=backoff)
     size = sum(shard.bytes for shard in done.manifest.shards) / 1e9
     echo(

@@ -16,20 +16,22 @@ from shards.signals import graceful_exit
 @click.command(cls=Command, context_settings={"show_default": True, "auto_envvar_prefix": "CXRAPID"})
 @click.argument("out", type=PATH)
 @click.option(
-    "--images", type=click.IntRange(20, 10_000_000), default=1200, metavar="N", help="How many to draw."
+    "--images", type=click.IntRange(20, 10_000_000), default=1200, metavar="N", help="Images to draw."
 )
 @click.option(
     "--size", type=click.IntRange(64, 4096), default=512, metavar="PIXELS", help="Height and width of images."
 )
-@click.option("--seed", type=SEED, default=0, help="Another seed, other patients.")
-@click.option("--jobs", type=JOBS, default=None, metavar="N", help="Processes.  [default: all cores]")
+@click.option("--seed", type=SEED, default=0, help="Seed of the cohort; another seed draws other patients.")
+@click.option(
+    "--jobs", type=JOBS, default=None, metavar="N", help="Worker processes.  [default: one per core]"
+)
 def main(out: Path, images: int, size: int, seed: int, jobs: int | None) -> None:
-    """Draw chests with findings into OUT, in the form of the NIH download.
+    """Draw chest phantoms with findings into OUT, laid out like the NIH download.
 
     OUT is a new or empty folder, or an earlier phantom tree, which is replaced. The same command
     writes the same bytes.
     """
-    with graceful_exit("the same command draws them all"):
+    with graceful_exit("run the same command again to draw all of them"):
         made = make_phantoms(out, images, size, seed, jobs=jobs or available_cores(), progress=True)
     test = made.entries["split"] == "test"
     echo(

@@ -38,15 +38,15 @@ _WORTH_A_PROCESS = 64
     envvar="CXRAPID_SPLIT",
     type=click.Choice(["official", "random", "file"]),
     default="official",
-    help="official: NIH's lists, val drawn from train_val; random: 70/10/20; file: three lists. All by patient.",
+    help="official: NIH's lists, val drawn from train_val; random: 70/10/20; file: three lists. Always by patient.",
 )
-@click.option("--seed", type=SEED, default=0, help="Of the split and of the order of train.")
+@click.option("--seed", type=SEED, default=0, help="Seed of the split and of the order of train.")
 @click.option(
     "--val-fraction",
     type=FiniteRange(0, 0.5, max_open=True),
     default=None,
-    metavar="SHARE",
-    help="Share of images for val.  [default: 0.125 of train_val; 0.1 of all with --split random]",
+    metavar="FRACTION",
+    help="Fraction of images for val.  [default: 0.125 of train_val; 0.1 of all with --split random]",
 )
 @click.option(
     "--train-list",
@@ -65,7 +65,7 @@ _WORTH_A_PROCESS = 64
     "--boxes",
     type=PATH,
     metavar="FILE",
-    help="Where findings are in images, for localization.  [default: SOURCE/BBox_List_2017.csv, if there]",
+    help="Bounding boxes of findings, for localization.  [default: SOURCE/BBox_List_2017.csv, if there]",
 )
 @click.option(
     "--folders",
@@ -84,29 +84,34 @@ _WORTH_A_PROCESS = 64
     "--filter",
     type=click.Choice(["lanczos", "bicubic", "hamming", "bilinear", "box"]),
     default="lanczos",
-    help="Of the resize; all antialias, sharpest first.",
+    help="Filter of the resize, sharpest first; all antialias.",
 )
-@click.option("--encoding", type=click.Choice(["jpeg", "png"]), default="jpeg", help="png is lossless.")
-@click.option("--quality", type=click.IntRange(1, 100), default=95, help="Of JPEG.")
+@click.option(
+    "--encoding",
+    type=click.Choice(["jpeg", "png"]),
+    default="jpeg",
+    help="Encoding of packed images; png is lossless.",
+)
+@click.option("--quality", type=click.IntRange(1, 100), default=95, help="JPEG quality.")
 @click.option(
     "--shard-size",
     type=click.IntRange(1, 10_000_000),
     default=1024,
     metavar="SAMPLES",
-    help="Samples a shard.",
+    help="Samples per shard.",
 )
-@click.option("--jobs", type=JOBS, default=None, metavar="N", help="Processes.  [default: one a core]")
-@click.option("--allow-missing", is_flag=True, help="Pack the images that are there.")
+@click.option(
+    "--jobs", type=JOBS, default=None, metavar="N", help="Worker processes.  [default: one per core]"
+)
+@click.option("--allow-missing", is_flag=True, help="Pack the images that exist and skip the missing ones.")
 @click.option(
     "--max-rejects",
     type=click.IntRange(0),
     default=0,
     metavar="N",
-    help="Go on with up to N images that do not decode.",
+    help="Tolerate up to N images that do not decode.",
 )
-@click.option(
-    "--strict", is_flag=True, help="Refuse images and metadata that look wrong though they can be packed."
-)
+@click.option("--strict", is_flag=True, help="Refuse suspicious images and metadata instead of warning.")
 def main(
     source: Path,
     out: Path,
@@ -130,7 +135,7 @@ def main(
 ) -> None:
     """Pack the images under SOURCE (an NIH download) into shards in OUT.
 
-    The same command again finishes an interrupted pack, and writes nothing when all is done.
+    Run the same command again to finish an interrupted pack; it writes nothing when all is done.
     """
     if rule == "file" and None in (train_list, val_list, test_list):
         raise click.UsageError("--split file needs --train-list, --val-list and --test-list")
@@ -139,7 +144,7 @@ def main(
     if val_fraction is not None and (rule == "file" or val_list):
         raise click.UsageError("--val-fraction draws val, which --val-list already names; give one of them")
     split = SplitRecipe(rule, seed, val_fraction, train_list, val_list, test_list)
-    with graceful_exit("what is packed is kept; the same command again goes on"):
+    with graceful_exit("packed shards are kept; run the same command again to continue"):
         chosen = None if folders is None else choose_folders(source, folders)
         plan = make_plan(source, split, folders=chosen, allow_missing=allow_missing, boxes=boxes)
         for warning in plan.warnings:

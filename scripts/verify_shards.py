@@ -21,23 +21,25 @@ MOST_SHOWN = 20
 
 @click.command(cls=Command, context_settings={"show_default": True, "auto_envvar_prefix": "CXRAPID"})
 @click.argument("shards", type=PATH, default="data/shards")
-@click.option("--jobs", type=JOBS, default=None, metavar="N", help="Processes.  [default: all cores]")
+@click.option(
+    "--jobs", type=JOBS, default=None, metavar="N", help="Worker processes.  [default: one per core]"
+)
 @click.option(
     "--json",
     "record",
     envvar="CXRAPID_JSON",
     type=PATH,
     metavar="FILE",
-    help="Write what was verified and every fault there, too.",
+    help="Also write the counts and every fault to this file.",
 )
 def main(shards: Path, jobs: int | None, record: Path | None) -> None:
     """Verify the shard folder SHARDS: every hash, every member, every label, every image, every split.
 
-    Each file's SHA-256 against the manifest, each byte of each tar against the order and the
-    labels of entries.csv, each image decoded, no patient in two splits. Exits with 3 naming
-    the shard, the sample and the cause otherwise. Only a missing .idx is written again.
+    Checks each file's SHA-256 against the manifest and each byte of each tar against entries.csv, decodes
+    each image, and checks that no patient is in two splits. A fault exits with 3 and names shard, sample
+    and cause. Only a missing .idx is written again.
     """
-    with graceful_exit("nothing is verified yet"):
+    with graceful_exit("nothing is verified"):
         found = verify_shards(shards, jobs=jobs or available_cores())
     if record is not None:
         atomic_write_text(record, json.dumps(dataclasses.asdict(found), indent=1) + "\n")
