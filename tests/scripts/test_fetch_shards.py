@@ -120,7 +120,7 @@ def test_a_signal_ends_waiting_at_once_and_what_is_finished_is_kept(
     assert command.returncode == 128 + number
     name = signal.Signals(number).name
     assert error.splitlines()[-1] == (
-        f"stopped by {name}; the files that are finished are kept, and the same command goes on"
+        f"stopped by {name}; finished files are kept; run the same command again to continue"
     )
     assert "Traceback" not in error
     kept, whole = files(dest), files(phantom_shards.path)

@@ -146,7 +146,7 @@ def test_stopped_by_a_signal_it_says_so_in_one_line_and_the_same_command_goes_on
     assert process.returncode == 128 + number
     assert (
         errors.splitlines()[-1]
-        == f"stopped by {name}; what is packed is kept; the same command again goes on"
+        == f"stopped by {name}; packed shards are kept; run the same command again to continue"
     )
     assert "Traceback" not in errors and not list(out.glob(".*.partial"))
     receipts = list((out / ".packing").glob("*-*.json"))  # a tar without one is written again
