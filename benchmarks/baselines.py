@@ -1,18 +1,20 @@
-"""What people have without this project: PNG files, torchvision transforms, torch's DataLoader.
+"""What people use without this project: PNG files, torchvision transforms, torch's DataLoader, webdataset.
 
-`report`: the student report's own way, RGB PNGs that were resized to 224 px ahead. `raw`: the
+`report`: the baseline paper's own way, RGB PNGs that were resized to 224 px ahead. `raw`: the
 download's 1024 px PNGs, resized each time they are read. Both yield float32 batches, normalised.
 `tuned`: what a good engineer makes of it: gray JPEG files, uint8 batches, pinned memory, the rest on the
-device. (The loader dataloader goes further: whole batches a fetch, from shards, decoded by torchvision.)
+device. `plain webdataset`: the library's own pipeline over the shards, as its documentation writes it. (The loader dataloader goes further: whole batches a fetch, from shards, decoded by torchvision.)
 """
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import webdataset
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -29,7 +31,7 @@ _TASK = 256  # files a task
 
 
 def unpack(shards: ShardFolder, split: str, folder: Path) -> None:
-    """Write a split's images as the RGB PNG files that resizing ahead left on the report's disk.
+    """Write a split's images as the RGB PNG files that resizing ahead left on the baseline paper's disk.
 
     They are named so that their sorted names are in row order.
     """
@@ -104,6 +106,34 @@ def tuned_loader(shards: ShardFolder, folder: Path, batch_size: int, workers: in
     """Return the DataLoader over the train split's gray JPEG files, which are written to a new folder."""
     unpack_jpegs(shards, "train", folder)
     return _loader(JpegDataset(sorted(folder.iterdir()), _train_labels(shards)), batch_size, workers)
+
+
+def plain_webdataset_loader(shards: ShardFolder, batch_size: int, workers: int) -> Iterable[Item]:
+    """Return webdataset's own loader over the train split, one worker a core: uint8 images and labels.
+
+    Without flips, resume, equal ranks and checked labels.
+    """
+    tars = [str(shards.path / shard.name) for shard in shards.manifest.shards_of("train")]
+    dataset = (
+        webdataset.WebDataset(tars, shardshuffle=len(tars), empty_check=False)
+        .shuffle(1000)
+        .decode("l8", webdataset.handle_extension("labels", _decode_labels))
+        .to_tuple(shards.manifest.extension, "labels")
+        .batched(batch_size)
+    )
+    loader: Iterable[Item] = webdataset.WebLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        persistent_workers=True,
+        pin_memory=torch.cuda.is_available(),
+        multiprocessing_context="spawn",
+    )
+    return loader
+
+
+def _decode_labels(data: bytes) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(data, np.uint8).copy()
 
 
 def report_loader(shards: ShardFolder, folder: Path, batch_size: int, workers: int) -> "DataLoader[Item]":

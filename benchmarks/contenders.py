@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +25,14 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader
 
-from benchmarks.baselines import Item, raw_loader, report_loader, tuned_loader
+from benchmarks.baselines import Item, plain_webdataset_loader, raw_loader, report_loader, tuned_loader
 from benchmarks.usage import usage_of
 from loaders import Augment, Batch, LoaderSpec, make_loader
-from loaders.dataloader import decode_gray
+from loaders.torch_loader import decode_gray
 from shards.folder import ShardFolder, SplitReader, open_shards
 
-_SECONDS = 2.0  # at least so long is one measurement, in whole epochs
+_SECONDS = 2.0  # a measurement takes at least so long, and whole epochs
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Task:
     """What one contender is to do."""
 
     name: str
-    """limit; tuned; report; raw; or a loader, followed by ` light` or ` strong` for its augmentation."""
+    """limit; plain webdataset; tuned; report; raw; or a loader, followed by ` light` or ` strong` for its augmentation."""
     shards: str
     threads: int
     batch_size: int
@@ -91,7 +90,7 @@ class Contender:
         self._process.wait()
 
     def _signal(self, number: signal.Signals) -> None:
-        # Its group, which it made before it said that it is ready: workers and decoders with it. The
+        # Its group, which it made before it reported that it is ready: workers and decoders with it. The
         # kernel continues and ends a stopped group whose parent is gone.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
@@ -123,7 +122,7 @@ def serve(task: Task) -> None:
 
 
 def _measured(epoch: Callable[[], Iterator[tuple[int, Any]]], limit: int) -> dict[str, float]:
-    images, first_batch, places = 0, 0.0, []
+    images, first_batch, order = 0, 0.0, []
     before, start = usage_of(os.getpid()), time.perf_counter()
     seconds = 0.0
     while seconds < _SECONDS and not (limit and images >= limit):
@@ -131,7 +130,7 @@ def _measured(epoch: Callable[[], Iterator[tuple[int, Any]]], limit: int) -> dic
             first_batch = first_batch or time.perf_counter() - start
             images += count
             if rows is not None:
-                places.append(rows)
+                order.append(rows)
             if limit and images >= limit:
                 break
         if torch.cuda.is_available():
@@ -144,14 +143,14 @@ def _measured(epoch: Callable[[], Iterator[tuple[int, Any]]], limit: int) -> dic
         "cpu_seconds": after.cpu_seconds - before.cpu_seconds,
         "memory": after.memory,
         "first_batch": first_batch,
-        "displacement": _displacement(places),
+        "displacement": _displacement(order),
     }
 
 
-def _displacement(places: list[torch.Tensor]) -> float:
-    # Mean distance between a sample's place in the last epoch and in the shards, as a share of the
+def _displacement(order: list[torch.Tensor]) -> float:
+    # Mean distance between a sample's position in the last epoch and in the shards, as a share of the
     # split's size: 1/3 for a uniform permutation, near 0 for a small shuffle buffer.
-    rows = torch.cat(places).cpu().numpy() if places else np.empty(0)
+    rows = torch.cat(order).cpu().numpy() if order else np.empty(0)
     samples = len(np.unique(rows))
     last = rows[len(rows) - samples :]
     if samples < 2 or len(np.unique(last)) < samples:
@@ -173,9 +172,9 @@ def _epoch(task: Task, stack: ExitStack) -> Callable[[], Iterator[tuple[int, Any
                 yield count, None
 
         return decode
-    if task.name in _PLAIN:
-        plain = _plain_loader(task, shards, stack)
-        return lambda: ((len(images), None) for images, _ in plain)
+    if task.name in _BASELINES:
+        baseline = _baseline(task, shards, stack)
+        return lambda: ((len(images), None) for images, _ in baseline)
     name, _, augment = task.name.partition(" ")
     spec = LoaderSpec(
         shards, "train", task.batch_size, torch.device(task.device), training=True, flip="random",
@@ -189,12 +188,14 @@ def _epoch(task: Task, stack: ExitStack) -> Callable[[], Iterator[tuple[int, Any
     return lambda: ((len(batch.images), batch.rows) for batch in batches())
 
 
-_PLAIN = ("tuned", "report", "raw")
+_BASELINES = ("plain webdataset", "tuned", "report", "raw")
 
 
-def _plain_loader(task: Task, shards: ShardFolder, stack: ExitStack) -> "DataLoader[Item]":
+def _baseline(task: Task, shards: ShardFolder, stack: ExitStack) -> Iterable[Item]:
+    if task.name == "plain webdataset":
+        return plain_webdataset_loader(shards, task.batch_size, task.threads)
     if task.name == "raw":
-        # Small batches: all of them are in hand at once, of files that take long to decode.
+        # Small batches: all are in memory at once, of files that take long to decode.
         return raw_loader(Path(task.raw), min(task.batch_size, 32), task.threads)
     files = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "files"
     open_files = tuned_loader if task.name == "tuned" else report_loader

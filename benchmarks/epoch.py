@@ -2,8 +2,8 @@
 
 Every arch trains with each loader and on `synthetic`, one fixed batch, in turns: the ceiling that no
 loader can pass. Utilisation is the ceiling's step time by the real one, as MLPerf Storage defines it.
-The ladder climbs from the student report's way to this project's, one change a rung. With --freeze,
-the frozen network run in every epoch stands against its output cached once.
+The ablation goes from the baseline paper's way to this project's, one change a variant. With --freeze,
+running the frozen network in every epoch is compared with caching its output once.
 """
 
 if __name__ == "__main__":
@@ -17,13 +17,13 @@ from typing import Any
 
 import click
 
-from benchmarks.content import OUT, SOURCE, default_shards, make_content
-from benchmarks.footprint import peak_memory
+from benchmarks.ablation import VARIANTS, Variant
+from benchmarks.bench_shards import OUT, SOURCE, default_shards, make_bench_shards
 from benchmarks.frozen import frozen_against_cached
 from benchmarks.harness import interleave, summary, write_result
-from benchmarks.ladder import RUNGS, Rung
+from benchmarks.peak_memory import peak_memory
 from benchmarks.plot import plot_epoch
-from benchmarks.trainee import Trainee
+from benchmarks.training_run import TrainingRun
 from loaders import LOADER_CHOICES
 from models import list_models
 from shards.console import PATH, Command, echo
@@ -31,11 +31,12 @@ from shards.folder import open_shards
 from trainer.devices import choose_device
 from trainer.optimization.precision import choose_precision
 
-# Images of an epoch: NIH's official train_val, and the report's 112,120 with their mirrors.
+# Images of an epoch: NIH's official train_val, and the baseline paper's 112,120 with their mirrors. The
+# names are keys of the results on disk.
 EPOCHS = {"train_val of NIH": 86_524, "the report's doubled set": 224_240}
 
 SMALL = OUT.with_name(f"{OUT.name}-small")
-"""With --freeze the whole network runs over every image in every epoch, so few are enough."""
+"""With --freeze the whole network runs over every image in every epoch, so few images are enough."""
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
@@ -57,7 +58,11 @@ SMALL = OUT.with_name(f"{OUT.name}-small")
 @click.option("--device", default="auto", metavar="auto|cpu|cuda|cuda:N")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the models.")
-@click.option("--ladder/--no-ladder", default=True, help="Climb from the report's way, with the first arch.")
+@click.option(
+    "--ablation/--no-ablation", default=True,
+    help="From the baseline paper's way to this project's, with the first arch.",
+)  # fmt: skip
+@click.option("--ladder/--no-ladder", default=None, hidden=True)
 @click.option(
     "--freeze", type=click.Choice(["none", "partial", "backbone"]), default="none",
     help="Instead of all this: the frozen network streamed against cached, with the first arch.",
@@ -70,12 +75,12 @@ SMALL = OUT.with_name(f"{OUT.name}-small")
 )  # fmt: skip
 def main(
     shards: Path | None, archs: tuple[str, ...], loaders: tuple[str, ...], batch_size: int, steps: int,
-    runs: int, device: str, precision: str, compiled: bool, ladder: bool, freeze: str, images: int,
+    runs: int, device: str, precision: str, compiled: bool, ablation: bool, ladder: bool | None, freeze: str, images: int,
     epochs: int, out: Path | None,
 ) -> None:  # fmt: skip
     """Measure training end to end and write benchmarks/results/epoch_*.json and .png."""
     if freeze != "none" and shards is None:
-        folder = make_content(SMALL, images, SOURCE if SOURCE.is_file() else None)
+        folder = make_bench_shards(SMALL, images, SOURCE if SOURCE.is_file() else None)
     else:
         folder = open_shards(shards or default_shards())
     where = choose_device(device)
@@ -89,52 +94,54 @@ def main(
         _show_frozen(record["frozen"])
         echo(write_result("frozen", record, out))
         return
-    rung = Rung("end to end", "auto", channels_last=True, autocast=True, compiled=compiled, fused=True)
+    variant = Variant("end to end", "auto", channels_last=True, autocast=True, compiled=compiled, fused=True)
     record["archs"] = {}
     for arch in archs:
-        ways = {loader: rung.with_loader(loader) for loader in dict.fromkeys((*loaders, "synthetic"))}
-        trainees = {loader: Trainee(arch, way, folder, number, batch_size) for loader, way in ways.items()}
-        record["archs"][arch] = _end_to_end(trainees, steps, runs)
+        ways = {loader: variant.with_loader(loader) for loader in dict.fromkeys((*loaders, "synthetic"))}
+        trainings = {
+            loader: TrainingRun(arch, way, folder, number, batch_size) for loader, way in ways.items()
+        }
+        record["archs"][arch] = _end_to_end(trainings, steps, runs)
         for loader, way in ways.items():
             peak = peak_memory(arch, way, folder.path, number, batch_size)
             record["archs"][arch][loader]["memory_mib"] = peak / 2**20
         _show_arch(arch, record["archs"][arch])
-    if ladder:
-        trainees = {step.name: Trainee(archs[0], step, folder, number, batch_size) for step in RUNGS}
-        record["ladder"] = {"arch": archs[0], "rungs": _climb(trainees, steps, runs)}
-        _show_ladder(record["ladder"])
+    if ablation if ladder is None else ladder:  # --ladder: the former name
+        trainings = {step.name: TrainingRun(archs[0], step, folder, number, batch_size) for step in VARIANTS}
+        record["ladder"] = {"arch": archs[0], "rungs": _measure_variants(trainings, steps, runs)}
+        _show_ablation(record["ladder"])
     written = write_result("epoch", record, out)
     echo(f"{written}\n{plot_epoch(record, written.with_suffix('.png'))}")
 
 
-def _end_to_end(trainees: dict[str, Trainee], steps: int, runs: int) -> dict[str, Any]:
-    rates = _rates(trainees, steps, runs)
+def _end_to_end(trainings: dict[str, TrainingRun], steps: int, runs: int) -> dict[str, Any]:
+    rates = _rates(trainings, steps, runs)
     ceiling = rates["synthetic"]
     result = {}
-    for name, trainee in trainees.items():
+    for name, training in trainings.items():
         # Round by round: what slows a moment of the machine down slows both.
         shares = [real / free for real, free in zip(rates[name], ceiling, strict=True)]
         result[name] = {
             "images_per_second": summary(rates[name]),
             "utilisation": statistics.median(shares),
-            "data_wait": trainee.data_wait,
-            **trainee.step_percentiles(),
+            "data_wait": training.data_wait,
+            **training.step_percentiles(),
             "epoch_seconds": {what: n / statistics.median(rates[name]) for what, n in EPOCHS.items()},
         }
-        trainee.close()
+        training.close()
     return result
 
 
-def _climb(trainees: dict[str, Trainee], steps: int, runs: int) -> dict[str, Any]:
-    rates = _rates(trainees, steps, runs)
-    for trainee in trainees.values():
-        trainee.close()
+def _measure_variants(trainings: dict[str, TrainingRun], steps: int, runs: int) -> dict[str, Any]:
+    rates = _rates(trainings, steps, runs)
+    for training in trainings.values():
+        training.close()
     return {name: summary(figures) for name, figures in rates.items()}
 
 
-def _rates(trainees: dict[str, Trainee], steps: int, runs: int) -> dict[str, list[float]]:
+def _rates(trainings: dict[str, TrainingRun], steps: int, runs: int) -> dict[str, list[float]]:
     turns: dict[str, Callable[[], float]] = {
-        name: partial(trainee.train, steps) for name, trainee in trainees.items()
+        name: partial(training.train, steps) for name, training in trainings.items()
     }
     return interleave(turns, runs)
 
@@ -152,8 +159,8 @@ def _show_arch(arch: str, loaders: dict[str, Any]) -> None:
         )
 
 
-def _show_ladder(ladder: dict[str, Any]) -> None:
-    echo(f"\n{ladder['arch'] + ', each rung adds':28} {'images/s':>9} {'gain':>6} {'in all':>7}")
+def _show_ablation(ladder: dict[str, Any]) -> None:
+    echo(f"\n{ladder['arch'] + ', each variant adds':28} {'images/s':>9} {'gain':>6} {'in all':>7}")
     first = before = None
     for name, figures in ladder["rungs"].items():
         median = figures["median"]

@@ -7,8 +7,10 @@ limit       libjpeg-turbo, as torchvision has it, in as many processes as there 
 dali, resident, webdataset, dataloader
             this project's loaders, whole batches with random flips; `dali light` and `dali strong`
             with augmentation. resident is measured from its second epoch on
+plain webdataset
+            the webdataset library's own pipeline over the same shards: decode, shuffle, batch
 tuned       what a good engineer writes with torch's DataLoader: gray JPEG files, uint8 batches
-report      as the student report ran it: RGB PNG files, ToTensor, Normalize, a plain DataLoader
+report      as the baseline paper ran it: RGB PNG files, ToTensor, Normalize, a plain DataLoader
 raw         the same from 1024 px files, resized on the fly
 """
 
@@ -26,8 +28,8 @@ from typing import Any
 
 import click
 
+from benchmarks.bench_shards import OUT, default_shards
 from benchmarks.contenders import Contender, Task, contend
-from benchmarks.content import OUT, default_shards
 from benchmarks.harness import interleave, summary, write_result
 from benchmarks.plot import plot_loader
 from loaders import LOADERS
@@ -36,7 +38,7 @@ from shards.cores import available_cores
 from shards.folder import open_shards
 
 _LOADERS = ("dali", "dali light", "dali strong", "resident", "webdataset", "dataloader")
-CONTENDERS = ("limit", *_LOADERS, "tuned", "report", "raw")
+CONTENDERS = ("limit", *_LOADERS, "plain webdataset", "tuned", "report", "raw")
 _RAW = Path("../shared/data/nih_sample")
 _COLD = ("dali", "webdataset")
 _FEW_RUNS = 3  # of the side questions: threads, cold cache
@@ -115,7 +117,7 @@ def main(
     }
     _show(record)
     if out is None and (limit or {*chosen, "raw"} != set(CONTENDERS)):
-        return  # a part of the picture, which is kept only where it is told
+        return  # a partial result is saved only where --json names a file
     written = write_result("loader", record, out)
     echo(f"{written}\n{plot_loader(record, written.with_suffix('.png'))}")
 
@@ -162,7 +164,7 @@ def _show(record: dict[str, Any]) -> None:
     limit = loaders.get("limit", {}).get("images_per_second", {}).get("median", math.nan)
     report = loaders.get("report", {}).get("images_per_second", {}).get("median", math.nan)
     echo(
-        f"{'':12} {'images/s':>9} {'95 % interval':>17} {'of limit':>9} {'x report':>9} {'cpu s/1000':>11} "
+        f"{'':16} {'images/s':>9} {'95 % interval':>17} {'of limit':>9} {'x report':>9} {'cpu s/1000':>11} "
         f"{'MiB':>6} {'first s':>8} {'shuffle':>8}"
     )
     for name, one in loaders.items():
@@ -170,7 +172,7 @@ def _show(record: dict[str, Any]) -> None:
         low, high = rate["interval95"]
         shuffle = "" if one["displacement"] is None else f"{one['displacement']:.3f}"
         echo(
-            f"{name:12} {rate['median']:9.0f} {low:8.0f}..{high:<7.0f} {rate['median'] / limit:9.2f} "
+            f"{name:16} {rate['median']:9.0f} {low:8.0f}..{high:<7.0f} {rate['median'] / limit:9.2f} "
             f"{rate['median'] / report:9.1f} {one['cpu_seconds_per_1000_images']:11.3f} "
             f"{one['memory_mib']:6.0f} {one['first_batch_seconds']:8.2f} {shuffle:>8}"
         )

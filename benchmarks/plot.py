@@ -30,14 +30,14 @@ def plot_loader(record: dict[str, Any], path: Path) -> Path:
 
 
 def plot_epoch(record: dict[str, Any], path: Path) -> Path:
-    """Draw the images/s of every arch and loader, and of each rung of the ladder; return the PNG's path."""
+    """Draw the images/s of every arch and loader, and of each variant of the ablation; return the PNG's path."""
     panels = []
     for arch, loaders in record["archs"].items():
         rates = {name: one["images_per_second"] for name, one in loaders.items()}
         panels.append((arch, rates, rates["synthetic"]["median"]))
     if "ladder" in record:
         rates = record["ladder"]["rungs"]
-        title = f"{record['ladder']['arch']}, each rung adds"
+        title = f"{record['ladder']['arch']}, each variant adds"
         panels.append((title, rates, next(iter(rates.values()))["median"]))
     heights = [len(rates) + 1 for _, rates, _ in panels]
     figure = Figure(figsize=(7, 0.35 * sum(heights) + 0.6), layout="constrained")
@@ -49,7 +49,7 @@ def plot_epoch(record: dict[str, Any], path: Path) -> Path:
         axes.set_title(title, loc="left", fontsize=10)
     subplots[-1].set_xlabel(
         f"images/s end to end ({record['size']} px, batches of {record['batch_size']}, {record['precision']});\n"
-        "in brackets: of the ceiling, synthetic, or times the first rung"
+        "in brackets: of the ceiling, synthetic, or times the first variant"
     )
     figure.savefig(path, dpi=120, metadata={"Software": None})
     return path

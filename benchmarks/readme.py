@@ -54,7 +54,7 @@ def _loader(record: dict[str, Any]) -> str:
             ]
         )  # fmt: skip
     head = [
-        "loader", "images/s", "95 % interval", "of the limit", "times the report's", "CPU s per 1,000",
+        "loader", "images/s", "95 % interval", "of the limit", "times the baseline paper's", "CPU s per 1,000",
         "memory, MiB", "s to first batch", "mean displacement",
     ]  # fmt: skip
     lines = [_table(head, rows)]
@@ -96,12 +96,12 @@ def _epoch(record: dict[str, Any]) -> str:
         medians = {name: one["median"] for name, one in record["ladder"]["rungs"].items()}
         first = next(iter(medians.values()))
         before = [first, *medians.values()]
-        rungs = [
+        variants = [
             [name, f"{rate:,.1f}", f"{rate / last:.2f}", f"{rate / first:.2f}"]
             for (name, rate), last in zip(medians.items(), before, strict=False)
         ]
         lines.append(
-            _table([f"{record['ladder']['arch']}, each rung adds", "images/s", "gain", "in all"], rungs)
+            _table([f"{record['ladder']['arch']}, each variant adds", "images/s", "gain", "in all"], variants)
         )
     return "\n\n".join(lines)
 
@@ -124,7 +124,7 @@ def _frozen(record: dict[str, Any]) -> str:
     return f"{title}\n\n{_table(head, rows)}"
 
 
-_PLOTS = {"loader": "images/s of every loader", "epoch": "images/s of every arch, loader and rung"}
+_PLOTS = {"loader": "images/s of every loader", "epoch": "images/s of every arch, loader and variant"}
 _TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "loader": _loader,
     "packing": _packing,

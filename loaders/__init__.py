@@ -1,10 +1,10 @@
 """Shards in, uint8 batches on the device out.
 
-`make_loader(name, spec)` is the way in; every loader keeps the contract of `Loader`.
+`make_loader(name, spec)` makes one; every loader keeps the contract of `Loader`.
 """
 
-from loaders.batch import Batch
-from loaders.registry import LOADER_CHOICES, LOADERS, Loader, choose_loader, make_loader, streaming_loader
+from loaders.loader import Batch, Loader
+from loaders.registry import LOADER_CHOICES, LOADERS, choose_loader, make_loader, streaming_loader
 from loaders.spec import Augment, Flip, LoaderSpec
 
 __all__ = [

@@ -1,7 +1,7 @@
 """Augmentation beyond the flip: small random affine and gray-level changes, batched on the device.
 
-Every image has its own rotation, shift, scale, brightness and contrast, drawn by the schedule from
-(seed, epoch), so all loaders distort alike and a resume continues with the same bits.
+Every image has its own rotation, shift, scale, brightness and contrast, drawn from (seed,
+epoch) by the sampler, so all loaders distort alike and a resume continues with the same bits.
 """
 
 import math
@@ -17,7 +17,7 @@ from loaders.spec import Augment
 PARAMETERS = 6
 """Per image: angle, horizontal shift, vertical shift, scale, brightness, contrast."""
 
-_AT_ONCE = 8  # images, on a CPU
+_CHUNK = 8  # images, on a CPU
 
 
 @dataclass(frozen=True)
@@ -64,20 +64,20 @@ def distort(images: torch.Tensor, parameters: npt.NDArray[np.float32]) -> torch.
         return _distort(images, drawn)
     # A few at a time: what lies between the steps then stays in the cache, and is 4 times as fast.
     result = torch.empty_like(images)
-    for start in range(0, len(images), _AT_ONCE):
-        few = slice(start, start + _AT_ONCE)
+    for start in range(0, len(images), _CHUNK):
+        few = slice(start, start + _CHUNK)
         result[few] = _distort(images[few], drawn[few])
     return result
 
 
 def _distort(images: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     angle, right, down, scale, brightness, contrast = drawn[:, :, None, None].unbind(1)
-    # Every place of the result, from -1 to 1, is looked up in the source: the inverse of what is seen.
+    # Each coordinate of the result, from -1 to 1, is looked up in the source: the inverse transform.
     # F.affine_grid does the same as a product of matrices, in 140 instead of 45 microseconds an image.
     side = images.shape[-1]
-    places = torch.linspace(1 / side - 1, 1 - 1 / side, side, device=images.device)
+    coordinates = torch.linspace(1 / side - 1, 1 - 1 / side, side, device=images.device)
     cos, sin = torch.cos(angle) / (1 + scale), torch.sin(angle) / (1 + scale)
-    across, along = places[None, None, :], places[None, :, None]
+    across, along = coordinates[None, None, :], coordinates[None, :, None]
     grid = torch.stack(
         [cos * across + (sin * along - 2 * right), cos * along - (sin * across + 2 * down)], dim=-1
     )

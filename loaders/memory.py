@@ -1,12 +1,12 @@
-"""How much memory is free, on a GPU and on the host, and where something fits."""
+"""How much memory is free on a GPU and on the host, and where something fits."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 _CGROUP = Path("/sys/fs/cgroup")
+_CPU = torch.device("cpu")
 
 
 def free_memory(device: torch.device) -> int:
@@ -25,19 +25,20 @@ def free_memory(device: torch.device) -> int:
     return min(available, _left_in_container(available))
 
 
-def place_with_room(
-    needed: int, device: torch.device, share: float, free: Callable[[torch.device], float]
+def pick_device(
+    needed: int, device: torch.device, share: float, *, processes: int = 1, reclaimable: int = 0
 ) -> tuple[torch.device | None, str]:
-    """Return where so many bytes fit: the device, else the host, else None; and the figures in words.
+    """Return where so many bytes fit, the device, else the host, else None; and the figures in words.
 
-    They fit where they take at most this share of what `free` says of a place.
+    They fit where they take at most this share of the free memory. On the host so many `processes` each
+    take them, and `reclaimable` bytes count as free though they are in use. Changes nothing.
     """
     figures = f"takes {_gib(needed)}"
-    for place in dict.fromkeys((device, torch.device("cpu"))):
-        room = share * free(place)
-        figures += f", {share:.0%} of what is free on {place} are {_gib(room)}"
-        if needed <= room:
-            return place, figures
+    for each in dict.fromkeys((device, _CPU)):
+        free = (free_memory(each) + reclaimable) / processes if each == _CPU else free_memory(each)
+        figures += f", {share:.0%} of what is free on {each} are {_gib(share * free)}"
+        if needed <= share * free:
+            return each, figures
     return None, figures
 
 

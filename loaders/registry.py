@@ -1,46 +1,10 @@
-"""The loaders by name, and the contract they all keep."""
+"""The loaders by name, each imported when it is made, and the choice of `auto`."""
 
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable
 
-from loaders.batch import Batch
+from loaders.loader import Loader
 from loaders.spec import LoaderSpec
 from shards.errors import ResourceMissing
-
-
-class Loader(Protocol):
-    """An iterable of batches, one epoch at a time, for use in a `with`.
-
-    Training: every sample of the split exactly once an epoch, in a uniform permutation of the
-    whole split drawn from (seed, epoch); webdataset permutes less finely, see loaders.web, and
-    synthetic repeats one batch. Evaluation: row order, every sample exactly once.
-    The last batch is short where the numbers do not divide. Iterating again after leaving a
-    training epoch early goes on where it was left; evaluation starts anew.
-
-    `state_dict()` between two batches, loaded into a loader of the same spec, continues with
-    the same bits. Loading it with another manifest, batch size, flip, seed or world size
-    raises CannotResume. Iterating raises BadData naming a sample that does not decode.
-    """
-
-    samples: int
-    """Images an epoch on this rank, mirrors counted."""
-    batches: int
-    """Batches an epoch on this rank."""
-
-    def __iter__(self) -> Iterator[Batch]: ...
-    def __enter__(self) -> "Loader": ...
-    def __exit__(self, *exception: object) -> None: ...
-    def state_dict(self) -> dict[str, Any]:
-        """Return what load_state_dict needs to continue after the batch handed out last."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a saved place."""
-        ...
-
-    def close(self) -> None:
-        """Free threads and memory."""
-        ...
 
 
 def _dali(spec: LoaderSpec) -> Loader:
@@ -49,7 +13,7 @@ def _dali(spec: LoaderSpec) -> Loader:
     except ImportError as error:
         raise ResourceMissing(
             f"the loader dali needs NVIDIA DALI, which cannot be imported ({error}); Linux on x86-64: "
-            "pip install nvidia-dali-cuda130. --loader webdataset does without"
+            "pip install nvidia-dali-cuda130. --loader dataloader does without"
         ) from error
     return DaliLoader(spec)
 
@@ -61,9 +25,9 @@ def _resident(spec: LoaderSpec) -> Loader:
 
 
 def _dataloader(spec: LoaderSpec) -> Loader:
-    from loaders.dataloader import TunedDataLoader
+    from loaders.torch_loader import TorchLoader
 
-    return TunedDataLoader(spec)
+    return TorchLoader(spec)
 
 
 def _synthetic(spec: LoaderSpec) -> Loader:
@@ -94,24 +58,24 @@ LOADER_CHOICES = ("auto", *LOADERS)
 
 
 def choose_loader(spec: LoaderSpec) -> tuple[str, str]:
-    """Return what `auto` takes for many epochs of a split, and why, in words for the user.
+    """Return what `auto` takes for many epochs of a split, and why, for the user to read.
 
     resident where the decoded split fits in its share of the free memory of the device or of the
-    host, else dali, else webdataset where DALI is not installed.
+    host, else dali, else dataloader where DALI is not installed. Changes nothing.
     """
-    from loaders.resident import pick_device
+    from loaders.resident import resident_device
 
-    place, figures = pick_device(spec)
-    if place is not None:
-        return "resident", f"kept in the memory of {place}: {figures}"
+    device, figures = resident_device(spec)
+    if device is not None:
+        return "resident", f"kept in the memory of {device}: {figures}"
     if _has_dali():
         return "dali", f"decoded anew each epoch: {figures}"
-    return "webdataset", f"decoded anew each epoch, without DALI, which cannot be imported: {figures}"
+    return "dataloader", f"decoded anew each epoch, without DALI, which cannot be imported: {figures}"
 
 
 def streaming_loader(spec: LoaderSpec) -> Loader:
-    """Return the loader for a single pass: dali, or webdataset where DALI is not installed."""
-    return make_loader("dali" if _has_dali() else "webdataset", spec)
+    """Return the loader for a single pass: dali, or dataloader where DALI is not installed."""
+    return make_loader("dali" if _has_dali() else "dataloader", spec)
 
 
 def make_loader(name: str, spec: LoaderSpec) -> Loader:

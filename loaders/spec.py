@@ -1,4 +1,4 @@
-"""What every loader is told."""
+"""The specification of a loader: everything that decides its batches and where they go."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -14,7 +14,7 @@ Augment = Literal["none", "light", "strong"]
 
 @dataclass(frozen=True)
 class LoaderSpec:
-    """Everything that decides the batches of a loader, and where they go.
+    """The same spec yields the same batches.
 
     Raises ValueError for a value outside its range.
     """
@@ -25,7 +25,7 @@ class LoaderSpec:
     """Images a batch and rank, mirrors included; the last batch of an epoch may be shorter."""
     device: torch.device
     training: bool
-    """True: a uniform permutation of the split, another one each epoch, flipped as told.
+    """True: a uniform permutation of the split, another one each epoch, with flips.
     False: row order, no flips."""
     flip: Flip = "none"
     """none; random: each image is mirrored with probability 1/2; both: each image and its
@@ -37,7 +37,7 @@ class LoaderSpec:
     rank: int = 0
     world_size: int = 1
     threads: int = 0
-    """Decoding threads or processes; 0: chosen by the loader."""
+    """Decoding threads or processes; 0: the loader chooses."""
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:

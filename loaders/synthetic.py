@@ -1,18 +1,17 @@
-"""One fixed batch, as often as an epoch has batches: the ceiling that no loader can pass.
+"""The synthetic loader: one fixed batch of noise, repeated; the ceiling that no loader can pass.
 
-Its images are noise, so a model trained on it has learnt nothing; it exists to measure.
+A model trained on it has learnt nothing; it exists for benchmarks.
 """
 
 from collections.abc import Iterator
 
 import torch
 
-from loaders.batch import Batch
-from loaders.scheduled import ScheduledLoader
+from loaders.loader import Batch, Loader
 from loaders.spec import LoaderSpec
 
 
-class SyntheticLoader(ScheduledLoader):
+class SyntheticLoader(Loader):
     """Keeps the shapes, the number of batches and the state of a real loader, not its data.
 
     Labels and rows are those of the split's first samples, repeated to fill the batch.
@@ -34,6 +33,6 @@ class SyntheticLoader(ScheduledLoader):
         )
 
     def _epoch(self) -> Iterator[Batch]:
-        for slot in self._schedule.remaining():
-            count = len(slot.positions) * (2 if self._spec.flip == "both" else 1)
+        for indices in self._sampler.remaining():
+            count = len(indices.positions) * (2 if self._spec.flip == "both" else 1)
             yield Batch(*(tensor[:count] for tensor in self._batch))

@@ -2,14 +2,13 @@
 
 from models import custom_cnn, resnet50, vit_b_16
 from models.classifier import Arch, Classifier
-from models.cutting import feature_extractor, trainable_head
-from models.freezing import FREEZES, freeze, parameter_counts
+from models.freezing import FREEZES, feature_extractor, freeze, parameter_counts, trainable_head
 from models.input import GrayInput
 from models.registry import UnknownArch, create_model, get_arch, list_models
 from models.weights import WeightsUnavailable, has_imagenet_weights, load_weights
 
 ARCHS = list_models()
-"""The names that `build` knows, sorted. Complete here, since the imports above register them."""
+"""The names that `create_model` knows, sorted. Complete here, since the imports above register them."""
 
 __all__ = [
     "ARCHS",

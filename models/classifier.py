@@ -1,4 +1,4 @@
-"""What all models have in common: gray bytes in, one logit a finding out, and parts known by name."""
+"""The model class: gray bytes in, one logit a finding out, submodules known by name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ State: TypeAlias = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Arch:
-    """One architecture and the names of its parts, which freezing, loading and heat maps go by."""
+    """One architecture, and the submodules that freezing, loading and heat maps use."""
 
     name: str
     """What the command line calls it."""
@@ -31,26 +31,30 @@ class Arch:
     """The submodules between the rest of the backbone and the head, in the order they are called."""
 
     pooling: tuple[str | nn.Module, ...] = ()
-    """What stands between the last stage and the head, without parameters: submodules by name, or modules
-    for what the network does itself. Last stage, pooling and head in a row end the network's forward pass."""
+    """Between the last stage and the head, without parameters: submodules by name, or modules for what the
+    network does itself. Last stage, pooling and head in sequence end the network's forward pass."""
+
+    heatmap_layers: tuple[str, ...] = ()
+    """The submodules whose outputs, [N, C, H, W] or [N, 1 + H * W, C], heat maps are computed from, in the
+    order they are called; none named: the first of the last stage."""
 
     imagenet: WeightsEnum | None = None
     """torchvision's published weights, if there are any."""
 
     convert_state_dict: Callable[[State, int], State] | None = None
-    """(a file's state, size in pixels) -> the same in today's names and at this size."""
+    """(state dict of a file, size in pixels) -> the same with current names and at this size."""
 
 
 class Classifier(nn.Module):
-    """GrayInput, then the network of one arch. Built by `models.build`.
+    """GrayInput, then the network of one arch. Built by `models.create_model`.
 
     State-dict keys are the network's own (torchvision's, where it is torchvision's) behind `network.`.
     """
 
-    def __init__(self, record: Arch, network: nn.Module, size: int) -> None:
+    def __init__(self, arch_spec: Arch, network: nn.Module, size: int) -> None:
         super().__init__()
-        self.record = record
-        self.arch = record.name
+        self.arch_spec = arch_spec
+        self.arch = arch_spec.name
         self.size = size
         self.input = GrayInput()
         self.network = network
@@ -58,12 +62,18 @@ class Classifier(nn.Module):
     @property
     def head(self) -> nn.Module:
         """The last module: features [N, F] to logits [N, findings]."""
-        return self.network.get_submodule(self.record.head)
+        return self.network.get_submodule(self.arch_spec.head)
 
     @property
     def last_stage(self) -> tuple[nn.Module, ...]:
         """The modules just before the head, in the order they are called."""
-        return tuple(self.network.get_submodule(name) for name in self.record.last_stage)
+        return tuple(self.network.get_submodule(name) for name in self.arch_spec.last_stage)
+
+    @property
+    def heatmap_layers(self) -> tuple[nn.Module, ...]:
+        """The modules whose outputs heat maps are computed from, in the order they are called."""
+        names = self.arch_spec.heatmap_layers or self.arch_spec.last_stage[:1]
+        return tuple(self.network.get_submodule(name) for name in names)
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify raw gray images.
@@ -86,21 +96,21 @@ class Classifier(nn.Module):
         return logits
 
     def train(self, mode: bool = True) -> "Classifier":
-        """Set training mode, except where every parameter is frozen: there evaluation mode stays.
+        """Set training mode; submodules whose parameters are all frozen stay in evaluation mode.
 
         So frozen batch norms keep their running statistics and frozen dropout drops nothing.
         """
         super().train(mode)
         if mode:
-            _keep_frozen_still(self)
+            _eval_frozen(self)
         return self
 
 
-def _keep_frozen_still(module: nn.Module) -> None:
+def _eval_frozen(module: nn.Module) -> None:
     """Put the largest submodules that have parameters, none of them trainable, in evaluation mode."""
     for child in module.children():
         trainable = [parameter.requires_grad for parameter in child.parameters()]
         if trainable and not any(trainable):
             child.eval()
         else:
-            _keep_frozen_still(child)
+            _eval_frozen(child)

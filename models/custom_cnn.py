@@ -1,4 +1,4 @@
-"""A small convolutional network, for a machine without a GPU and as a floor for the large ones."""
+"""A small convolutional network, for machines without a GPU and as a baseline for the large ones."""
 
 from collections import OrderedDict
 
@@ -46,7 +46,12 @@ class CustomCNN(nn.Module):
         return logits
 
 
-@register(head="head", last_stage=("stage3",), pooling=("pool", nn.Flatten()))
+@register(
+    head="head",
+    last_stage=("stage3",),
+    pooling=("pool", nn.Flatten()),
+    heatmap_layers=("stage2", "stage3"),
+)
 def custom_cnn(findings: int, size: int) -> nn.Module:
     """Make the small network: 3,312,430 parameters for 14 findings, at any size from 8 px."""
     if size < 8:

@@ -1,4 +1,4 @@
-"""The first module of every model, so that nobody can scale the pixels of a saved model wrongly."""
+"""The first module of every model: it scales the pixels, so a saved model cannot be fed wrongly."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""The one list of architectures: each registers itself, everyone else asks here by name."""
+"""The registry of architectures: each registers itself under its name."""
 
 from collections.abc import Callable
 
@@ -22,6 +22,7 @@ def register(
     head: str,
     last_stage: tuple[str, ...],
     pooling: tuple[str | nn.Module, ...] = (),
+    heatmap_layers: tuple[str, ...] = (),
     imagenet: WeightsEnum | None = None,
     convert_state_dict: Callable[[State, int], State] | None = None,
 ) -> Callable[[Make], Make]:
@@ -35,7 +36,9 @@ def register(
         name = make.__name__
         if name in _archs:
             raise ValueError(f"arch {name!r} is already registered")
-        _archs[name] = Arch(name, make, head, last_stage, pooling, imagenet, convert_state_dict)
+        _archs[name] = Arch(
+            name, make, head, last_stage, pooling, heatmap_layers, imagenet, convert_state_dict
+        )
         return make
 
     return add

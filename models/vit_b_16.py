@@ -22,7 +22,7 @@ class ClassToken(nn.Module):
 
 
 def _convert_state_dict(state: State, size: int) -> State:
-    """Return a file's state in today's names, its positional embedding interpolated to the size."""
+    """Return a file's state dict with current names, its positional embedding interpolated to the size."""
     # The published file is older than torchvision's present MLP block (pytorch/vision#6053).
     renamed = {
         name.replace(".mlp.linear_1.", ".mlp.0.").replace(".mlp.linear_2.", ".mlp.3."): tensor
@@ -30,7 +30,7 @@ def _convert_state_dict(state: State, size: int) -> State:
     }
     positions = renamed.get("encoder.pos_embedding")
     if positions is None or positions.dim() != 3:
-        return renamed  # not a ViT: the comparison of names and shapes says so better
+        return renamed  # not a ViT: the comparison of names and shapes reports it better
     return dict(interpolate_embeddings(size, PATCH, OrderedDict(renamed)))
 
 
@@ -38,6 +38,9 @@ def _convert_state_dict(state: State, size: int) -> State:
     head="heads",
     last_stage=("encoder.layers.encoder_layer_11", "encoder.ln"),
     pooling=(ClassToken(),),
+    # What the last attention is given: the head reads the class token alone, so that the block's output at
+    # the patches has no gradient.
+    heatmap_layers=("encoder.layers.encoder_layer_11.ln_1",),
     imagenet=ViT_B_16_Weights.IMAGENET1K_V1,
     convert_state_dict=_convert_state_dict,
 )

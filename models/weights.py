@@ -1,4 +1,4 @@
-"""Start from given weights, and say exactly which: never some of them, never from a pickle."""
+"""Load initial weights: all or nothing, never from a pickle, and named for the log."""
 
 import sys
 from pathlib import Path
@@ -15,16 +15,16 @@ PREFIX = "network."
 
 
 class WeightsUnavailable(RuntimeError):  # noqa: N818  the name says it
-    """The published weights could not be had; the message tells from where and what to do instead."""
+    """The published weights cannot be loaded; the message names their URL and what to do instead."""
 
 
 def has_imagenet_weights(arch: str) -> bool:
-    """Tell whether there are published ImageNet weights for an arch; UnknownArch if there is no such arch."""
+    """Return whether an arch has published ImageNet weights; UnknownArch if there is no such arch."""
     return get_arch(arch).imagenet is not None
 
 
 def load_weights(model: Classifier, source: str | Path) -> str:
-    """Load the weights that training starts from. All or nothing: after an error the model is unchanged.
+    """Load the weights that training starts from; after an error the model is unchanged.
 
     Args:
         model: is changed in place.
@@ -56,7 +56,7 @@ def load_weights(model: Classifier, source: str | Path) -> str:
 
 
 def _imagenet(model: Classifier) -> State:
-    weights = model.record.imagenet
+    weights = model.arch_spec.imagenet
     if weights is None:
         raise ValueError(f"{model.arch} has no ImageNet weights: use --weights none or --weights FILE")
     try:
@@ -94,12 +94,12 @@ def _read(path: Path) -> State:
 
 def _apply(model: Classifier, state: State) -> bool:
     """Load a state into the network; return whether the head was left as it was."""
-    if model.record.convert_state_dict is not None:
-        state = model.record.convert_state_dict(state, model.size)
+    if model.arch_spec.convert_state_dict is not None:
+        state = model.arch_spec.convert_state_dict(state, model.size)
     own: State = model.network.state_dict()
-    head = {name for name in own if name.startswith(f"{model.record.head}.")}
+    head = {name for name in own if name.startswith(f"{model.arch_spec.head}.")}
     # shape[:1], since a tensor of a strange file may have no dimension at all
-    drop = model.record.imagenet is not None and all(
+    drop = model.arch_spec.imagenet is not None and all(
         name in state and state[name].shape[:1] == (IMAGENET_CLASSES,) != own[name].shape[:1] for name in head
     )
     if drop:

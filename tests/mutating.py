@@ -41,7 +41,7 @@ _WARM = (
     "eval.predicting.predict",
     "trainer.model_file",
     "loaders.dali",
-    "loaders.dataloader",
+    "loaders.torch_loader",
     "loaders.resident",
     "trainer.records.curves",
     "eval.report.page",

@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.vision_transformer import EncoderBlock
 
 from eval.predicting.full_precision import full_precision
 from models import Classifier
@@ -77,18 +76,10 @@ def _run(model: Classifier, images: Tensor) -> tuple[list[Tensor], Tensor]:
     with ExitStack() as stack:
         stack.enter_context(_evaluating(model))
         stack.enter_context(torch.no_grad())
-        for module in _looked_at(model):
+        for module in model.heatmap_layers:
             stack.callback(module.register_forward_hook(record).remove)
         logits = model(images)
     return stages, logits
-
-
-def _looked_at(model: Classifier) -> tuple[nn.Module, ...]:
-    # In the order they are called.
-    if model.arch == "custom_cnn":
-        return model.network.get_submodule("stage2"), model.network.get_submodule("stage3")
-    last = model.last_stage[0]
-    return (last.ln_1 if isinstance(last, EncoderBlock) else last,)
 
 
 def _layout(contributions: Tensor) -> Tensor:

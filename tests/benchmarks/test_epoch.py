@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from benchmarks.ablation import VARIANTS
 from benchmarks.epoch import main
-from benchmarks.ladder import RUNGS
 from benchmarks.plot import plot_epoch
 from shards.folder import ShardFolder
 
 
 def measured(folder: ShardFolder, out: Path, *options: str) -> dict[str, Any]:
-    told = ["--shards", str(folder.path), "--json", str(out), "--arch", "custom_cnn", "--batch-size", "8"]
-    done = CliRunner().invoke(main, [*told, *options])
+    given = ["--shards", str(folder.path), "--json", str(out), "--arch", "custom_cnn", "--batch-size", "8"]
+    done = CliRunner().invoke(main, [*given, *options])
     assert done.exit_code == 0, done.output
     record: dict[str, Any] = json.loads(out.read_text())
     return record
@@ -55,10 +55,10 @@ def test_the_cached_and_the_streamed_head_end_at_the_same_val_loss(
     assert frozen["speedup"] == pytest.approx(frozen["streamed_seconds"] / frozen["cached_seconds"])
 
 
-def test_each_rung_of_the_ladder_makes_one_change() -> None:
-    first, last = RUNGS[0], RUNGS[-1]
+def test_each_variant_of_the_ablation_makes_one_change() -> None:
+    first, last = VARIANTS[0], VARIANTS[-1]
     assert (first.loader, first.waits, first.channels_last, first.autocast) == ("report", True, False, False)
     assert (last.loader, last.waits, last.compiled, last.fused) == ("resident", False, True, True)
-    for before, rung in itertools.pairwise(RUNGS):
-        changed = [name for name, value in vars(rung).items() if value != getattr(before, name)]
+    for before, variant in itertools.pairwise(VARIANTS):
+        changed = [name for name, value in vars(variant).items() if value != getattr(before, name)]
         assert len(changed) == 2  # the name is one

@@ -25,8 +25,8 @@ IN_PROCESS = ("auto", "dali", "resident")
 
 
 def open_loader(shards: ShardFolder, name: str = "dali", **changes: Any) -> Loader:
-    told = {"split": "train", "batch_size": 16, "device": CPU, "training": True, "seed": 5, **changes}
-    return make_loader(name, LoaderSpec(shards, **told))
+    options = {"split": "train", "batch_size": 16, "device": CPU, "training": True, "seed": 5, **changes}
+    return make_loader(name, LoaderSpec(shards, **options))
 
 
 def epoch(loader: Loader) -> Batch:

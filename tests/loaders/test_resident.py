@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 import torch
 
+import loaders.memory
 import loaders.registry
-import loaders.resident
-import loaders.shared_file
-from loaders import Batch, LoaderSpec, choose_loader, make_loader
-from loaders.resident import SHARE, ResidentLoader, pick_device
+import loaders.shared_memory
+from loaders import Batch, Loader, LoaderSpec, choose_loader, make_loader
+from loaders.resident import SHARE, ResidentLoader, resident_device
 from shards.errors import ResourceMissing
 from shards.folder import ShardFolder
 
 
 def make_spec(shards: ShardFolder, **changes: Any) -> LoaderSpec:
-    told = {"split": "train", "batch_size": 16, "training": True, "seed": 5, "flip": "random", **changes}
-    return LoaderSpec(shards, device=torch.device("cpu"), **told)
+    options = {"split": "train", "batch_size": 16, "training": True, "seed": 5, "flip": "random", **changes}
+    return LoaderSpec(shards, device=torch.device("cpu"), **options)
 
 
 @pytest.mark.parametrize("augment", ["none", "strong"])
@@ -34,10 +34,10 @@ def test_two_epochs_are_those_of_dali_to_the_bit(phantom_shards: ShardFolder, au
 def test_the_ranks_of_a_machine_decode_once_and_leave_nothing_behind(
     phantom_shards: ShardFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loaders.shared_file, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(loaders.shared_memory, "_folder", lambda: tmp_path)
     decoded = []
 
-    def decoding(spec: LoaderSpec) -> loaders.registry.Loader:
+    def decoding(spec: LoaderSpec) -> Loader:
         decoded.append(spec.split)
         return make_loader("dali", spec)
 
@@ -64,10 +64,10 @@ def test_auto_takes_resident_where_it_fits_and_says_the_figures(
     needed = phantom_shards.manifest.splits["train"].images * 64 * 64
     name, why = choose_loader(spec)
     assert name == "resident" and "GiB" in why
-    monkeypatch.setattr(loaders.resident, "free_memory", lambda device: int(needed / SHARE) - 8)
+    monkeypatch.setattr(loaders.memory, "free_memory", lambda device: int(needed / SHARE) - 8)
     name, why = choose_loader(spec)
     assert name == "dali" and "decoded anew" in why
-    assert pick_device(spec)[0] is None
+    assert resident_device(spec)[0] is None
     with pytest.raises(ResourceMissing, match=r"no room: .* train split .*--loader dali"):
         make_loader("resident", spec)
 
@@ -75,10 +75,10 @@ def test_auto_takes_resident_where_it_fits_and_says_the_figures(
 def test_auto_says_what_it_took_where_dali_is_not_installed(
     phantom_shards: ShardFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loaders.resident, "free_memory", lambda device: 0)
+    monkeypatch.setattr(loaders.memory, "free_memory", lambda device: 0)
     monkeypatch.setattr(loaders.registry, "_has_dali", lambda: False)
     name, why = choose_loader(make_spec(phantom_shards))
-    assert name == "webdataset" and "DALI, which cannot be imported" in why
+    assert name == "dataloader" and "DALI, which cannot be imported" in why
 
 
 def test_a_split_smaller_than_a_batch_is_one_batch(phantom_shards: ShardFolder) -> None:

@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def open_loader(shards: ShardFolder, **changes: Any) -> Loader:
-    told = {"split": "train", "batch_size": 16, "device": CPU, "training": True, "seed": 5, "threads": 2}
-    return make_loader("webdataset", LoaderSpec(shards, **{**told, **changes}))
+    options = {"split": "train", "batch_size": 16, "device": CPU, "training": True, "seed": 5, "threads": 2}
+    return make_loader("webdataset", LoaderSpec(shards, **{**options, **changes}))
 
 
 def epoch(loader: Loader) -> Batch:
@@ -82,8 +82,8 @@ def training(phantom_shards: ShardFolder) -> Iterator[Loader]:
 @pytest.fixture(scope="module")
 def doubling(phantom_shards: ShardFolder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loader]:
     """Both flips of a split smaller than a batch, from a folder whose name is no plain word."""
-    told = tmp_path_factory.mktemp("odd") / "pipe:touch oops; {a,b}::c %41 ${HOME} http:"
-    shards = open_shards(Path(shutil.copytree(phantom_shards.path, told)))
+    folder = tmp_path_factory.mktemp("odd") / "pipe:touch oops; {a,b}::c %41 ${HOME} http:"
+    shards = open_shards(Path(shutil.copytree(phantom_shards.path, folder)))
     with open_loader(shards, split="val", flip="both", batch_size=1000, threads=64) as loader:
         yield loader
 
@@ -143,10 +143,9 @@ def test_a_state_from_the_middle_of_an_epoch_continues_to_the_same_bits(training
     assert same([*training, *training], expected[state["batch"] :])
 
 
-def test_a_state_continues_to_the_same_bits_where_whole_chunks_are_skipped(
+def test_a_state_continues_to_the_same_bits_where_batches_are_skipped_undecoded(
     phantom_shards: ShardFolder,
 ) -> None:
-    # One process has a chunk of 32 to skip undecoded, and a part of the next for the loader to drop.
     with open_loader(phantom_shards, flip="both", augment="light", threads=1, batch_size=4) as loader:
         expected, state = two_epochs_and_a_state(loader)
         assert 32 < state["batch"] * 2 < 64
@@ -179,8 +178,8 @@ def test_ranks_share_the_split_and_mix_anew_every_epoch(
 ) -> None:
     seen: list[list[list[int]]] = []
     for rank in range(2):
-        told = {"rank": rank, "world_size": 2, "threads": 1, "training": is_training}
-        with open_loader(phantom_shards, **told) as loader:
+        options = {"rank": rank, "world_size": 2, "threads": 1, "training": is_training}
+        with open_loader(phantom_shards, **options) as loader:
             seen.append([rows_of(loader) for _ in range(2)])
             assert loader.samples == len(seen[rank][0])
     for one, other in zip(*seen, strict=True):
@@ -239,6 +238,8 @@ def test_damage_is_named_with_its_shard_and_the_loader_goes_on_elsewhere(
         with pytest.raises(BadData, match=r"train-00001\.tar is missing; pack again"):
             list(loader)
         shutil.copy(original, tar)
+        left = loader.samples - 16 * loader.state_dict()["batch"]  # batches before the damaged image count
+        assert len(rows_of(loader)) == left
         assert len(rows_of(loader)) == loader.samples
 
 

@@ -23,7 +23,7 @@ def plain(model: Classifier) -> State:
 
 
 def head_of(model: Classifier) -> State:
-    return {name: tensor for name, tensor in plain(model).items() if name.startswith(model.record.head)}
+    return {name: tensor for name, tensor in plain(model).items() if name.startswith(model.arch_spec.head)}
 
 
 def assert_same(got: State, wanted: State, *, but: str = "-") -> None:

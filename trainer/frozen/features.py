@@ -14,11 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from loaders import LoaderSpec, make_loader, streaming_loader
-from loaders.batch import Batch
-from loaders.memory import free_memory, place_with_room
-from loaders.schedule import Slot
-from loaders.scheduled import ScheduledLoader
+from loaders import Batch, Loader, LoaderSpec, make_loader, streaming_loader
+from loaders.memory import pick_device
+from loaders.sampler import BatchIndices
 from models import Classifier, feature_extractor, trainable_head
 from shards.findings import FINDINGS
 from shards.progress import progress_bar
@@ -33,7 +31,7 @@ from trainer.optimization.precision import Precision
 SHARE = 0.6
 _CPU = torch.device("cpu")
 _SENT_AT_ONCE = 1024  # images: their largest maps take 0.8 GB
-_NO_SLOT = Slot(np.empty(0, dtype=np.int64), 0, None)
+_NO_INDICES = BatchIndices(np.empty(0, dtype=np.int64), 0, None)
 
 Say = Callable[[str], None]
 
@@ -52,14 +50,14 @@ class Features:
     rows: Tensor
     """int32 [N]: the rows of entries.csv."""
 
-    def batch(self, slot: Slot, both: bool, device: torch.device) -> Batch:
-        """Return the batch of a slot on the device, with features in the place of images."""
-        positions, samples = torch.from_numpy(slot.positions), len(self.rows)
+    def batch(self, indices: BatchIndices, both: bool, device: torch.device) -> Batch:
+        """Return the batch of these indices on the device, with features in the place of images."""
+        positions, samples = torch.from_numpy(indices.positions), len(self.rows)
         if both:
             places = torch.cat([positions, positions + samples])
         else:
             places = positions.clone()
-            places[: slot.mirrored] += samples
+            places[: indices.mirrored] += samples
         places = places.to(self.values.device, non_blocking=True)
         values = _chosen(self.values.flatten(0, 1), places, device)
         images = places % samples
@@ -75,7 +73,7 @@ def _chosen(stored: Tensor, places: Tensor, device: torch.device) -> Tensor:
     return chosen if chosen.device == device else chosen.pin_memory().to(device, non_blocking=True)
 
 
-class FeatureLoader(ScheduledLoader):
+class FeatureLoader(Loader):
     """Keeps the contract of `Loader`, but `Batch.images` holds what the frozen part makes of the images.
 
     Order, flips, batches and state are those of any loader of the same spec, which also resumes from
@@ -93,8 +91,8 @@ class FeatureLoader(ScheduledLoader):
         return self._spec.device
 
     def _epoch(self) -> Iterator[Batch]:
-        for slot in self._schedule.remaining():
-            yield self.features.batch(slot, self._spec.flip == "both", self._spec.device)
+        for indices in self._sampler.remaining():
+            yield self.features.batch(indices, self._spec.flip == "both", self._spec.device)
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ class Cached:
 
     def nothing(self) -> Batch:
         """Return a batch of no images."""
-        return self.val.features.batch(_NO_SLOT, False, self.val.device)
+        return self.val.features.batch(_NO_INDICES, False, self.val.device)
 
 
 def cache_frozen(
@@ -229,7 +227,7 @@ def place_of_cache(
         return None, f"--augment {train.augment} makes other images in each"
     frozen = feature_extractor(model.eval(), how)
     needed = sum(_bytes(frozen, spec, precision) for spec in (train, val))
-    place, figures = pick_device(needed, train.device)
+    place, figures = device_for_cache(needed, train.device)
     places = (train.device, _CPU, None)
     (farthest,) = team.agree(places.index(place))
     if places[farthest] != place:
@@ -237,15 +235,11 @@ def place_of_cache(
     return places[farthest], figures
 
 
-def pick_device(needed: int, device: torch.device) -> tuple[torch.device | None, str]:
-    """Return where so many bytes fit: the device, else the host, else None; and the figures in words."""
-
-    def free(place: torch.device) -> float:
-        # torchrun tells every rank how many of them share this machine's memory.
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if place == _CPU else 1
-        return free_memory(place) / ranks
-
-    place, figures = place_with_room(needed, device, SHARE, free)
+def device_for_cache(needed: int, device: torch.device) -> tuple[torch.device | None, str]:
+    """Return where each rank's cache of so many bytes fits, None for nowhere, and the figures in words."""
+    # torchrun tells every rank how many of them share this machine's memory.
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    place, figures = pick_device(needed, device, SHARE, processes=ranks)
     return place, f"it {figures}"
 
 

@@ -12,7 +12,7 @@ from loaders import Flip, Loader, LoaderSpec, make_loader
 from loaders.memory import free_memory
 from models import Classifier
 from shards.folder import ShardFolder
-from trainer.frozen.features import Cached, FeatureLoader, cache_frozen, compute_features, pick_device
+from trainer.frozen.features import Cached, FeatureLoader, cache_frozen, compute_features, device_for_cache
 from trainer.interruption import Stopped
 from trainer.optimization.precision import Precision
 
@@ -189,16 +189,16 @@ def test_augmented_images_are_not_cached_and_that_is_said(spec: Spec) -> None:
 
 def test_what_fits_nowhere_is_not_cached_with_the_figures() -> None:
     everything = 2 * free_memory(CPU)
-    place, figures = pick_device(everything, CPU)
+    place, figures = device_for_cache(everything, CPU)
     assert place is None
     assert f"it takes {everything / 2**30:.2f} GiB" in figures and "60% of what is free on cpu" in figures
 
 
 def test_ranks_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     tenth = free_memory(CPU) // 10
-    assert pick_device(tenth, CPU)[0] == CPU
+    assert device_for_cache(tenth, CPU)[0] == CPU
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert pick_device(tenth, CPU)[0] is None
+    assert device_for_cache(tenth, CPU)[0] is None
 
 
 def test_building_stops_between_batches_when_asked(spec: Spec) -> None:

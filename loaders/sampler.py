@@ -1,8 +1,7 @@
-"""Which sample stands where: the order, the flips and the batches of every epoch.
+"""The order, flips and batches of every epoch: a pure function of (seed, epoch).
 
-All loaders take their order from here, so it is the same for all of them: a pure function
-of (seed, epoch), never of threads or timing. That is also what makes a resume exact: the
-state is two counters and the identity of the data.
+It depends on no thread and no timing, and is the same for all loaders but webdataset. So a resume is
+exact: the state is two counters and the identity of the data.
 """
 
 from collections.abc import Iterator
@@ -18,8 +17,8 @@ from shards.errors import CannotResume
 _ORDER, _FLIP, _AUGMENT = 0, 1, 2
 
 
-class Slot(NamedTuple):
-    """One batch to be: which positions of the split, how many of them mirrored, and how distorted."""
+class BatchIndices(NamedTuple):
+    """One batch before it is read: which samples of the split, how many mirrored, and how distorted."""
 
     positions: npt.NDArray[np.int64]
     """[n], each decoded once. With flip both, the batch is these images followed by their mirrors."""
@@ -35,53 +34,53 @@ def epoch_order(samples: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
 
 
 def epoch_flips(samples: int, seed: int, epoch: int) -> npt.NDArray[np.bool_]:
-    """Return for every place in the order whether it is mirrored, each with probability 1/2."""
+    """Return bool [samples]: whether each index of the order is mirrored, with probability 1/2."""
     return np.random.default_rng([seed, epoch, _FLIP]).random(samples) < 0.5
 
 
 def epoch_distortions(images: int, augment: Augment, seed: int, epoch: int) -> npt.NDArray[np.float32] | None:
-    """Return float32 [images, PARAMETERS]: how every image of the epoch is distorted; None for none."""
+    """Return float32 [images, PARAMETERS], how each image of the epoch is distorted, or None."""
     return (
         None if augment == "none" else draw(images, augment, np.random.default_rng([seed, epoch, _AUGMENT]))
     )
 
 
-class Schedule:
-    """The batches of this rank, epoch after epoch, and how many of them have been handed out.
+class EpochSampler:
+    """The batches of this rank, epoch after epoch, and how many of them have been yielded.
 
-    With several ranks, rank r takes every world_size-th place of the common order: the union
-    is the split, sizes differ by at most one, and ranks mix anew every epoch.
+    Of n ranks, rank r takes every n-th index of the common order from the r-th on: the union is the
+    split, sizes differ by at most one, and ranks mix anew every epoch.
 
     Within a batch the mirrored images come first, so that they are flipped as one piece of memory.
-    Which places of an epoch are mirrored does not depend on what stands there, so the order is as
-    uniform as before.
+    Which indices of an epoch are mirrored does not depend on the samples there, so the order stays
+    uniform.
     """
 
     def __init__(self, spec: LoaderSpec, samples: int) -> None:
         self._spec = spec
         self._split_samples = samples
-        self._places = len(range(spec.rank, samples, spec.world_size))
+        self._rank_samples = len(range(spec.rank, samples, spec.world_size))
         self._per_batch = spec.batch_size // 2 if spec.flip == "both" else spec.batch_size
-        self.samples = self._places * (2 if spec.flip == "both" else 1)
+        self.samples = self._rank_samples * (2 if spec.flip == "both" else 1)
         """Images an epoch on this rank, mirrors counted."""
-        self.batches = -(-self._places // self._per_batch)
+        self.batches = -(-self._rank_samples // self._per_batch)
         """Batches an epoch on this rank."""
         self.epoch = 0
         self.batch = 0
 
-    def remaining(self) -> Iterator[Slot]:
-        """Yield the batches of this epoch that have not been handed out; changes no state."""
-        return self._slots(self.epoch, self.batch)
+    def remaining(self) -> Iterator[BatchIndices]:
+        """Yield the batches of this epoch after the last one yielded; changes no state."""
+        return self._batches(self.epoch, self.batch)
 
-    def upcoming(self) -> Iterator[tuple[int, int, Slot]]:
-        """Yield epoch, batch and slot of every batch to come, epoch after epoch; changes no state."""
+    def iter_ahead(self) -> Iterator[tuple[int, int, BatchIndices]]:
+        """Yield (epoch, batch, indices) of every batch to come, epoch after epoch; changes no state."""
         epoch, first = self.epoch, self.batch
         while self.batches:
-            for batch, slot in enumerate(self._slots(epoch, first), first):
-                yield epoch, batch, slot
+            for batch, indices in enumerate(self._batches(epoch, first), first):
+                yield epoch, batch, indices
             epoch, first = epoch + 1, 0
 
-    def _slots(self, epoch: int, first: int) -> Iterator[Slot]:
+    def _batches(self, epoch: int, first: int) -> Iterator[BatchIndices]:
         spec, total = self._spec, self._split_samples
         order = epoch_order(total, spec.seed, epoch) if spec.training else np.arange(total)
         mirrored = np.zeros(total, dtype=np.bool_)
@@ -93,34 +92,34 @@ class Schedule:
         order, mirrored = order[mine], mirrored[mine]
         if distortions is not None:
             distortions = distortions.reshape(total, copies, PARAMETERS)[mine]
-        for start in range(first * self._per_batch, self._places, self._per_batch):
-            part = slice(start, start + self._per_batch)
-            mirrored_first = np.argsort(~mirrored[part], kind="stable")
+        for start in range(first * self._per_batch, self._rank_samples, self._per_batch):
+            chunk = slice(start, start + self._per_batch)
+            mirrored_first = np.argsort(~mirrored[chunk], kind="stable")
             distorted = None
             if distortions is not None:
-                distorted = np.ascontiguousarray(distortions[part].swapaxes(0, 1)).reshape(-1, PARAMETERS)
-            yield Slot(order[part][mirrored_first], int(mirrored[part].sum()), distorted)
+                distorted = np.ascontiguousarray(distortions[chunk].swapaxes(0, 1)).reshape(-1, PARAMETERS)
+            yield BatchIndices(order[chunk][mirrored_first], int(mirrored[chunk].sum()), distorted)
 
     def start(self) -> None:
-        """Begin an iteration: evaluation always from its first sample, training where it was left."""
+        """Begin an iteration: evaluation from its first sample, training where it was left."""
         if not self._spec.training:
             self.batch = 0
 
-    def hand_out(self) -> None:
-        """Count one batch as handed out."""
+    def advance(self) -> None:
+        """Count one batch as yielded."""
         self.batch += 1
 
-    def finish(self) -> None:
+    def next_epoch(self) -> None:
         """Go to the start of the next epoch."""
         self.epoch += 1
         self.batch = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the counters, and what they are bound to."""
+        """Return the counters, and the identity of the data they belong to."""
         return {"epoch": self.epoch, "batch": self.batch, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a saved place; raise CannotResume naming what differs from when it was saved."""
+        """Go to a saved position; raise CannotResume naming what differs from when it was saved."""
         differing = [
             f"{key} was {state.get(key)}, is now {value}"
             for key, value in self._identity().items()

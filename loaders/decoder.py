@@ -1,10 +1,10 @@
-"""How DALI decodes: on the CPU or the GPU, in how many threads, chosen by a short measurement.
+"""DALI's decoder: CPU or GPU, and how many threads, chosen by a short benchmark.
 
 On a CPU one thread more than there are cores is best: while one thread of Python hands over bytes and
-mirrors a batch, the decoders keep the cores busy (python -m benchmarks.loader: 1.00 to 1.08 times two
-threads on two cores, run by run). On a GPU nothing but a measurement says what is best: its hardware
-decoder, its cores and the CPU's share the work, and the shares depend on all three. It is made once and
-remembered for this machine, this shard folder and this batch size.
+flips a batch, the decoders keep the cores busy (python -m benchmarks.loader: 1.00 to 1.08 times two
+threads on two cores, run by run). On a GPU only a benchmark can tell: its hardware decoder, its cores
+and the CPU share the work, and the shares depend on all three. It runs once for a machine, a shard
+folder and a batch size; the choice is cached.
 """
 
 import contextlib
@@ -57,16 +57,16 @@ class _Record(TypedDict):
 
 
 def choose_decoder(spec: LoaderSpec, reader: SplitReader) -> Decoder:
-    """Return the decoder for a spec: as told by its threads, else the best known or measured.
+    """Return the decoder for a spec: with its threads if it names them, else the cached or fastest one.
 
-    Measuring takes about two seconds a candidate and happens only for training on a GPU.
+    The benchmark takes about two seconds a candidate and runs only for training on a GPU.
     """
     threads = spec.threads or available_cores() + 1
     if spec.device.type == "cpu" or spec.shards.manifest.extension != "jpg":
         return Decoder("cpu", threads)
     if spec.threads or not (spec.training and len(reader)):
         return Decoder("mixed", threads, 0.65)  # DALI's own default share
-    return remembered(spec, candidates(available_cores()), lambda tried: measure(spec, reader, tried))
+    return load_or_tune(spec, candidates(available_cores()), lambda tried: benchmark(spec, reader, tried))
 
 
 def candidates(cores: int) -> list[Decoder]:
@@ -76,13 +76,13 @@ def candidates(cores: int) -> list[Decoder]:
     return [Decoder("cpu", cores), Decoder("cpu", cores + 1), *mixed]
 
 
-def remembered(
+def load_or_tune(
     spec: LoaderSpec, tried: Sequence[Decoder], best_of: Callable[[Sequence[Decoder]], Decoder]
 ) -> Decoder:
-    """Return the decoder that `best_of` chose on this machine for these shards before, else ask it.
+    """Return the decoder that `best_of` chose on this machine for these shards before, else call it.
 
-    Kept in $XDG_CACHE_HOME/cxrapid (~/.cache/cxrapid), where that can be written. Processes that ask
-    at once wait for the first.
+    The choice is cached in $XDG_CACHE_HOME/cxrapid (~/.cache/cxrapid), where that is writable. Of
+    several processes one calls `best_of` and the others wait.
     """
     circumstances = {
         "gpu": torch.cuda.get_device_name(spec.device) if spec.device.type == "cuda" else None,
@@ -98,7 +98,7 @@ def remembered(
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"decoder-{hashlib.sha256(json.dumps(circumstances).encode()).hexdigest()[:32]}.json"
         file = path.with_suffix(".lock").open("w")
-    except (OSError, RuntimeError):  # nowhere to remember it
+    except (OSError, RuntimeError):  # nowhere to save it
         return best_of(tried)
     with file as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -113,7 +113,7 @@ def remembered(
         return best
 
 
-def measure(spec: LoaderSpec, reader: SplitReader, tried: Sequence[Decoder]) -> Decoder:
+def benchmark(spec: LoaderSpec, reader: SplitReader, tried: Sequence[Decoder]) -> Decoder:
     """Return the fastest of the decoders on random batches of the split."""
     positions = np.random.default_rng(0).integers(len(reader), size=spec.batch_size)
     encoded = reader.read(positions).images

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.baselines import unpack
-from benchmarks.content import make_content
+from benchmarks.bench_shards import make_bench_shards
 from shards.errors import BadData
 from shards.folder import SplitReader
 from shards.pixels import decode_sample
@@ -36,13 +36,13 @@ def test_a_few_images_become_many_different_ones_with_their_findings_once(
     source: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    made = make_content(out, 10, source)
+    made = make_bench_shards(out, 10, source)
     encoded = SplitReader(made, "train").read(range(10)).images
     assert len({image.tobytes() for image in encoded}) == 10
     assert all(decode_sample(image.tobytes(), 224).shape == (224, 224) for image in encoded)
     of_first = made.entries["patient"] % 2 == 1  # originals are taken in turns
     assert (made.entries[["Mass", "Hernia"]].all(axis=1) == of_first).all()
-    assert make_content(out, 8, source).digest == made.digest
+    assert make_bench_shards(out, 8, source).digest == made.digest
     unpack(made, "train", tmp_path / "png")
     first = Image.open(sorted((tmp_path / "png").iterdir())[0])
     with first:
@@ -50,10 +50,10 @@ def test_a_few_images_become_many_different_ones_with_their_findings_once(
         assert np.array_equal(np.asarray(first)[..., 1], decode_sample(encoded[0].tobytes(), 224))
 
     assert made.manifest.splits["train"].images < 14
-    assert make_content(out, 14, source).manifest.splits["train"].images >= 14
+    assert make_bench_shards(out, 14, source).manifest.splits["train"].images >= 14
 
 
 def test_a_folder_of_somebody_else_is_left_alone(source: Path, tmp_path: Path) -> None:
     with pytest.raises(BadData, match=r"benchmarks\.content did not make"):
-        make_content(tmp_path, 1, source)
+        make_bench_shards(tmp_path, 1, source)
     assert source.is_file()

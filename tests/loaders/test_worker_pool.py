@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import loaders.processes
+import loaders.worker_pool
 from loaders import LoaderSpec, make_loader
 from shards.errors import ResourceMissing
 from shards.folder import ShardFolder, SplitReader
@@ -101,7 +101,7 @@ def test_a_process_that_hangs_is_named_and_ended(
         next(iter(loader))
         (process,) = set(multiprocessing.active_children()) - others
         os.kill(process.pid or 0, signal.SIGSTOP)
-        monkeypatch.setattr(loaders.processes, "PATIENCE", 2.0)
+        monkeypatch.setattr(loaders.worker_pool, "PATIENCE", 2.0)
         with pytest.raises(ResourceMissing) as caught:
             list(loader)
         assert set(multiprocessing.active_children()) == others

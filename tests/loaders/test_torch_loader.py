@@ -1,6 +1,6 @@
 """The DataLoader loader: the same batches as DALI's, whatever its processes do or suffer.
 
-Workers take seconds to start, so the tests share a loader where they can.
+WorkerPool take seconds to start, so the tests share a loader where they can.
 """
 
 import multiprocessing
@@ -30,8 +30,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def open_loader(shards: ShardFolder, name: str = "dataloader", **changes: Any) -> Loader:
-    told: dict[str, Any] = {"split": "train", "batch_size": 4, "training": True, "seed": 5, "threads": 1}
-    return make_loader(name, LoaderSpec(shards, device=torch.device("cpu"), **{**told, **changes}))
+    options: dict[str, Any] = {"split": "train", "batch_size": 4, "training": True, "seed": 5, "threads": 1}
+    return make_loader(name, LoaderSpec(shards, device=torch.device("cpu"), **{**options, **changes}))
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +113,11 @@ def test_evaluation_yields_the_packed_pixels_and_labels_in_row_order_and_starts_
 
 
 def test_a_rank_has_the_samples_that_dali_has_for_it_even_in_one_batch(phantom_shards: ShardFolder) -> None:
-    told: dict[str, Any] = {"batch_size": 1000, "rank": 1, "world_size": 2}
-    with open_loader(phantom_shards, **told) as loader, open_loader(phantom_shards, "dali", **told) as dali:
+    options: dict[str, Any] = {"batch_size": 1000, "rank": 1, "world_size": 2}
+    with (
+        open_loader(phantom_shards, **options) as loader,
+        open_loader(phantom_shards, "dali", **options) as dali,
+    ):
         (batch,), (expected,) = loader, dali
     assert torch.equal(batch.rows, expected.rows)
 

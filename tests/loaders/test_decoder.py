@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-import loaders.decoding
-from loaders.decoding import Decoder, choose_decoder, measure, remembered
+import loaders.decoder
+from loaders.decoder import Decoder, benchmark, choose_decoder, load_or_tune
 from loaders.spec import LoaderSpec
 from shards.cores import available_cores
 from shards.folder import ShardFolder, SplitReader
@@ -16,7 +16,9 @@ def make_spec(shards: ShardFolder, batch_size: int = 16, threads: int = 0) -> Lo
     return LoaderSpec(shards, "train", batch_size, torch.device("cpu"), training=True, threads=threads)
 
 
-def test_on_a_cpu_one_thread_more_than_cores_decodes_unless_told(phantom_shards: ShardFolder) -> None:
+def test_on_a_cpu_one_thread_more_than_cores_decodes_unless_threads_are_given(
+    phantom_shards: ShardFolder,
+) -> None:
     reader = SplitReader(phantom_shards, "train")
     assert choose_decoder(make_spec(phantom_shards), reader) == Decoder("cpu", available_cores() + 1)
     assert choose_decoder(make_spec(phantom_shards, threads=5), reader) == Decoder("cpu", 5)
@@ -25,18 +27,18 @@ def test_on_a_cpu_one_thread_more_than_cores_decodes_unless_told(phantom_shards:
 def test_measuring_runs_each_decoder_on_the_split_and_takes_the_fastest(
     phantom_shards: ShardFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loaders.decoding, "_SECONDS", 0.1)
+    monkeypatch.setattr(loaders.decoder, "_SECONDS", 0.1)
     rates: dict[Decoder, float] = {}
-    measured = loaders.decoding._rate
+    measured = loaders.decoder._rate
 
     def rate(decoder: Decoder, encoded: list[np.ndarray], device: torch.device) -> float:
         assert len(encoded) == 16 and all(bytes(image[:2]) == b"\xff\xd8" for image in encoded)
         rates[decoder] = measured(decoder, encoded, device)
         return rates[decoder]
 
-    monkeypatch.setattr(loaders.decoding, "_rate", rate)
+    monkeypatch.setattr(loaders.decoder, "_rate", rate)
     tried = [Decoder("cpu", threads) for threads in (3, 1, 2)]
-    best = measure(make_spec(phantom_shards), SplitReader(phantom_shards, "train"), tried)
+    best = benchmark(make_spec(phantom_shards), SplitReader(phantom_shards, "train"), tried)
     assert list(rates) == tried and all(each > 0 for each in rates.values())
     assert rates[best] == max(rates.values())
 
@@ -53,7 +55,7 @@ def test_a_choice_is_made_once_for_a_machine_a_shard_folder_and_a_batch_size(
             asked.append(spec.batch_size)
             return offered[1]
 
-        return remembered(spec, tried, choose)
+        return load_or_tune(spec, tried, choose)
 
     assert best_of(make_spec(phantom_shards)) == best_of(make_spec(phantom_shards)) == tried[1]
     assert asked == [16]

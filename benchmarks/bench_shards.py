@@ -1,4 +1,4 @@
-"""Shards to measure on: many different real-looking images out of a few, `python -m benchmarks.content`.
+"""Shards to measure on: many different real-looking images out of a few, `python -m benchmarks.bench_shards`.
 
 Every image is a random 224 px crop of one of the source's 256 px images, half of them mirrored, with
 noise of one gray level, so no two are alike. Their JPEGs are 6 % larger than those of NIH's 1024 px
@@ -50,7 +50,7 @@ NOISE = 1.0
 _PHANTOMS = 240  # drawn where there is no tar, at 256 px; 3 s on two cores
 _HEADER = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Sex,View Position"
 _PREFIX = "content"
-_MEASURED = 16  # every so-manieth image is encoded without and with its noise, to say what that adds
+_MEASURED = 16  # every _MEASURED-th image is encoded without and with its noise, to print what that adds
 _TASK = 64  # images a task
 
 
@@ -67,17 +67,17 @@ def default_shards(images: int = 8000) -> Path:
     packed = Path("data/shards")
     if (packed / NAME).is_file():
         return packed
-    make_content(OUT, images, SOURCE if SOURCE.is_file() else None)
+    make_bench_shards(OUT, images, SOURCE if SOURCE.is_file() else None)
     return OUT
 
 
-def make_content(out: Path, images: int, source: Path | None) -> ShardFolder:
+def make_bench_shards(out: Path, images: int, source: Path | None) -> ShardFolder:
     """Return the shard folder `out` with at least `images` different images of 224 px in train.
 
     `source` is a tar of 256 px gray PNGs, whose findings are taken from PREFIX_index.csv beside it
     (PREFIX: its name up to the first underscore) where that is; None: phantoms are drawn instead.
     The same arguments make the same pixels. A folder made before from the same source with enough
-    images is returned as it is, one with fewer or of another recipe is replaced; `out` appears whole.
+    images is returned as it is, one with fewer or of another recipe is replaced; `out` appears complete.
     Raises BadData where `out` holds anything else.
     """
     if images < 1:
@@ -104,7 +104,7 @@ def _made_before(out: Path) -> ShardFolder | None:
         return None
     made = open_shards(out) if (out / NAME).is_file() else None
     if made is None or not _prefix(made).startswith(_PREFIX):
-        raise BadData(f"{out} holds something that benchmarks.content did not make; name another folder")
+        raise BadData(f"{out} holds something that benchmarks.bench_shards did not make; name another folder")
     return made
 
 
@@ -198,7 +198,7 @@ def main(out: Path, images: int, source: Path | None) -> None:
     if source is None:
         echo(f"note: {SOURCE} is not there, so phantoms are drawn; their JPEGs are larger", err=True)
     with graceful_exit("the same command makes it all"):
-        made = make_content(out, images, source)
+        made = make_bench_shards(out, images, source)
     manifest = made.manifest
     total = sum(split.images for split in manifest.splits.values())
     size = sum(shard.bytes for shard in manifest.shards) / total
@@ -208,4 +208,4 @@ def main(out: Path, images: int, source: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m benchmarks.content")
+    main(prog_name="python -m benchmarks.bench_shards")

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loaders.schedule import Schedule, epoch_flips, epoch_order
+from loaders.sampler import EpochSampler, epoch_flips, epoch_order
 from loaders.spec import LoaderSpec
 from shards.errors import CannotResume
 from shards.folder import ShardFolder
@@ -17,12 +17,12 @@ CPU = torch.device("cpu")
 
 
 def make_spec(shards: ShardFolder, **changes: Any) -> LoaderSpec:
-    told = {"split": "train", "batch_size": 8, "device": CPU, "training": True, "seed": 3, **changes}
-    return LoaderSpec(shards, **told)
+    options = {"split": "train", "batch_size": 8, "device": CPU, "training": True, "seed": 3, **changes}
+    return LoaderSpec(shards, **options)
 
 
-def positions(schedule: Schedule) -> list[int]:
-    return [int(position) for slot in schedule.remaining() for position in slot.positions]
+def positions(sampler: EpochSampler) -> list[int]:
+    return [int(position) for indices in sampler.remaining() for position in indices.positions]
 
 
 def test_the_mean_displacement_is_that_of_a_uniform_permutation() -> None:
@@ -50,36 +50,36 @@ def test_the_ranks_together_see_every_sample_once(
     phantom_shards: ShardFolder, samples: int, world: int, batch: int, epoch: int
 ) -> None:
     ranks = [
-        Schedule(make_spec(phantom_shards, batch_size=batch, rank=rank, world_size=world), samples)
+        EpochSampler(make_spec(phantom_shards, batch_size=batch, rank=rank, world_size=world), samples)
         for rank in range(world)
     ]
-    for schedule in ranks:
-        schedule.epoch = epoch
-    seen = [positions(schedule) for schedule in ranks]
+    for sampler in ranks:
+        sampler.epoch = epoch
+    seen = [positions(sampler) for sampler in ranks]
     assert sorted(position for mine in seen for position in mine) == list(range(samples))
     assert max(map(len, seen)) - min(map(len, seen)) <= 1
-    assert [schedule.samples for schedule in ranks] == [len(mine) for mine in seen]
-    assert [schedule.batches for schedule in ranks] == [len(list(one.remaining())) for one in ranks]
+    assert [sampler.samples for sampler in ranks] == [len(mine) for mine in seen]
+    assert [sampler.batches for sampler in ranks] == [len(list(one.remaining())) for one in ranks]
 
 
 def test_ranks_mix_anew_every_epoch(phantom_shards: ShardFolder) -> None:
-    schedule = Schedule(make_spec(phantom_shards, rank=0, world_size=2), 1000)
-    first = set(positions(schedule))
-    schedule.finish()
-    assert 200 < len(first & set(positions(schedule))) < 300
+    sampler = EpochSampler(make_spec(phantom_shards, rank=0, world_size=2), 1000)
+    first = set(positions(sampler))
+    sampler.next_epoch()
+    assert 200 < len(first & set(positions(sampler))) < 300
 
 
 def test_evaluation_is_in_row_order_and_starts_anew(phantom_shards: ShardFolder) -> None:
-    schedule = Schedule(make_spec(phantom_shards, training=False), 20)
-    schedule.hand_out()
-    schedule.start()
-    assert positions(schedule) == list(range(20))
+    sampler = EpochSampler(make_spec(phantom_shards, training=False), 20)
+    sampler.advance()
+    sampler.start()
+    assert positions(sampler) == list(range(20))
 
 
 def test_flip_both_fills_half_of_each_batch_with_mirrors(phantom_shards: ShardFolder) -> None:
-    schedule = Schedule(make_spec(phantom_shards, flip="both"), 21)
-    assert [len(slot.positions) for slot in schedule.remaining()] == [4, 4, 4, 4, 4, 1]
-    assert (schedule.samples, schedule.batches) == (42, 6)
+    sampler = EpochSampler(make_spec(phantom_shards, flip="both"), 21)
+    assert [len(indices.positions) for indices in sampler.remaining()] == [4, 4, 4, 4, 4, 1]
+    assert (sampler.samples, sampler.batches) == (42, 6)
 
 
 @pytest.mark.parametrize(
@@ -96,9 +96,9 @@ def test_flip_both_fills_half_of_each_batch_with_mirrors(phantom_shards: ShardFo
 def test_a_state_of_another_spec_is_refused_by_name(
     phantom_shards: ShardFolder, field: str, changes: dict[str, Any]
 ) -> None:
-    state = Schedule(make_spec(phantom_shards), 20).state_dict()
+    state = EpochSampler(make_spec(phantom_shards), 20).state_dict()
     with pytest.raises(CannotResume, match=f"{field} was"):
-        Schedule(make_spec(phantom_shards, **changes), 20).load_state_dict(state)
+        EpochSampler(make_spec(phantom_shards, **changes), 20).load_state_dict(state)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.ablation import Variant
 from benchmarks.baselines import report_loader
-from benchmarks.ladder import Rung
 from loaders import LoaderSpec, make_loader
 from models import create_model
 from shards.cores import available_cores
@@ -26,31 +26,31 @@ from trainer.step import Counters, Step
 _LR = 1e-4
 
 
-class Trainee:
-    """An arch trained as one rung of the ladder says, on endless epochs of train."""
+class TrainingRun:
+    """An arch trained as one variant describes, on endless epochs of train."""
 
     def __init__(
-        self, arch: str, rung: Rung, shards: ShardFolder, precision: Precision, batch_size: int
+        self, arch: str, variant: Variant, shards: ShardFolder, precision: Precision, batch_size: int
     ) -> None:
         torch.manual_seed(0)
-        self._rung = rung
+        self._variant = variant
         self._device = precision.device
         self._folder = tempfile.TemporaryDirectory()
         self._open = (
-            self._report(shards, batch_size) if rung.loader == "report" else self._own(shards, batch_size)
+            self._report(shards, batch_size) if variant.loader == "report" else self._own(shards, batch_size)
         )
         self._batches = self._endless()
         model = create_model(arch, size=shards.manifest.size).to(self._device).train()
-        if not rung.channels_last:
+        if not variant.channels_last:
             model = model.to(memory_format=torch.contiguous_format)
-        # The report's batches are normalised RGB already: they go past GrayInput.
-        forward: nn.Module = model.network if rung.loader == "report" else model
-        if rung.compiled:
+        # The baseline paper's batches are normalised RGB already: they go past GrayInput.
+        forward: nn.Module = model.network if variant.loader == "report" else model
+        if variant.compiled:
             forward = torch.compile(forward, dynamic=False)  # type: ignore[assignment]
-        how = precision if rung.autocast else Precision("fp32", self._device)
+        how = precision if variant.autocast else Precision("fp32", self._device)
         optimizer = (
             make_optimizer("adam", model.parameters(), _LR, 0.0)
-            if rung.fused
+            if variant.fused
             else torch.optim.Adam(model.parameters(), lr=_LR, foreach=False, fused=False)
         )
         loss = make_loss("bce", "none", shards.manifest.splits["train"], self._device)
@@ -79,7 +79,7 @@ class Trainee:
             self._steps += 1
             self._step.add(pixels, labels, 1.0)
             self._step.apply(self._steps)
-            if self._rung.waits:
+            if self._variant.waits:
                 float(self._counters.loss_sum)
             images += len(pixels)
             times.mark()
@@ -111,16 +111,16 @@ class Trainee:
 
     def _own(self, shards: ShardFolder, batch_size: int) -> Any:
         spec = LoaderSpec(shards, "train", batch_size, self._device, training=True, flip="random")
-        return make_loader(self._rung.loader, spec)
+        return make_loader(self._variant.loader, spec)
 
     def _report(self, shards: ShardFolder, batch_size: int) -> Any:
         return report_loader(shards, Path(self._folder.name) / "png", batch_size, available_cores())
 
     def _endless(self) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
-        layout = torch.channels_last if self._rung.channels_last else torch.contiguous_format
+        layout = torch.channels_last if self._variant.channels_last else torch.contiguous_format
         while True:
             for batch in self._open:
-                if self._rung.loader == "report":
+                if self._variant.loader == "report":
                     yield batch[0].to(self._device, memory_format=layout), batch[1].to(self._device)
                 else:
                     yield batch.images, batch.labels

@@ -1,4 +1,4 @@
-"""Worker processes of torch's DataLoader: started quietly, missed when killed or hung, gone when closed."""
+"""Worker processes of torch's DataLoader that end cleanly, with a named error when one dies or hangs."""
 
 import contextlib
 import errno
@@ -7,12 +7,12 @@ import resource
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import click
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from shards.errors import ResourceMissing
 
@@ -23,26 +23,34 @@ with Python's imports some seconds."""
 _FILES, _FILES_A_PROCESS = 16, 8
 
 
-class Workers:
-    """The processes of a DataLoader, started when they are needed first and after close().
+class WorkerPool:
+    """The processes of a DataLoader over a dataset, started at the first epoch and again after close().
 
-    `make` returns the DataLoader. It should have persistent workers, the context spawn, since the caller
-    may have threads (DALI, torch), which do not survive a fork, and a generator of its own, so that
-    iterating draws nothing from the one that a run resumes. Each process opens so many `files` of its own.
+    They stay from epoch to epoch. Their context is spawn, since the caller may have threads (DALI, torch),
+    which do not survive a fork; a generator of their own leaves alone the one that a run resumes.
+
+    Args:
+        dataset: what each process gets a copy of. It yields batches, or a ClickException as the last item.
+        name: the loader's name, for messages.
+        workers: the number of processes.
+        files: how many files each process opens.
+        options: further options of DataLoader.
     """
 
-    def __init__(self, make: "Callable[[], DataLoader[Any]]", name: str, files: int) -> None:
-        self._make = make
+    def __init__(self, dataset: Dataset[Any], name: str, workers: int, files: int, **options: Any) -> None:
+        self._dataset = dataset
         self._name = name
+        self._workers = workers
         self._files = files
+        self._options = options
         self._loader: DataLoader[Any] | None = None
         self._iterator: Any = None
         self._hung: list[int] = []  # processes that were ended, since they sent nothing
 
     def epoch(self) -> Iterator[Any]:
-        """Start the processes, or drop what they still have of an epoch left early, and yield theirs.
+        """Start the processes, or discard what they have of an epoch left early, and yield their batches.
 
-        An error that they yield is raised. Raises ResourceMissing within seconds when one of them is killed,
+        An error among them is raised. Raises ResourceMissing within seconds when one of them is killed,
         after PATIENCE when one hangs, and where files or shared memory do not suffice.
         """
         try:
@@ -68,9 +76,17 @@ class Workers:
 
     def _start(self) -> None:
         if self._loader is None:
-            loader = self._make()
-            self._check_files(loader.num_workers)
-            self._loader = loader
+            self._check_files()
+            self._loader = DataLoader(
+                self._dataset,
+                num_workers=self._workers,
+                collate_fn=_identity,
+                worker_init_fn=_begin_worker,
+                multiprocessing_context="spawn",
+                generator=torch.Generator(),
+                persistent_workers=True,
+                **self._options,
+            )
             self._hung = []
         self._iterator = iter(self._loader)
 
@@ -95,14 +111,14 @@ class Workers:
         for process in self._processes():
             process.kill()  # a stopped process does not heed the gentler signal
 
-    def _check_files(self, workers: int) -> None:
+    def _check_files(self) -> None:
         # A process that cannot open another file on its way to send a batch loses it without a word.
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        needed = len(os.listdir("/dev/fd")) + _FILES + _FILES_A_PROCESS * workers + self._files
+        needed = len(os.listdir("/dev/fd")) + _FILES + _FILES_A_PROCESS * self._workers + self._files
         if limit != resource.RLIM_INFINITY and needed > limit:
             raise ResourceMissing(
-                f"the loader {self._name} needs {needed} open files with {workers} processes, and may have "
-                f"{limit}: raise the limit with ulimit -n 4096, or take fewer --threads"
+                f"the loader {self._name} needs {needed} open files with {self._workers} processes, and may "
+                f"have {limit}: raise the limit with ulimit -n 4096, or take fewer --threads"
             )
 
     def _missing(self, error: Exception) -> ResourceMissing | None:
@@ -133,19 +149,23 @@ class Workers:
         return None
 
     def _awaited(self) -> list[Any]:
-        # The process whose turn it is, or all where nothing has been asked of them yet.
-        asked = (
-            self._iterator._task_info.get(self._iterator._rcvd_idx) if self._iterator is not None else None
-        )
-        return self._processes() if asked is None else [self._processes()[asked[0]]]
+        # The process whose turn it is, or all where none has a task yet.
+        if self._iterator is None or not (task := self._iterator._task_info.get(self._iterator._rcvd_idx)):
+            return self._processes()
+        return [self._processes()[task[0]]]
 
     def _processes(self) -> list[Any]:
         return list(self._iterator._workers) if self._iterator is not None else []
 
 
-def ignore_interrupts(_worker: int) -> None:
-    """Begin a worker: Ctrl-C reaches every process of a terminal, but it is the parent's to unwind."""
+def _identity(batch: Any) -> Any:
+    return batch
+
+
+def _begin_worker(_worker: int) -> None:
+    # Ctrl-C reaches every process of a terminal, but the parent handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.filterwarnings("ignore", "The image decoding and encoding", DeprecationWarning)  # torchvision's
 
 
 def no_shared_memory(name: str) -> ResourceMissing:

@@ -1,0 +1,78 @@
+"""The contract of every loader: what it yields, how it resumes, and the base class that keeps both."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+from loaders.sampler import EpochSampler
+from loaders.spec import LoaderSpec
+
+Self = TypeVar("Self", bound="Loader")
+
+
+class Batch(NamedTuple):
+    """N samples on the target device, flipped but not normalised."""
+
+    images: torch.Tensor
+    """uint8 [N, 1, S, S], channels-last, gray levels 0..255."""
+    labels: torch.Tensor
+    """uint8 [N, 14] in FINDINGS order, 0 or 1."""
+    rows: torch.Tensor
+    """int32 [N]: the row of each sample in entries.csv."""
+
+
+class Loader(ABC):
+    """An iterable of batches, one epoch at a time, for use in a `with`. A subclass only makes the batches.
+
+    Training: every sample of the split exactly once an epoch, in a uniform permutation of the
+    whole split drawn from (seed, epoch); webdataset permutes less finely, see loaders.web, and
+    synthetic repeats one batch. Evaluation: row order, every sample exactly once.
+    The last batch is short where the numbers do not divide. Iterating again after leaving a
+    training epoch early continues where it was left; evaluation starts anew.
+
+    `state_dict()` between two batches, loaded into a loader of the same spec, continues with
+    the same bits. Loading it with another manifest, batch size, flip, seed or world size
+    raises CannotResume. Iterating raises BadData naming a sample that does not decode.
+    """
+
+    samples: int
+    """Images an epoch on this rank, mirrors counted."""
+    batches: int
+    """Batches an epoch on this rank."""
+
+    def __init__(self, spec: LoaderSpec, samples: int) -> None:
+        self._spec = spec
+        self._sampler = EpochSampler(spec, samples)
+        self.samples = self._sampler.samples
+        self.batches = self._sampler.batches
+
+    @abstractmethod
+    def _epoch(self) -> Iterator[Batch]:
+        """Yield the remaining batches of this epoch; called only where there are any."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._sampler.start()
+        if self._sampler.batch < self.batches:
+            for batch in self._epoch():
+                self._sampler.advance()
+                yield batch
+        self._sampler.next_epoch()
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what load_state_dict needs to continue after the last batch yielded."""
+        return self._sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved position."""
+        self._sampler.load_state_dict(state)
+
+    def close(self) -> None:  # noqa: B027  (not every loader holds something)
+        """Free processes, threads and memory; a closed loader starts again when it is iterated."""
