@@ -11,20 +11,20 @@ from shards.folder import ShardFolder, open_shards
 from trainer.config import TrainConfig
 from trainer.config.settling import settle
 from trainer.distributed import Team, join, raise_where_lost
-from trainer.interruption import Interruption, Stopped, listen
 from trainer.loop import train
 from trainer.optimization.precision import Precision, choose_precision
 from trainer.run_directory import RunDirectory
 from trainer.session import Diverged
+from trainer.stop_signal import Stopped, StopSignal, handle_signals
 
 
 def launch(settings: TrainConfig, sources: dict[str, str]) -> None:
     """Train the run of these settings to its end, in all the processes that torchrun started.
 
-    `sources` says where each setting came from, for config.json. Leaves Python with 130 or 143 where a
-    signal stopped it, once all is saved.
+    `sources` says where each setting came from, for config.json. Exits with 130 or 143 where a signal
+    stopped it, once the run is saved.
     """
-    with join(settings.device) as (team, device), listen() as asked:
+    with join(settings.device) as (team, device), handle_signals() as asked:
         try:
             finished = _train(settings, sources, team, device, asked)
         except RuntimeError as error:
@@ -35,7 +35,7 @@ def launch(settings: TrainConfig, sources: dict[str, str]) -> None:
 
 
 def _train(
-    settings: TrainConfig, sources: dict[str, str], team: Team, device: torch.device, asked: Interruption
+    settings: TrainConfig, sources: dict[str, str], team: Team, device: torch.device, asked: StopSignal
 ) -> bool:
     """Begin or go on with the run, one rank for all; return False where `asked` stopped it early."""
     run = RunDirectory(settings.runs / settings.run_name, writes=team.writes)
@@ -50,7 +50,7 @@ def _train(
             return config, shards, precision.name, run.model.is_file()
 
         try:
-            with asked.at_once(team.size == 1):
+            with asked.interruptible(team.size == 1):
                 config, shards, precision, is_done = team.from_writer(begin)
             if is_done:
                 run.keep_one_checkpoint()
@@ -61,6 +61,8 @@ def _train(
         except Stopped:
             if run.features.is_dir():
                 run.say("stopped before a step; the same command goes on with the features that are saved")
+            elif run.has_checkpoint:
+                run.say("stopped before a step; the same command goes on from the last checkpoint")
             elif run.config.is_file():
                 run.say("stopped before a step, so there is nothing to save; the same command starts again")
             sys.exit(asked.exit_code)

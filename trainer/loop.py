@@ -8,7 +8,6 @@ from shards.folder import ShardFolder
 from shards.progress import progress_bar
 from trainer.config import TrainConfig
 from trainer.distributed import ALONE, Team
-from trainer.interruption import Interruption, Stopped
 from trainer.model_file import save_model
 from trainer.optimization.precision import Precision
 from trainer.preparation import prepare
@@ -18,6 +17,7 @@ from trainer.records.states import require_like
 from trainer.records.timing import DataWait, StepTimes
 from trainer.run_directory import RunDirectory
 from trainer.session import Session, restoring
+from trainer.stop_signal import Stopped, StopSignal
 from trainer.validation import Score, validate
 
 
@@ -26,7 +26,7 @@ def train(
     run: RunDirectory,
     shards: ShardFolder,
     precision: Precision,
-    asked: Interruption,
+    asked: StopSignal,
     team: Team = ALONE,
 ) -> bool:
     """Train a run to its end, or go on with it; return False if `asked` stopped it early.
@@ -38,10 +38,10 @@ def train(
 
     With a team all its ranks call this; the run is theirs together, and only one writes it.
 
-    Raises Stopped where there is nothing to save yet.
+    Raises Stopped before the first step of this process, when there is nothing to save.
     """
-    # Alone this is given up wherever it is; with several ranks they agree on it now and then.
-    with asked.at_once(team.size == 1):
+    # A single process stops anywhere in here; several ranks agree between batches.
+    with asked.interruptible(team.size == 1):
         session = prepare(config, run, shards, precision, asked, team)
     try:
         with session.train.loader, session.val.loader:
@@ -54,7 +54,7 @@ def train(
     return finished
 
 
-def _train_epochs(session: Session, asked: Interruption) -> bool:
+def _train_epochs(session: Session, asked: StopSignal) -> bool:
     """Train to the last epoch; return False, with everything saved, if `asked` to stop before."""
     config, run, progress = session.config, session.run, session.progress
     while not session.stopping.should_stop and progress.epoch <= config.epochs:
@@ -71,20 +71,14 @@ def _train_epochs(session: Session, asked: Interruption) -> bool:
     return True
 
 
-def _train_epoch(session: Session, asked: Interruption) -> dict[str, float | None]:
+def _train_epoch(session: Session, asked: StopSignal) -> dict[str, float | None]:
     """Train until the end of the epoch or until asked to stop; return its rates."""
     progress, first_image = session.progress, session.progress.images
     wait, times = DataWait(), StepTimes(session.precision.device)
     session.model.train()
     # A run stopped in val has nothing of train left, and its loader stands at the next epoch.
     if not progress.trained:
-        session.step_start.note(first_image)
-        try:
-            progress.trained = _take_steps(session, asked, wait, times)
-        except Stopped:
-            if session.team.size > 1:
-                raise  # before the first batch: see _take_steps
-            progress.images = session.step_start.go_back()
+        progress.trained = _take_steps(session, asked, wait, times)
     typical, slow = times.percentile(50, 99)
     seconds = wait.seconds
     return {
@@ -96,17 +90,18 @@ def _train_epoch(session: Session, asked: Interruption) -> dict[str, float | Non
     }
 
 
-def _take_steps(session: Session, asked: Interruption, wait: DataWait, times: StepTimes) -> bool:
+def _take_steps(session: Session, asked: StopSignal, wait: DataWait, times: StepTimes) -> bool:
     """Take the epoch's steps; return False where asked to stop, between two of them.
 
-    Raises Stopped within a step, or before the first batch: that is only where no other rank waits for this
-    one. Several ranks agree after each batch instead, and give up an unfinished step together.
+    Raises Stopped before the first batch that this process trains on: nothing has changed yet.
     """
     config, progress, team = session.config, session.progress, session.team
-    samples, group, alone = session.train.samples, config.accumulate * config.batch_size, team.size == 1
+    samples, group = session.train.samples, config.accumulate * config.batch_size
     first_image, group_images, pending = progress.images, 0, 0
     shown_loss = ""
-    batches = asked.fetching(session.train.after(first_image), lambda: alone or not session.begun)
+    batches = session.train.after(first_image)
+    if not session.begun:
+        batches = asked.interruptible_start(batches)
     with progress_bar(
         samples, f"epoch {progress.epoch}", "img", initial=first_image, disable=not team.writes
     ) as bar:
@@ -118,14 +113,10 @@ def _take_steps(session: Session, asked: Interruption, wait: DataWait, times: St
             progress.images += images
             pending += images
             share = team.size * len(batch.images) / group_images
-            with asked.at_once(alone):
-                session.step.add(batch.images, batch.labels, share, more=pending < group_images)
+            session.step.add(batch.images, batch.labels, share, more=pending < group_images)
             bar.set_postfix_str(f"data wait {wait.share:.1%}{shown_loss}", refresh=False)
             bar.update(images)
             if pending < group_images:
-                if asked.agreed(team)[0]:
-                    progress.images = session.step_start.go_back()
-                    return False
                 continue
             pending = 0
             progress.step += 1
@@ -144,7 +135,6 @@ def _take_steps(session: Session, asked: Interruption, wait: DataWait, times: St
                 return False
             if save_due:
                 session.save()
-            session.step_start.note(progress.images)
     return True
 
 
@@ -159,11 +149,11 @@ def _figures(session: Session) -> dict[str, float | None]:
     }
 
 
-def _validate(session: Session, asked: Interruption) -> Score | None:
+def _validate(session: Session, asked: StopSignal) -> Score | None:
     session.kept_model.eval()
     session.team.share_statistics(session.kept_model)
     try:
-        with asked.at_once(session.team.size == 1):
+        with asked.interruptible(session.team.size == 1):
             return validate(
                 (batch for _, batch in session.val.after(0)),
                 session.val_forward,

@@ -15,7 +15,6 @@ from trainer.config.settling import build_frozen, loader_spec
 from trainer.distributed import ALONE, Team, share_batch_norms
 from trainer.frozen.features import Cached, cache_frozen
 from trainer.frozen.sweeping import choose_by_sweep
-from trainer.interruption import Interruption, Stopped, let_signals_in
 from trainer.optimization.averaging import Average
 from trainer.optimization.compilation import Forward, compiles
 from trainer.optimization.losses import make_loss
@@ -24,10 +23,10 @@ from trainer.optimization.stepping import make_step
 from trainer.portions import Portion
 from trainer.records.checkpoints import SaveClock, load_newest
 from trainer.records.loggers import open_mirrors
-from trainer.rewinding import StepStart
 from trainer.run_directory import RunDirectory
 from trainer.session import Progress, Session, restoring
 from trainer.step import Counters
+from trainer.stop_signal import Stopped, StopSignal
 from trainer.stopping import MONITORS, EarlyStopping
 from trainer.validation import single_class_findings
 
@@ -37,7 +36,7 @@ def prepare(
     run: RunDirectory,
     shards: ShardFolder,
     precision: Precision,
-    asked: Interruption,
+    asked: StopSignal,
     team: Team = ALONE,
 ) -> Session:
     """Build a session, new or from the last whole checkpoint of the run.
@@ -78,12 +77,9 @@ def prepare(
     counters = Counters(device)
     made = make_step(config, shards, precision, model, part, counters, average, team, run.say)
     train, val = _portions(config, shards, device, cached, team)
-    if team.size == 1:
-        let_signals_in(model)
     session = Session(
         config=config, run=run, team=team, precision=precision, model=model, optimizer=made.optimizer,
         scaler=made.scaler, average=average, counters=counters, step=made.step,
-        step_start=StepStart(model, counters, train.loader, device),
         val_forward=Forward(
             kept, config.batch_size // team.size, compiled=compiles(config.compile, device), say=run.say
         ),

@@ -23,7 +23,6 @@ from trainer.portions import Portion
 from trainer.records.checkpoints import SaveClock, save_checkpoint
 from trainer.records.loggers import Mirror, show
 from trainer.records.states import require_like, require_optimizer_state
-from trainer.rewinding import StepStart
 from trainer.run_directory import RunDirectory
 from trainer.step import Counters, Step
 from trainer.stopping import EarlyStopping
@@ -70,7 +69,6 @@ class Session:
     average: Average | None
     counters: Counters
     step: Step
-    step_start: StepStart
     val_forward: Forward
     val_loss: FindingLoss
     stopping: EarlyStopping
@@ -85,7 +83,7 @@ class Session:
     unsaved: bool = False
     """Whether an epoch has ended since the last checkpoint."""
     begun: bool = False
-    """Whether this process has had a batch of train: until then nothing has changed."""
+    """Whether this process has trained on a batch: until then nothing has changed."""
     _saved: dict[str, Any] | None = None
     """The progress that the last checkpoint has."""
 

@@ -15,13 +15,13 @@ from shards.folder import ShardFolder
 from tests.trainer.running import ROOT, TIMEOUT, command, kill, losses, metrics, stop_at, terminate, train
 from trainer import loop
 from trainer.config import TrainConfig
-from trainer.interruption import Interruption
 from trainer.loop import validate
 from trainer.optimization.precision import Precision
 from trainer.optimization.schedules import LearningRate
 from trainer.records.checkpoints import load_checkpoint
 from trainer.run_directory import RunDirectory
 from trainer.step import Step
+from trainer.stop_signal import StopSignal
 
 # Everything that has a state, at once.
 RICH = {
@@ -214,7 +214,7 @@ def test_steps_that_overflow_fp16_are_on_record_and_the_scale_found_is_resumed(
 
     def go_on(run: RunDirectory) -> list[dict[str, Any]]:
         run.path.mkdir(exist_ok=True)
-        assert loop.train(config, run, phantom_shards, Precision("fp16", torch.device("cpu")), Interruption())
+        assert loop.train(config, run, phantom_shards, Precision("fp16", torch.device("cpu")), StopSignal())
         return metrics(run.path, "step")
 
     calm = go_on(RunDirectory(tmp_path / "calm"))
@@ -229,12 +229,12 @@ def test_steps_that_overflow_fp16_are_on_record_and_the_scale_found_is_resumed(
     run = RunDirectory(tmp_path / "stopped")
     step = 4  # the first that was applied
     with monkeypatch.context() as patch:
-        apply, asked = Step.apply, Interruption()
+        apply, asked = Step.apply, StopSignal()
 
         def interrupted(self: Step, number: int) -> None:
             apply(self, number)
             if number == step:
-                asked.note(signal.SIGTERM)
+                asked.receive(signal.SIGTERM)
 
         patch.setattr(Step, "apply", interrupted)
         run.path.mkdir()

@@ -24,8 +24,8 @@ from shards.findings import FINDINGS
 from shards.progress import progress_bar
 from trainer.distributed import ALONE, Team
 from trainer.frozen.chunks import FeatureChunks, digest_of_frozen
-from trainer.interruption import Stopped
 from trainer.optimization.precision import Precision
+from trainer.stop_signal import Stopped
 
 # Of the free memory, what the features of train and val together may take; the rest is left to the
 # activations and gradients of the trained part. So the largest case, ResNet-50 frozen up to its last

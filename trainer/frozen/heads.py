@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from loaders import Loader
 from shards.progress import progress_bar
-from trainer.interruption import Stopped
 from trainer.optimization.precision import Precision
 from trainer.step import Counters, Step
+from trainer.stop_signal import Stopped
 from trainer.stopping import EarlyStopping
 from trainer.validation import validate
 

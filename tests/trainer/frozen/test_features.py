@@ -13,8 +13,8 @@ from loaders.memory import free_memory
 from models import Classifier
 from shards.folder import ShardFolder
 from trainer.frozen.features import Cached, FeatureLoader, cache_frozen, compute_features, pick_device
-from trainer.interruption import Stopped
 from trainer.optimization.precision import Precision
+from trainer.stop_signal import Stopped
 
 CPU = torch.device("cpu")
 FP32, BF16 = Precision("fp32", CPU), Precision("bf16", CPU)

@@ -21,13 +21,13 @@ from trainer.frozen.heads import (
     sweep_table,
     train_heads,
 )
-from trainer.interruption import Stopped
 from trainer.optimization.averaging import Average
 from trainer.optimization.losses import make_loss
 from trainer.optimization.optimizers import make_optimizer
 from trainer.optimization.precision import Precision
 from trainer.optimization.schedules import LearningRate
 from trainer.step import Counters, Step
+from trainer.stop_signal import Stopped
 from trainer.validation import validate
 
 CPU = torch.device("cpu")
