@@ -95,5 +95,5 @@ def _advice(config: TrainConfig) -> str:
         )
     return (
         f"the device is out of memory; try --batch-size {half} --accumulate {twice}, which has as many "
-        "images a step, or --batch-size auto"
+        "images a step"
     )

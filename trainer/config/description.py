@@ -10,10 +10,9 @@ from models import create_model, freeze, parameter_counts
 from shards.errors import BadData
 from shards.folder import ShardFolder, open_shards
 from trainer.config import TrainConfig
-from trainer.config.settling import build_frozen, choose_cache, images_on_cpu, loader_spec
+from trainer.config.settling import build_frozen, choose_cache, loader_spec
 from trainer.devices import choose_device
 from trainer.distributed import ALONE, Team
-from trainer.optimization.batch_size import AUTO
 from trainer.optimization.compilation import compiles
 from trainer.optimization.precision import choose_precision
 
@@ -23,12 +22,11 @@ def describe(config: TrainConfig, sources: dict[str, str], team: Team = ALONE) -
 
     The counts are for the size of the shards where they are there, else for the arch's own.
     """
-    if config.batch_size != AUTO:
-        team.batch_size_of_rank(config.batch_size, mirrored=config.flip == "both")
+    team.batch_size_of_rank(config.batch_size, mirrored=config.flip == "both")
     shards = _shards(config)
-    resolved = _resolve(config, shards, team)
+    resolved = _resolve(config, shards)
     for key, value in config.to_json().items():
-        text = json.dumps("auto" if key == "batch_size" and value == AUTO else value)
+        text = json.dumps(value)
         if resolved.get(key, value) != value:
             text += f" -> {resolved[key]}"
         yield f"{key:17} {text:36} {sources[key]}"
@@ -50,7 +48,7 @@ def _shards(config: TrainConfig) -> ShardFolder | None:
         return None
 
 
-def _resolve(config: TrainConfig, shards: ShardFolder | None, team: Team) -> dict[str, object]:
+def _resolve(config: TrainConfig, shards: ShardFolder | None) -> dict[str, object]:
     """Return what options that are left to the program come to."""
     device = choose_device(config.device)
     resolved: dict[str, object] = {
@@ -60,10 +58,6 @@ def _resolve(config: TrainConfig, shards: ShardFolder | None, team: Team) -> dic
         "precision": choose_precision(config.precision, device).name,
         "compile": "on" if compiles(config.compile, device) else "off",
     }
-    if config.batch_size == AUTO:
-        resolved["batch_size"] = (
-            images_on_cpu(team) if device.type == "cpu" else "measured on the GPU at the start"
-        )
     precision = choose_precision(config.precision, device)
     for key in ("cache", "loader"):
         if getattr(config, key) != "auto":

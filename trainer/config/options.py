@@ -12,7 +12,6 @@ from shards.errors import BadData
 from trainer.config import choices
 from trainer.config.sweeps import SWEPT, parse_sweep
 from trainer.devices import DEVICE_CHOICES
-from trainer.optimization.batch_size import parse_batch_size
 from trainer.records.loggers import MIRRORS
 from trainer.run_directory import require_plain_name
 from trainer.stopping import MONITORS
@@ -66,9 +65,8 @@ class TrainConfig:
         "Small random rotations, shifts, scales, brightness and contrast of train images.",
     )
     batch_size: int = _option(
-        64, parse_batch_size, "Images a batch, of all ranks together; auto: the largest power of two that "
-        "fits a GPU, on each, or 64 on a CPU.", "IMAGES|auto",
-    )  # fmt: skip
+        64, click.IntRange(1, 2**20), "Images a batch, of all ranks together.", "IMAGES"
+    )
     accumulate: int = _option(
         1, click.IntRange(1, 2**20), "Batches a step: their gradients are added up before the weights change.",
         "BATCHES",

@@ -11,7 +11,6 @@ import torch
 from models import create_model
 from shards.folder import ShardFolder
 from tests.trainer.running import ROOT, command, losses, train
-from trainer.optimization.batch_size import largest_power_of_two
 from trainer.optimization.compilation import Forward
 
 
@@ -45,28 +44,3 @@ def test_a_compiled_model_gives_the_same_logits_and_a_compiled_run_ends(
     # Its dropout draws other numbers, so that the losses cannot be compared.
     assert "failed" not in run(phantom_shards, tmp_path, "compiled", {}, ema=0.9)
     assert len(losses(tmp_path / "compiled")) == 1
-
-
-def test_the_batch_size_doubles_until_it_does_not_fit() -> None:
-    tried: list[int] = []
-
-    def fits(images: int) -> bool:
-        tried.append(images)
-        return images <= 40
-
-    assert largest_power_of_two(fits, 4096) == 32
-    assert tried == [1, 2, 4, 8, 16, 32, 64]
-    assert largest_power_of_two(fits, 20) == 16
-    assert largest_power_of_two(lambda _: False, 20) == 0
-
-
-def test_auto_is_64_on_a_cpu_and_said_and_stays_that_when_resumed(
-    phantom_shards: ShardFolder, tmp_path: Path
-) -> None:
-    for _ in range(2):
-        done = train(phantom_shards, tmp_path, "auto", epochs=1, batch_size="auto", device="cpu")
-        assert done.exit_code == 0, done.stderr
-    said = (tmp_path / "auto" / "log.txt").read_text()
-    assert said.count("--batch-size auto is 64") == 1
-    assert train(phantom_shards, tmp_path, "auto", epochs=1, batch_size=64, device="cpu").exit_code == 0
-    assert train(phantom_shards, tmp_path, "auto", epochs=1, batch_size=8, device="cpu").exit_code == 5
