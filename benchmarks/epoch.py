@@ -29,7 +29,7 @@ from models import list_models
 from shards.console import PATH, Command, echo
 from shards.folder import open_shards
 from trainer.devices import choose_device
-from trainer.optimization.precision import choose_precision
+from trainer.optim.precision import choose_precision
 
 # Images of an epoch: NIH's official train_val, and the report's 112,120 with their mirrors.
 EPOCHS = {"train_val of NIH": 86_524, "the report's doubled set": 224_240}

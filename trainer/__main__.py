@@ -16,7 +16,7 @@ from shards.errors import BadData
 from shards.manifest import read_manifest
 from trainer.config import TrainConfig
 from trainer.config.files import recipes, use_file
-from trainer.torchrun import only_the_writer_complains, rank_from_env
+from trainer.torchrun import only_rank_zero_complains, rank_from_env
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
@@ -55,14 +55,14 @@ def main(context: click.Context, /, config: str | None, dry_run: bool, **options
     from --config, else it has its default.
     """
     rank = rank_from_env()
-    with only_the_writer_complains(rank):
+    with only_rank_zero_complains(rank):
         settings = TrainConfig(**options)
         sources = {name: _source(context, name, config) for name in options}
         if dry_run:
-            from trainer.config.description import describe
-            from trainer.distributed import told_team
+            from trainer.distributed import from_env
+            from trainer.resolve import describe
 
-            for line in describe(settings, sources, told_team()) if rank.writes else ():
+            for line in describe(settings, sources, from_env()) if rank.is_rank_zero else ():
                 echo(line)
             return
         _check_files(settings)

@@ -1,8 +1,9 @@
-"""runs/NAME: what a run was told, on what, what it measured, and the weights it kept."""
+"""runs/NAME: the files of a run, its lock, its log, and the checks on resume."""
 
 import contextlib
 import errno
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -82,13 +83,42 @@ class _Epoch(_Step):
     val_auroc: _Number | None = None
 
 
+class _RunLog(logging.Handler):
+    """Prints each line and appends it to log.txt."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = record.getMessage()
+        echo(line)
+        _append(self._path, printable(line))
+
+
+@contextlib.contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """Send what the logger cxrapid gets from INFO on to the console and to this file."""
+    logger, handler = logging.getLogger("cxrapid"), _RunLog(path)
+    level, propagate = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
 class RunDirectory:
     """The files of one run; every path of it is named here and nowhere else."""
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
         self.writes = writes
-        """Whether this process is the one that writes here: for others say and record do nothing."""
+        """Whether this process writes here; for others the methods that write do nothing."""
         self.name = path.name
         self.config = path / "config.json"
         self.environment = path / "environment.json"
@@ -120,14 +150,14 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def at_work(self, *, result: type[BaseException]) -> Iterator[None]:
-        """Keep other commands out of the run, and remove what killed ones left half written.
+        """Lock the run, log to it, and remove what killed commands left half written.
 
         A start that fails before its first checkpoint leaves nothing that looks like a run: the files it
         made are removed, and the folder if it made that and nothing else is in it. Features of a frozen part
         stay for the next start. So does everything after a `result`, an exception that is one.
         """
         is_new = not self.path.exists()
-        with exclusive_lock(self.path):
+        with exclusive_lock(self.path), _logging_to(self.log):
             self._made = {path for path in self._before_a_checkpoint if not os.path.lexists(path)}
             for folder in (self.path, self.last.parent, self.features, *self.evaluations.rglob("")):
                 remove_partials(folder)
@@ -192,19 +222,13 @@ class RunDirectory:
             atomic_write_text(self.environment, json.dumps(environment, indent=1) + "\n")
             atomic_write_text(self.config, json.dumps(record, indent=1) + "\n")
 
-    def choose(self, values: dict[str, Any], source: str) -> None:
-        """Put on record in config.json what options came to after the start, and from what."""
+    def update_config(self, values: dict[str, Any], source: str) -> None:
+        """Write to config.json what options came to after the start, and from what."""
         record = self._read_options()
         record.update({key: {"value": value, "from": source} for key, value in values.items()})
         atomic_write_text(self.config, json.dumps(record, indent=1) + "\n")
 
-    def say(self, line: str) -> None:
-        """Print a line and keep it in log.txt."""
-        if self.writes:
-            echo(line)
-            _append(self.log, printable(line))
-
-    def record(self, **values: Any) -> None:
+    def log_metrics(self, **values: Any) -> None:
         """Append a line to metrics.jsonl."""
         if self.writes:
             _append(self.metrics, json.dumps(values, allow_nan=False))
@@ -227,18 +251,18 @@ class RunDirectory:
                     raise BadData(f"{error.message}; delete that line to go on without it") from error
         return records
 
-    def forget_after(self, epoch: int, step: int) -> None:
+    def truncate_metrics(self, epoch: int, step: int) -> None:
         """Drop the metrics that a killed process wrote after the checkpoint it is resumed from.
 
         That is of this step, in this epoch, which has not ended.
         """
         if self.writes and self.metrics.is_file():
-            kept = [
+            lines = [
                 line
                 for line in self.read_metrics()
                 if line["step"] <= step and line["epoch"] < epoch + (line["kind"] != "epoch")
             ]
-            atomic_write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+            atomic_write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in lines))
 
     def read_config(self) -> dict[str, Any]:
         """Return option -> value as the run was started with; BadData where config.json is damaged."""

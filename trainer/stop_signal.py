@@ -9,7 +9,7 @@ from types import FrameType
 from typing import TypeVar
 
 from shards.signals import heeded
-from trainer.distributed import Team
+from trainer.distributed import Distributed
 
 Item = TypeVar("Item")
 _SAME_REQUEST = 3.0  # seconds
@@ -38,12 +38,12 @@ class StopSignal:
         """130 for SIGINT, 143 for SIGTERM, as shells count them."""
         return 128 + (self.signal or 0)
 
-    def agreed(self, team: Team, *, save: bool = False) -> tuple[bool, bool]:
-        """Return whether any rank got a signal, and whether the writer wants to `save`.
+    def agreed(self, dist: Distributed, *, save: bool = False) -> tuple[bool, bool]:
+        """Return whether any rank got a signal, and whether rank 0 wants to `save`.
 
         All ranks must call this, and follow the answer alone: a signal that came since counts next time.
         """
-        number, due = team.agree(self.signal or 0, save and team.writes)
+        number, due = dist.all_reduce_max(self.signal or 0, save and dist.is_rank_zero)
         if number:
             self.signal = number
         return bool(number), bool(due)

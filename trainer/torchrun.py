@@ -20,8 +20,8 @@ class Rank(NamedTuple):
     """Among the ranks of this machine."""
 
     @property
-    def writes(self) -> bool:
-        """Whether this is the one that writes the run folder and talks to the user."""
+    def is_rank_zero(self) -> bool:
+        """Whether this process writes the run folder and prints."""
         return self.rank == 0
 
 
@@ -49,7 +49,7 @@ def _number(name: str, least: int, most: int) -> int:
 
 
 @contextmanager
-def only_the_writer_complains(rank: Rank) -> Iterator[None]:
+def only_rank_zero_complains(rank: Rank) -> Iterator[None]:
     """Let the other ranks leave quietly where all of them find the same fault, before they have joined.
 
     They do so with exit code 0: at another one torchrun would end the writer, maybe before it has spoken.
@@ -57,6 +57,6 @@ def only_the_writer_complains(rank: Rank) -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
-        if rank.writes:
+        if rank.is_rank_zero:
             raise
         raise SystemExit(0) from error

@@ -15,7 +15,7 @@ import torch
 from shards.errors import BadData
 from shards.folder import ShardFolder
 from tests.trainer.running import stop_at, train
-from trainer.records.checkpoints import load_checkpoint
+from trainer.logging.checkpoints import load_checkpoint
 from trainer.run_directory import RunDirectory
 
 Change = Callable[[dict[str, Any]], object]

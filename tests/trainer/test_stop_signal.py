@@ -11,7 +11,7 @@ from loaders.resident import ResidentLoader
 from shards.folder import ShardFolder
 from shards.signals import graceful_exit
 from tests.trainer.running import losses, stop_at, terminate, train
-from trainer.records.checkpoints import load_checkpoint
+from trainer.logging.checkpoints import load_checkpoint
 from trainer.step import Step
 from trainer.stop_signal import Stopped, StopSignal, handle_signals
 
@@ -45,7 +45,7 @@ def test_a_run_stopped_within_a_step_finishes_it_and_is_saved(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = runs / f"step-{batch}-{inside}"
-    add, seen = Step.add, []
+    add, seen = Step.backward, []
 
     def interrupted(self: Step, *arguments: Any, **options: Any) -> None:
         seen.append(len(seen) + 1)
@@ -56,7 +56,7 @@ def test_a_run_stopped_within_a_step_finishes_it_and_is_saved(
             hook.remove() if inside else terminate()
 
     with monkeypatch.context() as patch:
-        patch.setattr(Step, "add", interrupted)
+        patch.setattr(Step, "backward", interrupted)
         stopped = train(phantom_shards, runs, run.name, **OPTIONS)
     assert stopped.exit_code == 143
     assert "stopped in epoch 1, saved" in stopped.stdout
@@ -114,7 +114,7 @@ def interrupt_decoding(monkeypatch: pytest.MonkeyPatch, split: str) -> None:
     monkeypatch.setattr(ResidentLoader, "_decode_into", interrupted)
 
 
-@pytest.mark.parametrize("place", ["trainer.preparation.load_weights", "trainer.launch.open_shards"])
+@pytest.mark.parametrize("place", ["trainer.setup.load_weights", "trainer.launch.open_shards"])
 def test_a_run_stopped_before_its_first_step_leaves_at_once(
     phantom_shards: ShardFolder, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,15 +131,15 @@ def test_a_second_late_signal_ends_the_process_without_saving(
     phantom_shards: ShardFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainer.stop_signal._SAME_REQUEST", 0)
-    add = Step.add
+    add = Step.backward
 
     def interrupted(self: Step, *arguments: Any, **options: Any) -> None:
-        if self._counters.applied == 2:
+        if self._stats.applied == 2:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
         add(self, *arguments, **options)
 
-    monkeypatch.setattr(Step, "add", interrupted)
+    monkeypatch.setattr(Step, "backward", interrupted)
     stopped = train(phantom_shards, tmp_path, "twice", **OPTIONS, checkpoint_steps=1)
     assert stopped.exit_code == 130
     assert load_checkpoint(tmp_path / "twice" / "checkpoints" / "last.pt")["progress"]["step"] == 2

@@ -10,7 +10,7 @@ from loaders import Batch
 from shards.errors import BadData
 from shards.findings import FINDINGS
 from shards.manifest import SplitRecord
-from trainer.optimization.losses import FindingLoss
+from trainer.optim.losses import FindingLoss
 from trainer.validation import macro_auroc, single_class_findings, validate
 
 

@@ -12,7 +12,7 @@ from shards.errors import BadData
 from trainer.config import choices
 from trainer.config.sweeps import SWEPT, parse_sweep
 from trainer.devices import DEVICE_CHOICES
-from trainer.records.loggers import MIRRORS
+from trainer.logging.loggers import LOGGERS
 from trainer.run_directory import require_plain_name
 from trainer.stopping import MONITORS
 
@@ -157,7 +157,7 @@ class TrainConfig:
         identity=False,
     )
     log_to: str = _option(
-        "none", str, f"Mirrors of metrics.jsonl, several with commas between: {', '.join(MIRRORS)}.",
+        "none", str, f"Mirrors of metrics.jsonl, several with commas between: {', '.join(LOGGERS)}.",
         "NAME,..", identity=False,
     )  # fmt: skip
 
@@ -175,8 +175,8 @@ class TrainConfig:
         if self.sweep:
             self._check_sweep()
         for name in self.mirrors:
-            if name not in MIRRORS:
-                raise click.UsageError(f"--log-to knows {', '.join(MIRRORS)} and none, not {name!r}")
+            if name not in LOGGERS:
+                raise click.UsageError(f"--log-to knows {', '.join(LOGGERS)} and none, not {name!r}")
 
     def _check_sweep(self) -> None:
         if self.freeze == "none" or self.cache == "off" or self.augment != "none":

@@ -22,12 +22,12 @@ def trained_names(model: nn.Module) -> set[str]:
     return names
 
 
-class Average:
+class EMA:
     """The exponential moving average of a model's weights and buffers, as a model of its own.
 
     After step t every floating-point tensor a becomes d a + (1 - d) w, with w the model's and
     d = min(decay, (1 + t) / (10 + t)), which lets go of the initial weights quickly (TensorFlow's
-    ExponentialMovingAverage with num_updates). Counters are copied. Costs one copy of what is trained:
+    ExponentialMovingAverage with num_updates). StepStats are copied. Costs one copy of what is trained:
     what is frozen when this is made is shared with the model.
     """
 

@@ -7,10 +7,10 @@ from loaders import Batch, Loader
 
 
 @dataclass(frozen=True)
-class Portion:
-    """A loader of one rank, and what the batches of all ranks together come to.
+class ShardedLoader:
+    """The loader of one rank, and the number of batches that all ranks share.
 
-    The loaders of n ranks give rank r every n-th place of one order, so batch k of all ranks together
+    The loaders of n ranks give rank r every n-th sample of one order, so batch k of all ranks together
     holds exactly the images of batch k of a single process with the whole batch size.
     """
 
@@ -19,23 +19,22 @@ class Portion:
     """Images an epoch on all ranks, mirrors counted."""
     batch_size: int
     """Images a batch on all ranks together."""
-    nothing: Batch
-    """A batch of no images."""
+    empty_batch: Batch
+    """For a rank whose images are used up."""
 
     @property
     def batches(self) -> int:
         """Batches an epoch: the same on every rank."""
         return -(-self.samples // self.batch_size)
 
-    def after(self, images: int) -> Iterator[tuple[int, Batch]]:
-        """Yield (its images on all ranks, this rank's batch) for the batches after so many images.
+    def iter_from(self, images: int) -> Iterator[tuple[int, Batch]]:
+        """Yield (images on all ranks, this rank's batch) for the batches after so many images.
 
-        A rank whose images are used up while others still have some gets a batch of none. The loader is
-        at the next epoch when this ends, and not before.
+        The loader advances to the next epoch when this is exhausted, and not before.
         """
         own = iter(self.loader)
         for number in range(-(-images // self.batch_size), self.batches):
-            batch = next(own) if number < self.loader.batches else self.nothing
+            batch = next(own) if number < self.loader.batches else self.empty_batch
             yield min(self.batch_size, self.samples - number * self.batch_size), batch
         for _ in own:
             raise RuntimeError("a loader has more batches than it says")

@@ -1,16 +1,21 @@
-"""Checkpoints: everything with a state in one file, written whole, proved by a hash beside it."""
+"""Checkpoints: everything with a state in one file, written atomically, verified by a hash beside it."""
 
 import hashlib
 import io
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 
 from shards.errors import CannotResume
 from shards.files import atomic_write, atomic_write_text, sha256_of
+
+log = logging.getLogger("cxrapid.trainer")
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], keep_as: Path | None = None) -> None:
@@ -60,8 +65,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_newest(paths: list[Path], say: Callable[[str], None]) -> dict[str, Any]:
-    """Load the first of these checkpoints that is whole, saying which were not.
+def load_newest(paths: list[Path]) -> dict[str, Any]:
+    """Load the first of these checkpoints that is intact, and log which were not.
 
     Raises CannotResume naming what is wrong with each where none is: a run never starts anew silently.
     """
@@ -73,19 +78,34 @@ def load_newest(paths: list[Path], say: Callable[[str], None]) -> dict[str, Any]
             problems.append(error.message)
             continue
         if problems:
-            say(f"{'; '.join(problems)}: going on from the one before, {path.name}")
+            log.info(f"{'; '.join(problems)}: going on from the one before, {path.name}")
         return state
     raise CannotResume(
         f"{'; '.join(problems)}. Give another --name, or remove {paths[0].parent} to start this run anew"
     )
 
 
-# Of the time, what checkpoints may take where epochs are shorter than saving.
+@contextmanager
+def restoring(folder: Path) -> Iterator[None]:
+    """Turn what goes wrong in restoring an intact checkpoint into CannotResume."""
+    try:
+        yield
+    except (click.ClickException, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # what is in a file may break anything that restoring relies on
+        reason = (str(error).splitlines() or [""])[0][:300]
+        raise CannotResume(
+            f"the checkpoints in {folder} are damaged, or of another version of CXRapid "
+            f"({type(error).__name__}: {reason}); give another --name"
+        ) from error
+
+
+# Of the time, what checkpoints may take if epochs are shorter than saving.
 _SHARE_OF_TIME = 0.1
 
 
-class SaveClock:
-    """Says when the next checkpoint within an epoch is due: after so many minutes, or so many steps."""
+class CheckpointTimer:
+    """When the next checkpoint within an epoch is due: after so many minutes, or so many steps."""
 
     def __init__(self, minutes: float, steps: int) -> None:
         self._seconds = 60 * minutes
@@ -97,12 +117,12 @@ class SaveClock:
         self._begun = time.monotonic()
         self._took = took
 
-    def is_worth_it(self) -> bool:
-        """Tell whether checkpoints now and then again would take at most a tenth of the time."""
+    def is_worthwhile(self) -> bool:
+        """Return whether saving now, and so on, takes at most a tenth of the time."""
         return _SHARE_OF_TIME * (time.monotonic() - self._begun) >= self._took
 
     def is_due(self, step: int) -> bool:
-        """Tell whether to save after this step; 0 minutes and 0 steps are never."""
+        """Return whether to save after this step; 0 minutes and 0 steps are never."""
         late = bool(self._seconds) and time.monotonic() - self._begun >= self._seconds
         return late or (bool(self._steps) and step % self._steps == 0)
 

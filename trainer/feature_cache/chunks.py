@@ -2,17 +2,19 @@
 
 import hashlib
 import itertools
+import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from shards.errors import CannotResume, ResourceMissing
-from trainer.records.checkpoints import load_checkpoint, save_checkpoint
+from trainer.logging.checkpoints import load_checkpoint, save_checkpoint
 
+log = logging.getLogger("cxrapid.trainer")
 SAVE_EVERY = 60.0
 """Seconds of computing between two saves. What takes less as a whole is not saved."""
 SHARE_OF_DISK = 0.1
@@ -31,12 +33,11 @@ class FeatureChunks:
     appears whole, with its SHA-256 beside it. A disk without room ends the saving, not the run.
     """
 
-    def __init__(self, folder: Path, name: str, identity: str, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, name: str, identity: str) -> None:
         """Open `folder/NAME-*.pt`, with an identity that names everything the features depend on."""
         self._folder = folder
         self._name = name
         self._identity = identity
-        self._say = say
         self._saved = 0
         self._may_save: bool | None = None
         self._begun = self._last = time.monotonic()
@@ -84,7 +85,7 @@ class FeatureChunks:
             try:
                 save_checkpoint(self._path(chunk.start), {"identity": self._identity, **parts})
             except ResourceMissing as error:
-                self._say(f"features are not saved any more while they are computed: {error.message}")
+                log.info(f"features are not saved any more while they are computed: {error.message}")
                 self._may_save = False
             else:
                 self._saved = chunk.stop
@@ -94,7 +95,7 @@ class FeatureChunks:
         needed = sum(part[self._saved :].nbytes for part in features.values())
         room = SHARE_OF_DISK * shutil.disk_usage(self._folder.parent).free
         if needed > room:
-            self._say(
+            log.info(
                 f"features are not saved while they are computed: {needed / 2**30:.2f} GiB are more than "
                 f"{SHARE_OF_DISK:.0%} of what is free in {self._folder.parent}, {room / 2**30:.2f} GiB"
             )

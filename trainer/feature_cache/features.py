@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import logging
 import math
 import os
 import time
@@ -20,11 +21,12 @@ from loaders.memory import free_memory, place_with_room
 from loaders.schedule import Slot
 from loaders.scheduled import ScheduledLoader
 from models import Classifier, feature_extractor, trainable_head
+from shards.errors import ResourceMissing
 from shards.findings import FINDINGS
 from shards.progress import progress_bar
-from trainer.distributed import ALONE, Team
-from trainer.frozen.chunks import FeatureChunks, digest_of_frozen
-from trainer.optimization.precision import Precision
+from trainer.distributed import SINGLE_PROCESS, Distributed
+from trainer.feature_cache.chunks import FeatureChunks, digest_of_frozen
+from trainer.optim.precision import Precision
 from trainer.stop_signal import Stopped
 
 # Of the free memory, what the features of train and val together may take; the rest is left to the
@@ -35,7 +37,11 @@ _CPU = torch.device("cpu")
 _SENT_AT_ONCE = 1024  # images: their largest maps take 0.8 GB
 _NO_SLOT = Slot(np.empty(0, dtype=np.int64), 0, None)
 
-Say = Callable[[str], None]
+log = logging.getLogger("cxrapid.trainer")
+
+
+class DoesNotFit(ResourceMissing):
+    """The features fit nowhere, or the images are augmented: the frozen part has to run in every epoch."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ class FeatureLoader(ScheduledLoader):
 
 
 @dataclass(frozen=True)
-class Cached:
+class FeatureCache:
     """What to train instead of the whole model on images."""
 
     trainable: nn.Module
@@ -106,32 +112,31 @@ class Cached:
     train: FeatureLoader
     val: FeatureLoader
 
-    def nothing(self) -> Batch:
+    def empty_batch(self) -> Batch:
         """Return a batch of no images."""
         return self.val.features.batch(_NO_SLOT, False, self.val.device)
 
 
-def cache_frozen(
+def cache_features(
     model: Classifier,
     how: str,
     train: LoaderSpec,
     val: LoaderSpec,
     precision: Precision,
-    say: Say,
     *,
     loader: str = "auto",
     stop: Callable[[], bool] = lambda: False,
-    team: Team = ALONE,
+    dist: Distributed = SINGLE_PROCESS,
     save_in: Path | None = None,
-) -> Cached | None:
-    """Run the frozen part once over train and val where its output fits in memory; say what was chosen.
+) -> FeatureCache:
+    """Run the frozen part once over train and val and keep its output in memory; log where and how large.
 
     Training the trained part on the cache is the same function as training the model on the images, in
     the same order, with the same flips and the same draws of dropout: losses are equal up to the
     rounding that convolutions have in batches of another composition. Building draws no random numbers,
     and on a CPU builds the same bits again after a resume.
 
-    The cost is one pass forward over each image, and each mirror where train has flips; with a team each
+    The cost is one pass forward over each image, and each mirror where train has flips; with a dist each
     rank runs its share, and gets the others' from them. The features are kept on the specs' device where
     they take at most SHARE of its free memory, else on the host under the same rule. Every rank keeps all
     of them: the ranks of one machine divide what is free on the host.
@@ -147,49 +152,49 @@ def cache_frozen(
         train: of the training split; its augment must be none for a cache.
         val: of the split to evaluate on.
         precision: as it will be in training.
-        say: is given lines for the user.
         loader: for the one pass over the images; auto: a streaming one.
         stop: is asked between batches, equally often on all ranks.
-        team: the ranks that call this with the same of everything but the rank in the specs.
+        dist: the ranks that call this with the same of everything but the rank in the specs.
         save_in: a folder for this alone, made when it is needed in one that is there; None: nothing is saved.
 
     Returns:
-        The trained part and its two loaders. None where the frozen network has to be run in every epoch:
-        the images are augmented, or the features fit nowhere.
+        The trained part and its two loaders.
 
     Raises:
+        DoesNotFit: the images are augmented, or the features fit nowhere.
         Stopped: `stop` said so.
         ValueError: the model is not frozen like that.
     """
     name = "backbone" if how == "backbone" else "frozen part"
     frozen = feature_extractor(model, how)
-    place, figures = place_of_cache(model, how, train, val, precision, team)
+    place, figures = choose_device_of_cache(model, how, train, val, precision, dist)
     if place is None:
-        say(f"the {name} runs in every epoch: {figures}")
-        return None
-    say(f"the {name} runs once, its output is kept in the memory of {place}: {figures}")
+        text = f"the {name} runs in every epoch: {figures}"
+        log.info(text)
+        raise DoesNotFit(text)
+    log.info(f"the {name} runs once, its output is kept in the memory of {place}: {figures}")
     trained, identity = trainable_head(model, how), {"freeze": how, "loader": loader}
     if save_in is not None:
         identity["weights_sha256"] = digest_of_frozen(model, trained)
     loaders = []
     for spec in (train, val):
-        chunks = None if save_in is None else _chunks(save_in, model, spec, precision, identity, team, say)
+        chunks = None if save_in is None else _chunks(save_in, model, spec, precision, identity, dist)
         start = time.perf_counter()
         features = compute_features(
-            frozen, spec, precision, place, loader=loader, stop=stop, team=team, chunks=chunks
+            frozen, spec, precision, place, loader=loader, stop=stop, dist=dist, chunks=chunks
         )
         seconds = time.perf_counter() - start
-        ranks = f" on {team.size} ranks" if team.size > 1 else ""
+        ranks = f" on {dist.size} ranks" if dist.size > 1 else ""
         views, images = features.values.shape[:2]
-        loaded = sum(team.gather(0 if chunks is None else chunks.loaded))
-        say(
+        loaded = sum(dist.gather(0 if chunks is None else chunks.loaded))
+        log.info(
             f"cached {spec.split}: {images:,} images{' and their mirrors' if views == 2 else ''}, each "
             f"{list(features.values.shape[2:])} of {str(features.values.dtype).removeprefix('torch.')}, in "
             f"{seconds:.1f} s{ranks} ({views * (images - loaded) / seconds:,.0f} images/s)"
             f"{f'; {loaded:,} of them were computed by an earlier start' if loaded else ''}"
         )
         loaders.append(FeatureLoader(features, spec))
-    return Cached(trained, *loaders)
+    return FeatureCache(trained, *loaders)
 
 
 def _chunks(
@@ -198,8 +203,7 @@ def _chunks(
     spec: LoaderSpec,
     precision: Precision,
     identity: dict[str, str],
-    team: Team,
-    say: Say,
+    dist: Distributed,
 ) -> FeatureChunks:
     # Numbers depend on the composition of batches, by their rounding, and so on batch size and ranks.
     bound_to = {
@@ -213,17 +217,22 @@ def _chunks(
         "device": spec.device.type,
         "torch": torch.__version__,
     }
-    name = f"{spec.split}-{team.rank}-of-{team.size}"
-    return FeatureChunks(folder, name, json.dumps(bound_to, sort_keys=True), say)
+    name = f"{spec.split}-{dist.rank}-of-{dist.size}"
+    return FeatureChunks(folder, name, json.dumps(bound_to, sort_keys=True))
 
 
-def place_of_cache(
-    model: Classifier, how: str, train: LoaderSpec, val: LoaderSpec, precision: Precision, team: Team = ALONE
+def choose_device_of_cache(
+    model: Classifier,
+    how: str,
+    train: LoaderSpec,
+    val: LoaderSpec,
+    precision: Precision,
+    dist: Distributed = SINGLE_PROCESS,
 ) -> tuple[torch.device | None, str]:
     """Return where a cache of these would be kept, None for nowhere, and why; runs one image.
 
-    With a team that is where it fits on all ranks: on the host where it does not fit one of their devices.
-    Puts the model in evaluation mode. See cache_frozen.
+    With a dist that is where it fits on all ranks: on the host where it does not fit one of their devices.
+    Puts the model in evaluation mode. See cache_features.
     """
     if train.augment != "none":
         return None, f"--augment {train.augment} makes other images in each"
@@ -231,7 +240,7 @@ def place_of_cache(
     needed = sum(_bytes(frozen, spec, precision) for spec in (train, val))
     place, figures = pick_device(needed, train.device)
     places = (train.device, _CPU, None)
-    (farthest,) = team.agree(places.index(place))
+    (farthest,) = dist.all_reduce_max(places.index(place))
     if places[farthest] != place:
         figures += f"; another rank has it {'nowhere' if places[farthest] is None else 'on the host'}"
     return places[farthest], figures
@@ -257,7 +266,7 @@ def compute_features(
     *,
     loader: str = "auto",
     stop: Callable[[], bool] = lambda: False,
-    team: Team = ALONE,
+    dist: Distributed = SINGLE_PROCESS,
     chunks: FeatureChunks | None = None,
 ) -> Features:
     """Run the frozen part over every image of a split in row order, and over its mirror if spec flips.
@@ -274,10 +283,10 @@ def compute_features(
     labels = torch.empty((images, len(FINDINGS)), dtype=torch.uint8, device=place)
     rows = torch.empty(images, dtype=torch.int32, device=place)
     whole = {"values": values.swapaxes(0, 1), "labels": labels, "rows": rows}
-    own = {name: part[team.rank :: team.size] for name, part in whole.items()}
+    own = {name: part[dist.rank :: dist.size] for name, part in whole.items()}
     done = chunks.load(own) if chunks is not None else 0
     try:
-        with contextlib.closing(_decoded(spec, loader, stop, team, done)) as batches:
+        with contextlib.closing(_decoded(spec, loader, stop, dist, done)) as batches:
             for batch, places in batches:
                 for view in range(views):
                     with precision.autocast():
@@ -292,12 +301,12 @@ def compute_features(
         if chunks is not None and done:
             chunks.save_rest(own, done)
     for each in whole.values():
-        _complete(each, team)
+        _complete(each, dist)
     return Features(values, labels, rows)
 
 
 def _decoded(
-    spec: LoaderSpec, loader: str, stop: Callable[[], bool], team: Team, done: int
+    spec: LoaderSpec, loader: str, stop: Callable[[], bool], dist: Distributed, done: int
 ) -> Generator[tuple[Batch, slice], None, None]:
     """Yield this rank's batches after its first `done` images, and where their images are among its own.
 
@@ -305,18 +314,18 @@ def _decoded(
         Stopped: `stop` said so, which is asked before each batch, equally often on all ranks.
     """
     views, images = _views(spec), spec.shards.manifest.splits[spec.split].images
-    (is_missing,) = team.agree(done < len(range(team.rank, images, team.size)))
+    (is_missing,) = dist.all_reduce_max(done < len(range(dist.rank, images, dist.size)))
     if not is_missing:
         return
-    once = replace(spec, training=False, flip="none", rank=team.rank, world_size=team.size)
+    once = replace(spec, training=False, flip="none", rank=dist.rank, world_size=dist.size)
     # Another rank may have one batch more, before which all are asked.
-    batches = -(-images // (team.size * spec.batch_size))
+    batches = -(-images // (dist.size * spec.batch_size))
     position = 0
     with (
         streaming_loader(once) if loader == "auto" else make_loader(loader, once) as decoded,
         progress_bar(
-            views * images, f"caching {spec.split}", "img", initial=min(team.size * done, images) * views,
-            disable=not team.writes,
+            views * images, f"caching {spec.split}", "img", initial=min(dist.size * done, images) * views,
+            disable=not dist.is_rank_zero,
         ) as bar,
     ):  # fmt: skip
         for batch in itertools.chain(decoded, [None] * (batches - decoded.batches)):
@@ -328,19 +337,19 @@ def _decoded(
             position = places.stop
             if places.start >= done:
                 yield batch, places
-                bar.update(min(team.size * views * len(batch.rows), views * images - bar.n))
+                bar.update(min(dist.size * views * len(batch.rows), views * images - bar.n))
 
 
-def _complete(whole: Tensor, team: Team) -> None:
+def _complete(whole: Tensor, dist: Distributed) -> None:
     """Fill in what the other ranks have: rank r every n-th image, the first dimension, from the r-th on."""
-    if team.size == 1:
+    if dist.size == 1:
         return
-    together = team.size * _SENT_AT_ONCE
+    together = dist.size * _SENT_AT_ONCE
     for start in range(0, len(whole), together):
-        for rank in range(min(team.size, len(whole) - start)):
-            places = slice(start + rank, start + together, team.size)
+        for rank in range(min(dist.size, len(whole) - start)):
+            places = slice(start + rank, start + together, dist.size)
             part = whole[places].contiguous()
-            team.share(part, rank)
+            dist.broadcast(part, rank)
             whole[places] = part
 
 

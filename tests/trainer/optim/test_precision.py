@@ -4,7 +4,7 @@ import click
 import pytest
 import torch
 
-from trainer.optimization.precision import choose_precision, cpu_has_bf16
+from trainer.optim.precision import choose_precision, cpu_has_bf16
 
 CPU = torch.device("cpu")
 

@@ -28,14 +28,14 @@ def test_tensorboard_shows_what_metrics_jsonl_holds(phantom_shards: ShardFolder,
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
-def test_a_mirror_that_is_not_installed_is_exit_4_with_the_way_to_get_it(
+def test_a_logger_that_is_not_installed_is_exit_4_with_the_way_to_get_it(
     phantom_shards: ShardFolder, tmp_path: Path, name: str
 ) -> None:
     if importlib.util.find_spec(name) is not None:
         pytest.skip(f"{name} is installed: that it is missed is not tested here")
     done = train(phantom_shards, tmp_path, "hidden", log_to=name)
     assert done.exit_code == 4
-    assert f"pip install 'cxrapid[{name}]'" in done.stderr
+    assert f"pip install -e '.[{name}]'" in done.stderr
 
 
 @pytest.mark.parametrize(("monitor", "panels"), [("loss", 2), ("auroc", 3)])

@@ -1,6 +1,7 @@
-"""Saved states set beside those that they are to replace, before anything is replaced."""
+"""Checks of a saved state against the one it replaces, before anything is replaced."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def require_optimizer_state(found: Any, optimizer: torch.optim.Optimizer, name: 
     if not isinstance(found, dict):
         raise ValueError(f"{name} is a {type(found).__name__}, not a dict")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    kept = _kept_names(optimizer)
+    kept = _state_names(optimizer)
     for number, values in found.items():
         where = f"{name}.{number}"
         if not isinstance(number, int) or not 0 <= number < len(parameters):
@@ -66,7 +67,7 @@ def require_optimizer_state(found: Any, optimizer: torch.optim.Optimizer, name: 
             require_tensor(values[key], shape, torch.float32, f"{where}.{key}")
 
 
-def _kept_names(optimizer: torch.optim.Optimizer) -> dict[str, bool]:
+def _state_names(optimizer: torch.optim.Optimizer) -> dict[str, bool]:
     # What it keeps of a parameter after a step -> whether that is a scalar; found out on one.
     trial = torch.nn.Parameter(torch.zeros(2, device=optimizer.param_groups[0]["params"][0].device))
     trial.grad = torch.zeros_like(trial)
@@ -74,3 +75,16 @@ def _kept_names(optimizer: torch.optim.Optimizer) -> dict[str, bool]:
     twin: torch.optim.Optimizer = type(optimizer)([{**group, "params": [trial]}])  # type: ignore[call-arg]
     twin.step()
     return {key: value.dim() == 0 for key, value in twin.state[trial].items()}
+
+
+def all_finite(states: Iterable[dict[str, Any]]) -> bool:
+    """Return whether every number in the tensors of these is finite; waits for the device once."""
+    # In float64 finite numbers of float32 have a finite sum, and it is one pass over each.
+    sums = [
+        value.sum(dtype=torch.float64)
+        for state in states
+        for value in state.values()
+        if torch.is_tensor(value) and value.is_floating_point()
+    ]
+    # Adam keeps its step counters on the CPU in some versions of torch.
+    return bool(torch.stack([total.to(sums[0].device) for total in sums]).isfinite().all())

@@ -1,4 +1,4 @@
-"""Mirrors of metrics.jsonl in other tools: the file stays the truth, the mirrors are for looking."""
+"""Copies of metrics.jsonl in TensorBoard, Weights & Biases and MLflow."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -7,15 +7,15 @@ from typing import Any, Protocol
 from shards.errors import ResourceMissing
 
 
-class Mirror(Protocol):
-    """Shows numbers over steps."""
+class Logger(Protocol):
+    """Plots numbers over steps."""
 
-    def show(self, values: Mapping[str, float], step: int) -> None:
-        """Show values by name, `step/lr` or `epoch/val_loss`."""
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Log values by name, `step/lr` or `epoch/val_loss`."""
         ...
 
     def close(self) -> None:
-        """Hand over what is still held."""
+        """Flush and close."""
         ...
 
 
@@ -28,7 +28,7 @@ class _TensorBoard:
         # What a killed process showed after this step is shown again, so the old is hidden.
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
-    def show(self, values: Mapping[str, float], step: int) -> None:
+    def log(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
@@ -47,7 +47,7 @@ class _WandB:
             project="cxrapid", id=folder.name, resume="allow", dir=str(folder), config=config
         )
 
-    def show(self, values: Mapping[str, float], step: int) -> None:
+    def log(self, values: Mapping[str, float], step: int) -> None:
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
@@ -68,41 +68,41 @@ class _MLflow:
         note.write_text(run.info.run_id, encoding="ascii")
         mlflow.log_params(config)
 
-    def show(self, values: Mapping[str, float], step: int) -> None:
+    def log(self, values: Mapping[str, float], step: int) -> None:
         self._mlflow.log_metrics(dict(values), step=step)
 
     def close(self) -> None:
         self._mlflow.end_run()
 
 
-MIRRORS: dict[str, Callable[[Path, dict[str, Any], int], Mirror]] = {
+LOGGERS: dict[str, Callable[[Path, dict[str, Any], int], Logger]] = {
     "tensorboard": _TensorBoard,
     "wandb": _WandB,
     "mlflow": _MLflow,
 }
-"""Name, which is also the package's and the extra's -> (run folder, config, step to go on from) -> mirror."""
+"""Name, which is also the package's and the extra's -> (run folder, config, step to go on from) -> logger."""
 
 
-def open_mirrors(names: list[str], folder: Path, config: dict[str, Any], step: int) -> list[Mirror]:
-    """Return the mirrors of these names; ResourceMissing says how to install one that is not there."""
-    mirrors = []
+def open_loggers(names: list[str], folder: Path, config: dict[str, Any], step: int) -> list[Logger]:
+    """Return the loggers of these names; ResourceMissing says how to install a missing one."""
+    loggers = []
     for name in names:
         try:
-            mirrors.append(MIRRORS[name](folder, config, step))
+            loggers.append(LOGGERS[name](folder, config, step))
         except ImportError as error:
             raise ResourceMissing(
-                f"--log-to {name} needs a package that is not installed: pip install 'cxrapid[{name}]'"
+                f"--log-to {name} needs a package that is not installed: pip install -e '.[{name}]'"
             ) from error
-    return mirrors
+    return loggers
 
 
-def show(mirrors: list[Mirror], line: Mapping[str, Any]) -> None:
-    """Show a line of metrics.jsonl, whose names get its kind before them, in every mirror."""
+def log_to_all(loggers: list[Logger], line: Mapping[str, Any]) -> None:
+    """Log a line of metrics.jsonl, each name prefixed with its kind, to every logger."""
     left_out = {"kind", "epoch", "step"}
     values = {
         f"{line['kind']}/{name}": float(value)
         for name, value in line.items()
         if name not in left_out and value is not None
     }
-    for mirror in mirrors:
-        mirror.show(values, line["step"])
+    for logger in loggers:
+        logger.log(values, line["step"])

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from shards.errors import CannotResume, ResourceMissing
-from trainer.records.checkpoints import load_checkpoint, load_newest, save_checkpoint
+from tests.trainer.running import logged
+from trainer.logging.checkpoints import load_checkpoint, load_newest, save_checkpoint
 
 
 def test_a_checkpoint_comes_back_with_the_same_bits(tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ def test_a_kill_anywhere_in_a_save_leaves_the_newest_whole_one_readable(
         contents[epoch] = paths[0].read_bytes()
     for path, epoch in zip(paths, (last, previous), strict=True):
         path.unlink() if epoch is None else path.write_bytes(contents[epoch])
-    said: list[str] = []
-    assert load_newest(paths, said.append)["epoch"] == expected
-    assert bool(said) == (last is None)
+    with logged() as lines:
+        assert load_newest(paths)["epoch"] == expected
+    assert bool(lines) == (last is None)
     assert load_checkpoint(paths[1])["epoch"] == previous

@@ -10,7 +10,7 @@ import torch
 
 from shards.findings import FINDINGS
 from shards.manifest import SplitRecord
-from trainer.optimization.losses import LOSSES, POS_WEIGHTS, FindingLoss, make_loss, positive_weights
+from trainer.optim.losses import LOSSES, POS_WEIGHTS, FindingLoss, make_loss, positive_weights
 
 COUNTS = {finding: 7 * number for number, finding in enumerate(FINDINGS)}  # Atelectasis has none
 TRAIN = SplitRecord(images=100, patients=40, positives=COUNTS, prevalence={})

@@ -16,11 +16,11 @@ from torch import Tensor
 import models
 from loaders import LoaderSpec
 from shards.folder import ShardFolder
-from tests.trainer.running import ROOT, TIMEOUT, command, losses, terminate, train
-from trainer.frozen import chunks
-from trainer.frozen.chunks import FeatureChunks, digest_of_frozen
-from trainer.frozen.features import cache_frozen
-from trainer.optimization.precision import Precision
+from tests.trainer.running import ROOT, TIMEOUT, command, logged, losses, terminate, train
+from trainer.feature_cache import chunks
+from trainer.feature_cache.chunks import FeatureChunks, digest_of_frozen
+from trainer.feature_cache.features import cache_features
+from trainer.optim.precision import Precision
 
 FROZEN = {
     "freeze": "backbone", "batch_size": 10, "weights": "none", "precision": "fp32", "cache": "on",
@@ -67,7 +67,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) -> l
 
         return one
 
-    monkeypatch.setattr("trainer.frozen.features.feature_extractor", counting)
+    monkeypatch.setattr("trainer.feature_cache.features.feature_extractor", counting)
     return sizes
 
 
@@ -93,9 +93,9 @@ def test_caching_stopped_by_a_signal_computes_only_the_rest_afterwards(
 
 
 PROGRAM = """
-import os, sys, trainer.frozen.chunks
+import os, sys, trainer.feature_cache.chunks
 from trainer.__main__ import main
-trainer.frozen.chunks.SAVE_EVERY = 0.0
+trainer.feature_cache.chunks.SAVE_EVERY = 0.0
 main(sys.argv[1:])
 """
 
@@ -156,12 +156,12 @@ def cache(folder: ShardFolder, save_in: Path, **changes: Any) -> list[str]:
         LoaderSpec(folder, "train", told["batch_size"], CPU, training=True, flip=told["flip"]),
         LoaderSpec(folder, "val", told["batch_size"], CPU, training=False),
     )
-    said: list[str] = []
-    assert cache_frozen(
-        model, "backbone", *specs, Precision("fp32", CPU), said.append,
-        loader=told["loader"], save_in=save_in / "features",
-    )  # fmt: skip
-    return said
+    precision = Precision("fp32", CPU)
+    with logged() as lines:
+        cache_features(
+            model, "backbone", *specs, precision, loader=told["loader"], save_in=save_in / "features"
+        )
+    return lines
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +218,7 @@ def features_of(images: int) -> dict[str, Tensor]:
 
 def save(folder: Path, features: dict[str, Tensor], identity: str = "these") -> None:
     """Save in three files, of 4, 4 and 2 images."""
-    saved = FeatureChunks(folder, "train", identity, print)
+    saved = FeatureChunks(folder, "train", identity)
     assert saved.load(features) == 0
     for images in (4, 8, 10):
         saved.save_if_due(features, images)
@@ -254,12 +254,12 @@ def test_what_is_loaded_are_the_bits_that_were_saved_up_to_the_first_damage(
         case "shorter":
             path.write_bytes(content[:-10])
     found = {name: torch.zeros_like(part) for name, part in features.items()}
-    again = FeatureChunks(folder, "train", "these", print)
+    again = FeatureChunks(folder, "train", "these")
     assert again.load(found) == again.loaded == left
     for name, part in features.items():
         assert torch.equal(found[name][:left], part[:left])
     again.save_if_due(features, 10)
-    assert FeatureChunks(folder, "train", "these", print).load(found) == 10
+    assert FeatureChunks(folder, "train", "these").load(found) == 10
     assert torch.equal(found["values"], features["values"])
 
 
@@ -274,33 +274,33 @@ def test_files_that_do_not_fit_are_removed(tmp_path: Path, other: str) -> None:
         features["values"] = features["values"][:, :1]
     elif other == "type":
         features["values"] = features["values"].float()
-    assert FeatureChunks(folder, "train", "these", print).load(features) == 0
+    assert FeatureChunks(folder, "train", "these").load(features) == 0
     assert not list(folder.iterdir())
 
 
 @pytest.mark.usefixtures("save_always")
 def test_a_disk_that_fills_up_ends_the_saving_and_not_the_run(tmp_path: Path) -> None:
-    said: list[str] = []
     features = features_of(10)
-    saved = FeatureChunks(tmp_path / "features", "train", "these", said.append)
+    saved = FeatureChunks(tmp_path / "features", "train", "these")
     saved.save_if_due(features, 4)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:
-        for images in (6, 8, 10):
-            saved.save_if_due(features, images)
+        with logged() as lines:
+            for images in (6, 8, 10):
+                saved.save_if_due(features, images)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    (line,) = said
+    (line,) = lines
     assert "features are not saved any more" in line
-    assert FeatureChunks(tmp_path / "features", "train", "these", print).load(features_of(10)) == 4
+    assert FeatureChunks(tmp_path / "features", "train", "these").load(features_of(10)) == 4
 
 
 @pytest.mark.usefixtures("save_always")
 def test_a_view_is_saved_without_the_rest_of_its_memory(tmp_path: Path) -> None:
     values = torch.zeros(2, 100_000, 10)
     whole = {"values": values.swapaxes(0, 1), "rows": torch.arange(100_000, dtype=torch.int32)}
-    saved = FeatureChunks(tmp_path / "features", "train", "", print)
+    saved = FeatureChunks(tmp_path / "features", "train", "")
     saved.save_if_due({name: part[1::1000] for name, part in whole.items()}, 100)
     (path,) = (tmp_path / "features").glob("*.pt")
     assert path.stat().st_size < 2 * 100 * 2 * 10 * 4

@@ -12,8 +12,16 @@ from loaders import Flip, Loader, LoaderSpec, make_loader
 from loaders.memory import free_memory
 from models import Classifier
 from shards.folder import ShardFolder
-from trainer.frozen.features import Cached, FeatureLoader, cache_frozen, compute_features, pick_device
-from trainer.optimization.precision import Precision
+from tests.trainer.running import logged
+from trainer.feature_cache.features import (
+    DoesNotFit,
+    FeatureCache,
+    FeatureLoader,
+    cache_features,
+    compute_features,
+    pick_device,
+)
+from trainer.optim.precision import Precision
 from trainer.stop_signal import Stopped
 
 CPU = torch.device("cpu")
@@ -45,10 +53,8 @@ def frozen_model(arch: str, how: str) -> Classifier:
 
 def cache(
     model: Classifier, how: str, train: LoaderSpec, val: LoaderSpec, precision: Precision = FP32
-) -> Cached:
-    cached = cache_frozen(model, how, train, val, precision, lambda line: None)
-    assert cached is not None
-    return cached
+) -> FeatureCache:
+    return cache_features(model, how, train, val, precision)
 
 
 def train(
@@ -167,11 +173,10 @@ def test_building_draws_no_random_numbers(spec: Spec) -> None:
 
 
 def test_what_was_chosen_is_said_with_its_size(spec: Spec) -> None:
-    said: list[str] = []
     of_train = spec("train", flip="both")
     model = frozen_model("custom_cnn", "partial")
-    cached = cache_frozen(model, "partial", of_train, spec("val"), FP32, said.append)
-    assert cached is not None
+    with logged() as said:
+        cached = cache_features(model, "partial", of_train, spec("val"), FP32)
     images = 2 * len(cached.train.features.rows) + len(cached.val.features.rows)
     needed = images * 64 * 16 * 16 * 4 / 2**30
     assert f"it takes {needed:.2f} GiB, 60% of what is free on cpu are" in said[0]
@@ -180,11 +185,12 @@ def test_what_was_chosen_is_said_with_its_size(spec: Spec) -> None:
 
 
 def test_augmented_images_are_not_cached_and_that_is_said(spec: Spec) -> None:
-    said: list[str] = []
     model = frozen_model("custom_cnn", "backbone")
     told = spec("train", augment="light")
-    assert cache_frozen(model, "backbone", told, spec("val"), FP32, said.append) is None
-    assert said == ["the backbone runs in every epoch: --augment light makes other images in each"]
+    with logged() as lines, pytest.raises(DoesNotFit) as refused:
+        cache_features(model, "backbone", told, spec("val"), FP32)
+    assert lines == ["the backbone runs in every epoch: --augment light makes other images in each"]
+    assert refused.value.message == lines[0]
 
 
 def test_what_fits_nowhere_is_not_cached_with_the_figures() -> None:
@@ -210,7 +216,7 @@ def test_building_stops_between_batches_when_asked(spec: Spec) -> None:
 
 def test_a_model_that_is_not_frozen_is_refused(spec: Spec) -> None:
     with pytest.raises(ValueError, match="not frozen as 'backbone'"):
-        cache_frozen(frozen_model("custom_cnn", "none"), "backbone", spec("train"), spec("val"), FP32, print)
+        cache_features(frozen_model("custom_cnn", "none"), "backbone", spec("train"), spec("val"), FP32)
 
 
 def test_an_image_loader_goes_on_from_a_feature_loaders_state(spec: Spec) -> None:

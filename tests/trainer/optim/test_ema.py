@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from models import create_model, freeze
-from trainer.optimization.averaging import Average
+from trainer.optim.ema import EMA
 
 
 def test_the_average_follows_its_formula_and_starts_fast() -> None:
     model = create_model("custom_cnn", size=16)
-    average = Average(model, 0.9)
+    average = EMA(model, 0.9)
     expected = {key: value.double().clone() for key, value in model.state_dict().items()}
     for step in range(1, 4):
         with torch.no_grad():
@@ -30,7 +30,7 @@ def test_the_average_follows_its_formula_and_starts_fast() -> None:
 
 def test_the_average_is_a_model_in_evaluation_mode_that_nothing_trains() -> None:
     model = create_model("custom_cnn", size=16).train()
-    average = Average(model, 0.99)
+    average = EMA(model, 0.99)
     images = torch.randint(0, 256, (2, 1, 16, 16), dtype=torch.uint8)
     assert torch.equal(average.model(images), model.eval()(images))
     assert not any(parameter.requires_grad for parameter in average.model.parameters())
@@ -39,7 +39,7 @@ def test_the_average_is_a_model_in_evaluation_mode_that_nothing_trains() -> None
 
 def test_a_restored_average_goes_on() -> None:
     model = create_model("custom_cnn", size=16)
-    first, second = Average(model, 0.5), Average(create_model("custom_cnn", size=16), 0.5)
+    first, second = EMA(model, 0.5), EMA(create_model("custom_cnn", size=16), 0.5)
     with torch.no_grad():
         model.network.stage1.conv.weight.add_(1)
     first.update(100)
@@ -55,7 +55,7 @@ def test_a_restored_average_goes_on() -> None:
 def test_what_is_frozen_is_shared_and_only_the_rest_averaged() -> None:
     model = create_model("custom_cnn", size=16)
     freeze(model, "partial")
-    average = Average(model, 0.5)
+    average = EMA(model, 0.5)
     theirs, before = model.state_dict(), {key: value.clone() for key, value in model.state_dict().items()}
     with torch.no_grad():
         for value in theirs.values():
