@@ -199,8 +199,3 @@ def raise_if_ranks_lost(dist: Distributed, error: RuntimeError) -> None:
             f"rank {dist.rank} has lost the others ({line}); the same command goes on from the last "
             "checkpoint"
         ) from error
-
-
-def host_copy(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a flat state with its tensors on the CPU."""
-    return {key: value.cpu() if isinstance(value, Tensor) else value for key, value in state.items()}

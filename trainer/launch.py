@@ -180,6 +180,6 @@ def _advice(config: TrainConfig) -> str:
             "smaller --arch"
         )
     return (
-        f"the device is out of memory; try --batch-size {half} --accumulate {twice}, which has as many "
+        f"the device is out of memory; try --batch-size {half} --grad-accum-steps {twice}, which has as many "
         "images a step"
     )

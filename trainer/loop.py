@@ -92,8 +92,7 @@ def _take_steps(state: TrainState, wait: DataWait, times: StepTimes) -> None:
     """
     context, progress, dist = state.context, state.progress, state.context.dist
     config, samples = context.config, state.train.samples
-    first_image, group_images, pending = progress.images, 0, 0
-    shown_loss = ""
+    first_image, group_images, pending, shown_loss = progress.images, 0, 0, ""
     batches = state.train.iter_from(first_image)
     if not state.begun:
         batches = context.stop.interruptible_start(batches)

@@ -10,6 +10,7 @@ from loaders import Batch, Loader, make_loader
 from models import Classifier, WeightsUnavailable, freeze, load_weights, parameter_counts, trainable_head
 from shards.errors import BadData, ResourceMissing
 from shards.findings import FINDINGS
+from shards.manifest import SplitRecord
 from trainer.config import TrainConfig
 from trainer.context import RunContext, build_model
 from trainer.distributed import sync_batch_norms
@@ -25,7 +26,6 @@ from trainer.sharded_loader import ShardedLoader
 from trainer.state import Progress, TrainState
 from trainer.step import Step, StepStats
 from trainer.stopping import MONITORS, EarlyStopping
-from trainer.validation import single_class_findings
 
 log = logging.getLogger("cxrapid.trainer")
 
@@ -150,6 +150,16 @@ def new_state(context: RunContext, model: Classifier, cache: FeatureCache | None
         progress=Progress(),
         loggers=[],
     )
+
+
+def single_class_findings(val: SplitRecord) -> list[str]:
+    """Return the findings that all images of val have, or none; BadData where that is every one."""
+    single = [finding for finding in FINDINGS if val.positives[finding] in (0, val.images)]
+    if len(single) == len(FINDINGS):
+        raise BadData(
+            "no finding has both classes in val, so there is no AUROC to monitor; use --monitor loss"
+        )
+    return single
 
 
 def _load_start_weights(model: Classifier, config: TrainConfig) -> str:

@@ -11,7 +11,6 @@ import torch
 from models import Classifier
 from shards.errors import CannotResume
 from trainer.context import RunContext
-from trainer.distributed import host_copy
 from trainer.logging.checkpoints import CheckpointTimer, save_checkpoint
 from trainer.logging.loggers import Logger, log_to_all
 from trainer.logging.states import all_finite, require_like, require_optimizer_state
@@ -82,11 +81,6 @@ class TrainState:
         return self.model if self.ema is None else self.ema.model
 
     @property
-    def rate(self) -> float:
-        """The learning rate of the last step applied; waits for the device."""
-        return float(self.rate_of(self.stats.applied - 1))
-
-    @property
     def mean_loss(self) -> float:
         """Of this epoch so far, over the images of all ranks, which must all ask; waits for the device.
 
@@ -99,7 +93,7 @@ class TrainState:
         """Return what each line of metrics.jsonl has about the last step; waits for the device."""
         norm = float(self.stats.grad_norm)
         return {
-            "lr": self.rate,
+            "lr": float(self.rate_of(self.stats.applied - 1)),
             "grad_norm": norm if norm < math.inf else None,  # an overflow in fp16; JSON has no infinity
             "grad_scale": self.scaler.get_scale(),
             "skipped_steps": int(self.stats.skipped),
@@ -149,9 +143,9 @@ class TrainState:
         self.best = {"model": weights, "epoch": self.progress.epoch, **metrics}
 
     def require_good_steps(self) -> float:
-        """Return the sum of this epoch's losses over the images of all ranks, which must all ask.
+        """Return the sum of this epoch's losses over all ranks, which must all ask; waits for the device.
 
-        Waits for the device. Diverged names the first step whose loss or gradient was NaN or infinite.
+        Diverged names the first step whose loss or gradient was NaN or infinite.
         """
         own = (float(self.stats.loss_sum), int(self.stats.first_bad))
         sums, first_bad = zip(*self.context.dist.gather(own), strict=True)
@@ -170,14 +164,14 @@ class TrainState:
     def _diverged(self, what: str, step: int) -> Diverged:
         return Diverged(
             f"{what} at step {step} (epoch {self.progress.epoch}); the checkpoint before it stands. Try a "
-            f"lower --lr than {self.context.config.lr}, --clip 1, or --precision fp32"
+            f"lower --lr than {self.context.config.lr}, --clip-grad 1, or --precision fp32"
         )
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the rest of the run depends on; all ranks must ask."""
         device = self.context.device
         own = {
-            "counters": host_copy(self.stats.state_dict()),
+            "counters": {name: value.cpu() for name, value in vars(self.stats).items()},
             "loader": self.train.loader.state_dict(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
@@ -213,7 +207,8 @@ class TrainState:
             self.ema.load_state_dict(state["average"])
         self.optimizer.load_state_dict({**mine["optimizer"], "state": saved})
         self.scaler.load_state_dict(state["scaler"])
-        self.stats.load_state_dict(own["counters"])
+        for name, value in vars(self.stats).items():
+            value.copy_(own["counters"][name])
         self.stopping.load_state_dict(state["stopping"])
         self.train.loader.load_state_dict(own["loader"])
         self.progress = progress

@@ -26,24 +26,13 @@ class StepStats:
         self.grad_norm = torch.zeros((), device=device)
         """L2 norm of the last step's gradient over all weights, unscaled, before clipping."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the scalars."""
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore saved scalars on the device."""
-        for name, value in vars(self).items():
-            value.copy_(state[name])
-
 
 class Step:
     """Changes the weights once for a group of batches.
 
     The loss of a group is the mean over its images, whatever the sizes of its batches. `rate` gives the
     learning rate after the number of steps applied so far: a step that fp16 skips does not advance it.
-    Nothing here waits for the device.
-
-    `no_sync` gives the context in which ranks do not exchange their gradients.
+    Nothing here waits for the device. `no_sync` gives the context in which ranks exchange no gradients.
     """
 
     def __init__(

@@ -12,9 +12,6 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from loaders import Batch
-from shards.errors import BadData
-from shards.findings import FINDINGS
-from shards.manifest import SplitRecord
 from trainer.distributed import SINGLE_PROCESS, Distributed
 
 
@@ -70,13 +67,3 @@ def macro_auroc(labels: npt.NDArray[Any], scores: npt.NDArray[Any]) -> float:
     both = [column for column in range(labels.shape[1]) if len(np.unique(labels[:, column])) == 2]
     each = [roc_auc_score(labels[:, column], scores[:, column]) for column in both]
     return float(np.mean(each)) if each else float("nan")
-
-
-def single_class_findings(val: SplitRecord) -> list[str]:
-    """Return the findings that all images of val have, or none; BadData where that is every one."""
-    single = [finding for finding in FINDINGS if val.positives[finding] in (0, val.images)]
-    if len(single) == len(FINDINGS):
-        raise BadData(
-            "no finding has both classes in val, so there is no AUROC to monitor; use --monitor loss"
-        )
-    return single

@@ -291,5 +291,5 @@ def test_running_out_of_the_hosts_memory_is_exit_4_with_a_way_out(
     monkeypatch.setattr(Step, "backward", lambda *_, **__: torch.empty(2**60, dtype=torch.uint8))
     done = train(phantom_shards, tmp_path, "large", accumulate=3)
     assert done.exit_code == 4
-    assert "--batch-size 4 --accumulate 6" in done.stderr
+    assert "--batch-size 4 --grad-accum-steps 6" in done.stderr
     assert "Traceback" not in done.stderr

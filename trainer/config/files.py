@@ -74,9 +74,14 @@ def use_file(context: click.Context, parameter: click.Parameter, source: str | N
     if source is None:
         return None
     own = {"config", "dry_run", "help"}
-    known = {each.name: each for each in context.command.params if each.name and each.name not in own}
-    options = read_options(source)
-    for key, value in options.items():
+    known = {
+        spelling.lstrip("-").replace("-", "_"): each
+        for each in context.command.params
+        if each.name not in own
+        for spelling in each.opts
+    }
+    options = {}
+    for key, value in read_options(source).items():
         if key not in known:
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0)
             raise click.UsageError(
@@ -86,5 +91,6 @@ def use_file(context: click.Context, parameter: click.Parameter, source: str | N
             known[key].type_cast_value(context, value)
         except click.BadParameter as error:
             raise click.UsageError(f"{source}: {key}: {error.message}") from error
+        options[str(known[key].name)] = value
     context.default_map = {**(context.default_map or {}), **options}
     return source

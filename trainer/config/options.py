@@ -1,4 +1,4 @@
-"""Everything that can be set about a run, in one record: each field is an option of the command line."""
+"""The options of a run as one record: each field is an option of the command line."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -20,9 +20,12 @@ if TYPE_CHECKING:  # they import torch
     from loaders import Augment, Flip
 
 
-def _option(default: Any, kind: Any, text: str, unit: str | None = None, *, identity: bool = True) -> Any:
-    # identity: a run resumes only with the same value.
-    meta = {"type": kind, "help": text, "metavar": unit, "identity": identity}
+def _option(
+    default: Any, kind: Any, text: str, unit: str | None = None, *, identity: bool = True, flag: str = ""
+) -> Any:
+    # identity: a run resumes only with the same value. flag: the spelling on the command line, if it is not
+    # that of the field, which then is a hidden alias.
+    meta = {"type": kind, "help": text, "metavar": unit, "identity": identity, "flag": flag}
     return dataclasses.field(default=default, metadata=meta)
 
 
@@ -69,7 +72,7 @@ class TrainConfig:
     )
     accumulate: int = _option(
         1, click.IntRange(1, 2**20), "Batches a step: their gradients are added up before the weights change.",
-        "BATCHES",
+        "BATCHES", flag="grad-accum-steps",
     )  # fmt: skip
     epochs: int = _option(20, click.IntRange(1, 1_000_000), "At most so many passes over train.", "N")
     monitor: str = _option(
@@ -107,7 +110,7 @@ class TrainConfig:
     )  # fmt: skip
     clip: float = _option(
         0.0, FiniteRange(0), "Scale a longer gradient (L2 norm over all weights) down to this; 0: off.",
-        "NORM",
+        "NORM", flag="clip-grad",
     )  # fmt: skip
     ema: float = _option(
         0.0, FiniteRange(0, 1, max_open=True), "Validate and keep a moving average of the weights, "
