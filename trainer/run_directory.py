@@ -65,7 +65,7 @@ class _Line:
 
 @dataclass(frozen=True)
 class _Step:
-    """What a line after the first step has besides."""
+    """Further fields of a line after the first step."""
 
     lr: _Number
     train_loss: _Number
@@ -73,7 +73,7 @@ class _Step:
 
 @dataclass(frozen=True)
 class _Epoch(_Step):
-    """What a line at the end of an epoch has."""
+    """Further fields of a line at the end of an epoch."""
 
     val_loss: _Number
     best: bool
@@ -133,19 +133,19 @@ class RunDirectory:
         self.sweep = path / "sweep.csv"
         self.evaluations = path / "eval"
         self.features = path / "features"
-        """What a frozen part has computed so far, until the run has finished."""
+        """Features of a frozen part, until the run has finished."""
         self._made: set[Path] = set()
 
     @property
     def state(self) -> str:
-        """`finished`, `unfinished`, or `nothing saved`: such a start was killed, and the next begins anew."""
+        """`finished`, `unfinished`, or `nothing saved`: killed early, so the next start begins anew."""
         if self.model.is_file():
             return "finished"
         return "unfinished" if self.has_checkpoint else "nothing saved"
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether an earlier start saved anything, be it whole or damaged."""
+        """Whether an earlier start saved a checkpoint, intact or damaged."""
         return self.last.is_file() or self.previous.is_file()
 
     @contextlib.contextmanager
@@ -154,7 +154,7 @@ class RunDirectory:
 
         A start that fails before its first checkpoint leaves nothing that looks like a run: the files it
         made are removed, and the folder if it made that and nothing else is in it. Features of a frozen part
-        stay for the next start. So does everything after a `result`, an exception that is one.
+        stay for the next start. So does everything if the exception is a `result`.
         """
         is_new = not self.path.exists()
         with exclusive_lock(self.path), _logging_to(self.log):
@@ -252,10 +252,7 @@ class RunDirectory:
         return records
 
     def truncate_metrics(self, epoch: int, step: int) -> None:
-        """Drop the metrics that a killed process wrote after the checkpoint it is resumed from.
-
-        That is of this step, in this epoch, which has not ended.
-        """
+        """Drop the metrics that a killed process wrote after this step, in this unfinished epoch."""
         if self.writes and self.metrics.is_file():
             lines = [
                 line
@@ -319,13 +316,13 @@ def find_run(text: str, runs: Path) -> RunDirectory:
 
 
 def require_plain_name(name: str) -> None:
-    """Raise UsageError where a run of this name would not be one new folder in that of the runs."""
+    """Raise UsageError unless a run of this name is one folder in that of the runs."""
     if problem := what_is_wrong_with(name):
         raise click.UsageError(f"--name {name!r} {problem}; it names one folder in that of --runs")
 
 
 def what_is_wrong_with(name: str) -> str:
-    """Return why a run cannot have this name; nothing where it can."""
+    """Return why a run cannot have this name; empty if it can."""
     if not name.strip():
         return "is empty"
     if name in (".", "..") or "/" in name or "\\" in name:

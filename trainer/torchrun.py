@@ -1,4 +1,4 @@
-"""What torchrun tells each process it starts, read before torch is imported."""
+"""Rank and world size from torchrun's environment variables, without importing torch."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ _MOST_RANKS = 2**20
 
 
 class Rank(NamedTuple):
-    """Which process of how many this is."""
+    """Rank and world size of this process."""
 
     rank: int = 0
     """0..size - 1."""
@@ -50,9 +50,9 @@ def _number(name: str, least: int, most: int) -> int:
 
 @contextmanager
 def only_rank_zero_complains(rank: Rank) -> Iterator[None]:
-    """Let the other ranks leave quietly where all of them find the same fault, before they have joined.
+    """Let the other ranks exit quietly if all find the same error, before they have joined.
 
-    They do so with exit code 0: at another one torchrun would end the writer, maybe before it has spoken.
+    They exit with code 0: at another one torchrun would end rank 0, maybe before it has printed the error.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""How good a model is on val: the mean loss, and where it is asked for the macro AUROC."""
+"""Metrics on val: the mean loss and, on request, the macro AUROC."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -36,7 +36,7 @@ def validate(
     stop: Callable[[], bool],
     dist: Distributed = SINGLE_PROCESS,
 ) -> ValMetrics | None:
-    """Return the score of a model in evaluation mode; None if `stop` said so between two batches.
+    """Return the metrics of a model in evaluation mode; None if `stop` returned True between two batches.
 
     Each rank gives its own batches, as many as the others, and all get the score of all
     together. The device is waited for once, at the end.

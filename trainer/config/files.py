@@ -30,9 +30,9 @@ def recipes() -> list[str]:
 def read_options(source: str) -> dict[str, str]:
     """Return option -> value as the command line would have it.
 
-    `source` is the name of a recipe or the path of a file. In TOML an option is a key of its name, with
-    - or _; a list stands for values with commas between. Raises UsageError where there is no such file,
-    BadData naming file and key for one that is damaged or holds anything nested.
+    `source` is the name of a recipe or the path of a file. In TOML a key is an option's name, with - or _;
+    a list stands for comma-separated values. Raises UsageError if there is no such file, BadData naming file
+    and key if it is damaged or holds anything nested.
     """
     path = Path(source)
     if source in recipes():
@@ -68,8 +68,7 @@ def _text(value: Any) -> str:
 def use_file(context: click.Context, parameter: click.Parameter, source: str | None) -> str | None:
     """Make a file's options the defaults of a command: the callback of its eager option --config.
 
-    Raises UsageError for a key that is no option, naming the nearest, and for a value that its option
-    does not take.
+    Raises UsageError for a key that is no option, naming the nearest, and for an invalid value.
     """
     if source is None:
         return None

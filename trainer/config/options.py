@@ -40,8 +40,8 @@ class TrainConfig:
         "", str, "Of the run.  [default: the arch, with the freezing if any]", "NAME", identity=False
     )
     weights: str = _option(
-        "auto", str, "Start from ImageNet weights, from none, or from a .pth or .safetensors file; "
-        "auto: imagenet, where the arch has such weights.", "auto|imagenet|none|FILE",
+        "auto", str, "Initial weights: ImageNet, none, or a .pth or .safetensors file; "
+        "auto: imagenet if the arch has such weights.", "auto|imagenet|none|FILE",
     )  # fmt: skip
     freeze: str = _option(
         "none",
@@ -50,12 +50,12 @@ class TrainConfig:
     )
     cache: str = _option(
         "auto", click.Choice(choices.CACHES), "Run the frozen part once and train on its output, kept in memory; "
-        "auto: with --freeze, where it fits and images are not augmented; off: run it in every epoch.",
+        "auto: with --freeze, if it fits and images are not augmented; off: run it in every epoch.",
     )  # fmt: skip
     loader: str = _option(
         "auto",
         click.Choice(choices.LOADERS),
-        "Where batches come from; auto: resident where the decoded split fits in memory, else dali.",
+        "Data loader; auto: resident if the decoded split fits in memory, else dali.",
     )
     flip: "Flip" = _option(
         "random",
@@ -71,17 +71,17 @@ class TrainConfig:
         64, click.IntRange(1, 2**20), "Images a batch, of all ranks together.", "IMAGES"
     )
     accumulate: int = _option(
-        1, click.IntRange(1, 2**20), "Batches a step: their gradients are added up before the weights change.",
+        1, click.IntRange(1, 2**20), "Batches a step, whose gradients are added up.",
         "BATCHES", flag="grad-accum-steps",
     )  # fmt: skip
-    epochs: int = _option(20, click.IntRange(1, 1_000_000), "At most so many passes over train.", "N")
+    epochs: int = _option(20, click.IntRange(1, 1_000_000), "Maximum number of passes over train.", "N")
     monitor: str = _option(
-        "loss", click.Choice(list(MONITORS)), "What names the best epoch on val: loss, or macro AUROC."
+        "loss", click.Choice(list(MONITORS)), "What the best epoch on val is chosen by: loss, or macro AUROC."
     )
     patience: int = _option(
         1,
         click.IntRange(0, 1_000_000),
-        "Stop after so many epochs in a row that were not the best; 0: never.",
+        "Stop after so many epochs in a row without a new best; 0: never.",
         "EPOCHS",
     )
     optimizer: str = _option(
@@ -98,7 +98,7 @@ class TrainConfig:
     )
     sweep: str = _option(
         "", str, 'Train a head for every combination on one cache, "lr=1e-4,1e-3 weight-decay=0,1e-4", and '
-        "go on with the values of the lowest val loss; needs --freeze and its cache.  [default: off]",
+        "continue with the values of the lowest val loss; needs --freeze and its cache.  [default: off]",
         '"OPTION=VALUE,.. .."',
     )  # fmt: skip
     schedule: str = _option(
@@ -109,16 +109,14 @@ class TrainConfig:
         "30 % of the steps.", "EPOCHS",
     )  # fmt: skip
     clip: float = _option(
-        0.0, FiniteRange(0), "Scale a longer gradient (L2 norm over all weights) down to this; 0: off.",
+        0.0, FiniteRange(0), "Clip the gradient's L2 norm over all weights to this; 0: off.",
         "NORM", flag="clip-grad",
     )  # fmt: skip
     ema: float = _option(
-        0.0, FiniteRange(0, 1, max_open=True), "Validate and keep a moving average of the weights, "
-        "which keeps this share of itself a step; 0: off.", "DECAY",
+        0.0, FiniteRange(0, 1, max_open=True), "Validate and save an exponential moving average of "
+        "the weights with this decay a step; 0: off.", "DECAY",
     )  # fmt: skip
-    loss: str = _option(
-        "bce", click.Choice(choices.LOSSES), "focal and asymmetric let easy images count for less."
-    )
+    loss: str = _option("bce", click.Choice(choices.LOSSES), "focal and asymmetric weigh easy images less.")
     pos_weight: str = _option(
         "none",
         click.Choice(choices.POS_WEIGHTS),
@@ -130,12 +128,12 @@ class TrainConfig:
     )  # fmt: skip
     precision: str = _option(
         "auto", click.Choice(choices.PRECISIONS),
-        "auto: fp16 on a GPU; on a CPU bf16 where it has instructions for it, else fp32.",
+        "auto: fp16 on a GPU; on a CPU bf16 if it has instructions for it, else fp32.",
     )  # fmt: skip
     compile: str = _option(
         "auto",
         click.Choice(choices.COMPILE),
-        "torch.compile; auto: on a GPU. Falls back aloud if compiling fails.",
+        "torch.compile; auto: on a GPU. If compiling fails, the run prints that and goes on without.",
     )
     device: str = _option(
         "auto", str, "auto: the first GPU if there is one; with torchrun each rank's own.", DEVICE_CHOICES
@@ -149,18 +147,18 @@ class TrainConfig:
     )
 
     checkpoint_every: float = _option(
-        10.0, FiniteRange(0), "Save this often within an epoch, too; 0: at the end of epochs only.",
+        10.0, FiniteRange(0), "Also save this often within an epoch; 0: at the end of epochs only.",
         "MINUTES", identity=False,
     )  # fmt: skip
     checkpoint_steps: int = _option(
         0,
         click.IntRange(0, 2**40),
-        "Save after every so many steps as well; 0: off.",
+        "Also save after every so many steps; 0: off.",
         "STEPS",
         identity=False,
     )
     log_to: str = _option(
-        "none", str, f"Mirrors of metrics.jsonl, several with commas between: {', '.join(LOGGERS)}.",
+        "none", str, f"Also log metrics to, comma-separated: {', '.join(LOGGERS)}.",
         "NAME,..", identity=False,
     )  # fmt: skip
 
@@ -244,6 +242,6 @@ class TrainConfig:
         }
 
     def identity(self) -> dict[str, Any]:
-        """Return the fields that a run must keep to be resumed."""
+        """Return the fields that must stay the same for a run to be resumed."""
         kept = {field.name for field in dataclasses.fields(self) if field.metadata["identity"]}
         return {key: value for key, value in self.to_json().items() if key in kept}

@@ -1,1 +1,1 @@
-"""A frozen network run once: its features, and the heads trained on them."""
+"""A frozen network run once: its features, kept in memory and saved on the way."""

@@ -1,4 +1,4 @@
-"""Features of a frozen part, saved while they are computed, so that an interrupted start is gone on with."""
+"""Features saved while they are computed, so that an interrupted start resumes."""
 
 import hashlib
 import itertools
@@ -16,7 +16,7 @@ from trainer.logging.checkpoints import load_checkpoint, save_checkpoint
 
 log = logging.getLogger("cxrapid.trainer")
 SAVE_EVERY = 60.0
-"""Seconds of computing between two saves. What takes less as a whole is not saved."""
+"""Seconds of computing between two saves. Features that take less in all are not saved."""
 SHARE_OF_DISK = 0.1
 """Of what is free on the disk, what the features of a split may take there."""
 _LARGEST = 256 * 2**20  # bytes of one file, which goes through memory
@@ -26,11 +26,11 @@ Tensors = Mapping[str, Tensor]
 
 
 class FeatureChunks:
-    """What one rank has computed of the features of one split, in files of consecutive images.
+    """One rank's features of one split on disk, in files of consecutive images.
 
-    `load` gives back the very bits that were saved under the same identity, from the first image on and
-    without a gap. Files that are damaged or of another identity are removed, with all that follow. Each
-    appears whole, with its SHA-256 beside it. A disk without room ends the saving, not the run.
+    `load` returns the very bits that were saved under the same identity, from the first image on and without
+    a gap. Files that are damaged or of another identity are removed, with all that follow. Each is written
+    atomically, with its SHA-256 beside it. A full disk ends the saving, not the run.
     """
 
     def __init__(self, folder: Path, name: str, identity: str) -> None:
@@ -45,7 +45,7 @@ class FeatureChunks:
         """Images that `load` found."""
 
     def load(self, features: Tensors) -> int:
-        """Fill in the first images of the features; return of how many it was."""
+        """Fill in the first images of the features; return how many."""
         taken: set[str] = set()
         while (path := self._path(self._saved)).is_file():
             try:
@@ -61,12 +61,12 @@ class FeatureChunks:
         return self.loaded
 
     def save_if_due(self, features: Tensors, images: int) -> None:
-        """Save what is new of the first `images`, if the last save was a minute ago."""
+        """Save the new ones of the first `images`, if the last save was a minute ago."""
         if time.monotonic() - self._last >= SAVE_EVERY:
             self._save(features, images)
 
     def save_rest(self, features: Tensors, images: int) -> None:
-        """Save what is new of the first `images`, if all takes over a minute at the rate so far."""
+        """Save the new ones of the first `images`, if all take over a minute at the rate so far."""
         computed, needed = images - self.loaded, len(features["rows"]) - self.loaded
         if self._saved or (time.monotonic() - self._begun) * needed >= SAVE_EVERY * computed:
             self._save(features, images)
@@ -77,7 +77,7 @@ class FeatureChunks:
         step = max(_LARGEST // sum(part[0].nbytes for part in features.values()), 1)
         while self._may_save and self._saved < images:
             chunk = slice(self._saved, min(self._saved + step, images))
-            # Of their own memory: else torch would store all that they are a part of.
+            # Cloned: torch would save the whole storage of a view.
             parts = {
                 name: part[chunk].cpu().clone(memory_format=torch.contiguous_format)
                 for name, part in features.items()
@@ -102,7 +102,7 @@ class FeatureChunks:
         return needed <= room
 
     def _read(self, path: Path, features: Tensors) -> int:
-        """Fill in what a file holds; return its images, at least one. CannotResume where it does not fit."""
+        """Fill in what a file holds; return its images, at least one. CannotResume if it does not fit."""
         state = load_checkpoint(path)
         identity, rows = state.get("identity"), state.get("rows")
         images = len(rows) if isinstance(rows, Tensor) and rows.dim() else 0
@@ -124,7 +124,7 @@ class FeatureChunks:
 
 
 def digest_of_frozen(model: nn.Module, trained: nn.Module) -> str:
-    """Return the SHA-256 of all weights and buffers of a model that do not belong to its trained part."""
+    """Return the SHA-256 of all weights and buffers of a model outside its trainable head."""
     left_out = {id(tensor) for tensor in itertools.chain(trained.parameters(), trained.buffers())}
     digest = hashlib.sha256()
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):

@@ -1,4 +1,4 @@
-"""The cache of a frozen network: its output, computed once, is what the trained part then trains on."""
+"""Features of a frozen network, computed once and kept in memory, on which the head then trains."""
 
 import contextlib
 import itertools
@@ -46,43 +46,42 @@ class DoesNotFit(ResourceMissing):
 
 @dataclass(frozen=True)
 class Features:
-    """What the frozen part makes of every image of one split, in row order."""
+    """Output of the frozen part for every image of one split, in row order."""
 
     values: Tensor
-    """[views, N, ...] in the type that the network emits, so nothing is rounded: float32, or under
-    autocast bf16 or fp16 where its last operation gives that. Features [F], tokens [tokens, F], or maps
-    as [H, W, C], which is how channels-last maps lie in memory. View 0 is the image, view 1, where there
-    are flips, its mirror."""
+    """[views, N, ...] in the dtype of the network's output, so nothing is rounded: float32, or under
+    autocast bf16 or fp16. Features [F], tokens [tokens, F], or channels-last maps [H, W, C]. View 0 is the
+    image, view 1, if there are flips, its mirror."""
     labels: Tensor
     """uint8 [N, 14]."""
     rows: Tensor
     """int32 [N]: the rows of entries.csv."""
 
     def batch(self, slot: Slot, both: bool, device: torch.device) -> Batch:
-        """Return the batch of a slot on the device, with features in the place of images."""
+        """Return the batch of a slot on the device, with features instead of images."""
         positions, samples = torch.from_numpy(slot.positions), len(self.rows)
         if both:
-            places = torch.cat([positions, positions + samples])
+            indices = torch.cat([positions, positions + samples])
         else:
-            places = positions.clone()
-            places[: slot.mirrored] += samples
-        places = places.to(self.values.device, non_blocking=True)
-        values = _chosen(self.values.flatten(0, 1), places, device)
-        images = places % samples
+            indices = positions.clone()
+            indices[: slot.mirrored] += samples
+        indices = indices.to(self.values.device, non_blocking=True)
+        values = _select(self.values.flatten(0, 1), indices, device)
+        images = indices % samples
         return Batch(
             values.permute(0, 3, 1, 2) if values.dim() == 4 else values,
-            _chosen(self.labels, images, device),
-            _chosen(self.rows, images, device),
+            _select(self.labels, images, device),
+            _select(self.rows, images, device),
         )
 
 
-def _chosen(stored: Tensor, places: Tensor, device: torch.device) -> Tensor:
-    chosen = stored.index_select(0, places)
-    return chosen if chosen.device == device else chosen.pin_memory().to(device, non_blocking=True)
+def _select(stored: Tensor, indices: Tensor, device: torch.device) -> Tensor:
+    selected = stored.index_select(0, indices)
+    return selected if selected.device == device else selected.pin_memory().to(device, non_blocking=True)
 
 
 class FeatureLoader(ScheduledLoader):
-    """Keeps the contract of `Loader`, but `Batch.images` holds what the frozen part makes of the images.
+    """Keeps the contract of `Loader`, but `Batch.images` holds features.
 
     Order, flips, batches and state are those of any loader of the same spec, which also resumes from
     this one's state. With several ranks each holds the features of the whole split, since the order
@@ -105,10 +104,10 @@ class FeatureLoader(ScheduledLoader):
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """What to train instead of the whole model on images."""
+    """The trainable head, and loaders of the features it takes."""
 
     trainable: nn.Module
-    """The model's own trained part: features in, logits out."""
+    """The model's own head: features in, logits out."""
     train: FeatureLoader
     val: FeatureLoader
 
@@ -131,19 +130,18 @@ def cache_features(
 ) -> FeatureCache:
     """Run the frozen part once over train and val and keep its output in memory; log where and how large.
 
-    Training the trained part on the cache is the same function as training the model on the images, in
-    the same order, with the same flips and the same draws of dropout: losses are equal up to the
-    rounding that convolutions have in batches of another composition. Building draws no random numbers,
-    and on a CPU builds the same bits again after a resume.
+    Training the head on the cache is the same function as training the model on the images, in the same
+    order, with the same flips and dropout: losses are equal up to the rounding of convolutions in batches of
+    another composition. It draws no random numbers, and on a CPU gives the same bits again after a resume.
 
-    The cost is one pass forward over each image, and each mirror where train has flips; with a dist each
-    rank runs its share, and gets the others' from them. The features are kept on the specs' device where
-    they take at most SHARE of its free memory, else on the host under the same rule. Every rank keeps all
-    of them: the ranks of one machine divide what is free on the host.
+    The cost is one forward pass over each image, and each mirror if train has flips; of several ranks each
+    runs its share and receives the others'. The features are kept on the specs' device if they take at most
+    SHARE of its free memory, else on the host under the same rule. Every rank keeps all of them: the ranks
+    of one machine divide what is free on the host.
 
-    With `save_in`, features that take over a minute to compute are saved there on the way, by each rank its
-    share, unless they take more than a tenth of what is free on the disk. Another call with the same weights,
-    shards and options then computes only the rest, or nothing, and on a CPU comes to the same bits.
+    With `save_in`, each rank saves its share there while computing, if it takes over a minute, unless it
+    takes more than a tenth of what is free on the disk. Another call with the same weights, shards and
+    options then computes only the rest, and on a CPU gives the same bits.
 
     Args:
         model: on the specs' device, with the weights to train from, frozen by `freeze(model, how)`. Its
@@ -153,26 +151,23 @@ def cache_features(
         val: of the split to evaluate on.
         precision: as it will be in training.
         loader: for the one pass over the images; auto: a streaming one.
-        stop: is asked between batches, equally often on all ranks.
+        stop: called between batches, equally often on all ranks.
         dist: the ranks that call this with the same of everything but the rank in the specs.
-        save_in: a folder for this alone, made when it is needed in one that is there; None: nothing is saved.
-
-    Returns:
-        The trained part and its two loaders.
+        save_in: a folder of its own, made when needed; its parent must exist. None: nothing is saved.
 
     Raises:
         DoesNotFit: the images are augmented, or the features fit nowhere.
-        Stopped: `stop` said so.
+        Stopped: `stop` returned True.
         ValueError: the model is not frozen like that.
     """
     name = "backbone" if how == "backbone" else "frozen part"
     frozen = feature_extractor(model, how)
-    place, figures = choose_device_of_cache(model, how, train, val, precision, dist)
-    if place is None:
+    device, figures = choose_device_of_cache(model, how, train, val, precision, dist)
+    if device is None:
         text = f"the {name} runs in every epoch: {figures}"
         log.info(text)
         raise DoesNotFit(text)
-    log.info(f"the {name} runs once, its output is kept in the memory of {place}: {figures}")
+    log.info(f"the {name} runs once, its output is kept in the memory of {device}: {figures}")
     trained, identity = trainable_head(model, how), {"freeze": how, "loader": loader}
     if save_in is not None:
         identity["weights_sha256"] = digest_of_frozen(model, trained)
@@ -181,7 +176,7 @@ def cache_features(
         chunks = None if save_in is None else _chunks(save_in, model, spec, precision, identity, dist)
         start = time.perf_counter()
         features = compute_features(
-            frozen, spec, precision, place, loader=loader, stop=stop, dist=dist, chunks=chunks
+            frozen, spec, precision, device, loader=loader, stop=stop, dist=dist, chunks=chunks
         )
         seconds = time.perf_counter() - start
         ranks = f" on {dist.size} ranks" if dist.size > 1 else ""
@@ -229,40 +224,40 @@ def choose_device_of_cache(
     precision: Precision,
     dist: Distributed = SINGLE_PROCESS,
 ) -> tuple[torch.device | None, str]:
-    """Return where a cache of these would be kept, None for nowhere, and why; runs one image.
+    """Return the device that a cache would be kept on, None for none, and why; runs one image.
 
-    With a dist that is where it fits on all ranks: on the host where it does not fit one of their devices.
-    Puts the model in evaluation mode. See cache_features.
+    Of several ranks: one where it fits on all, so the host if it does not fit one of their GPUs. Puts the
+    model in evaluation mode. See cache_features.
     """
     if train.augment != "none":
         return None, f"--augment {train.augment} makes other images in each"
     frozen = feature_extractor(model.eval(), how)
     needed = sum(_bytes(frozen, spec, precision) for spec in (train, val))
-    place, figures = pick_device(needed, train.device)
-    places = (train.device, _CPU, None)
-    (farthest,) = dist.all_reduce_max(places.index(place))
-    if places[farthest] != place:
-        figures += f"; another rank has it {'nowhere' if places[farthest] is None else 'on the host'}"
-    return places[farthest], figures
+    device, figures = pick_device(needed, train.device)
+    devices = (train.device, _CPU, None)
+    (common,) = dist.all_reduce_max(devices.index(device))
+    if devices[common] != device:
+        figures += f"; another rank has it {'nowhere' if devices[common] is None else 'on the host'}"
+    return devices[common], figures
 
 
 def pick_device(needed: int, device: torch.device) -> tuple[torch.device | None, str]:
     """Return where so many bytes fit: the device, else the host, else None; and the figures in words."""
 
-    def free(place: torch.device) -> float:
-        # torchrun tells every rank how many of them share this machine's memory.
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if place == _CPU else 1
-        return free_memory(place) / ranks
+    def free(candidate: torch.device) -> float:
+        # The ranks of one machine, as many as torchrun says, share its memory.
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if candidate == _CPU else 1
+        return free_memory(candidate) / ranks
 
-    place, figures = place_with_room(needed, device, SHARE, free)
-    return place, f"it {figures}"
+    found, figures = place_with_room(needed, device, SHARE, free)
+    return found, f"it {figures}"
 
 
 def compute_features(
     frozen: Callable[[Tensor], Tensor],
     spec: LoaderSpec,
     precision: Precision,
-    place: torch.device,
+    device: torch.device,
     *,
     loader: str = "auto",
     stop: Callable[[], bool] = lambda: False,
@@ -271,37 +266,37 @@ def compute_features(
 ) -> Features:
     """Run the frozen part over every image of a split in row order, and over its mirror if spec flips.
 
-    Of n ranks, rank r runs every n-th image from the r-th on; then each is given what the others have. What
-    `chunks` hold already is not run again, though its images are decoded where others are missing.
+    Of n ranks, rank r runs every n-th image from the r-th on, then all exchange their results. What `chunks`
+    hold already is not run again, though its images are decoded if later ones are missing.
 
     Raises:
-        Stopped: `stop` said so; what was computed is in `chunks` if it is worth it.
+        Stopped: `stop` returned True; what was computed is in `chunks` if it took long enough.
     """
     views, images = _views(spec), spec.shards.manifest.splits[spec.split].images
     shape, dtype = _shape(frozen, spec, precision)
-    values = torch.empty((views, images, *shape), dtype=dtype, device=place)
-    labels = torch.empty((images, len(FINDINGS)), dtype=torch.uint8, device=place)
-    rows = torch.empty(images, dtype=torch.int32, device=place)
-    whole = {"values": values.swapaxes(0, 1), "labels": labels, "rows": rows}
-    own = {name: part[dist.rank :: dist.size] for name, part in whole.items()}
+    values = torch.empty((views, images, *shape), dtype=dtype, device=device)
+    labels = torch.empty((images, len(FINDINGS)), dtype=torch.uint8, device=device)
+    rows = torch.empty(images, dtype=torch.int32, device=device)
+    features = {"values": values.swapaxes(0, 1), "labels": labels, "rows": rows}
+    own = {name: tensor[dist.rank :: dist.size] for name, tensor in features.items()}
     done = chunks.load(own) if chunks is not None else 0
     try:
         with contextlib.closing(_decoded(spec, loader, stop, dist, done)) as batches:
-            for batch, places in batches:
+            for batch, chunk in batches:
                 for view in range(views):
                     with precision.autocast():
-                        part = frozen(batch.images.flip(-1) if view else batch.images)
-                    own["values"][places, view] = _as_stored(part)
-                own["labels"][places], own["rows"][places] = batch.labels, batch.rows
-                done = places.stop
+                        output = frozen(batch.images.flip(-1) if view else batch.images)
+                    own["values"][chunk, view] = _as_stored(output)
+                own["labels"][chunk], own["rows"][chunk] = batch.labels, batch.rows
+                done = chunk.stop
                 if chunks is not None:
                     chunks.save_if_due(own, done)
     finally:
         # Also where a signal raised Stopped.
         if chunks is not None and done:
             chunks.save_rest(own, done)
-    for each in whole.values():
-        _complete(each, dist)
+    for tensor in features.values():
+        _exchange(tensor, dist)
     return Features(values, labels, rows)
 
 
@@ -311,7 +306,7 @@ def _decoded(
     """Yield this rank's batches after its first `done` images, and where their images are among its own.
 
     Raises:
-        Stopped: `stop` said so, which is asked before each batch, equally often on all ranks.
+        Stopped: `stop` returned True; it is called before each batch, equally often on all ranks.
     """
     views, images = _views(spec), spec.shards.manifest.splits[spec.split].images
     (is_missing,) = dist.all_reduce_max(done < len(range(dist.rank, images, dist.size)))
@@ -333,24 +328,24 @@ def _decoded(
                 raise Stopped
             if batch is None:
                 continue
-            places = slice(position, position + len(batch.rows))
-            position = places.stop
-            if places.start >= done:
-                yield batch, places
+            chunk = slice(position, position + len(batch.rows))
+            position = chunk.stop
+            if chunk.start >= done:
+                yield batch, chunk
                 bar.update(min(dist.size * views * len(batch.rows), views * images - bar.n))
 
 
-def _complete(whole: Tensor, dist: Distributed) -> None:
-    """Fill in what the other ranks have: rank r every n-th image, the first dimension, from the r-th on."""
+def _exchange(features: Tensor, dist: Distributed) -> None:
+    """Fill in the other ranks' images: rank r has every n-th of the first dimension, from the r-th on."""
     if dist.size == 1:
         return
     together = dist.size * _SENT_AT_ONCE
-    for start in range(0, len(whole), together):
-        for rank in range(min(dist.size, len(whole) - start)):
-            places = slice(start + rank, start + together, dist.size)
-            part = whole[places].contiguous()
-            dist.broadcast(part, rank)
-            whole[places] = part
+    for start in range(0, len(features), together):
+        for rank in range(min(dist.size, len(features) - start)):
+            share = slice(start + rank, start + together, dist.size)
+            sent = features[share].contiguous()
+            dist.broadcast(sent, rank)
+            features[share] = sent
 
 
 def _views(spec: LoaderSpec) -> int:

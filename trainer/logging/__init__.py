@@ -1,1 +1,1 @@
-"""What a run leaves and shows of itself: checkpoints, curves, mirrors, times."""
+"""What a run writes: checkpoints, curves, copies of its metrics, times."""

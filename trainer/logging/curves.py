@@ -1,4 +1,4 @@
-"""The curves of a run as a PNG: losses, learning rate, and what else was watched on val."""
+"""The curves of a run as a PNG: losses, learning rate, and the monitored metric."""
 
 import gc
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How long steps take and wait for data: the figures that say which of loader and model is the limit."""
+"""Step times and data wait: they tell whether loader or model is the bottleneck."""
 
 import time
 from collections.abc import Iterable, Iterator

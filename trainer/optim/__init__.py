@@ -1,1 +1,1 @@
-"""What a step is made of: losses, optimizers, rates, number types, compilation."""
+"""The parts of a step: losses, optimizers, learning rates, precision, EMA, compilation."""

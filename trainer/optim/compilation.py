@@ -1,4 +1,4 @@
-"""torch.compile where it helps, and the plain model where it fails."""
+"""torch.compile where it helps, and the uncompiled model where it fails."""
 
 import logging
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A moving average of the weights, which often scores better than the weights of the last step."""
+"""An exponential moving average of the weights, which often scores better than the last weights."""
 
 import copy
 from typing import Any

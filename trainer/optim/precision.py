@@ -1,4 +1,4 @@
-"""Which number type the forward and backward pass run in."""
+"""The dtype of the forward and backward pass: autocast, gradient scaler, and what `auto` is."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass

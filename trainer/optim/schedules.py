@@ -1,4 +1,4 @@
-"""The learning rate of every step, as a pure function of the step: resuming needs no state of it."""
+"""Learning rate schedules as pure functions of the step, so that resuming needs no state."""
 
 import math
 from collections.abc import Callable
