@@ -29,7 +29,7 @@ from models import list_models
 from shards.console import PATH, Command, echo
 from shards.folder import open_shards
 from trainer.devices import choose_device
-from trainer.optimization.precision import choose_precision
+from trainer.optim.precision import choose_precision
 
 # Images of an epoch: NIH's official train_val, and the baseline paper's 112,120 with their mirrors. The
 # names are keys of the results on disk.

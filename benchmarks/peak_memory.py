@@ -12,7 +12,7 @@ from benchmarks.ablation import Variant
 from benchmarks.training_run import TrainingRun
 from benchmarks.usage import memory_of, usage_of
 from shards.folder import open_shards
-from trainer.optimization.precision import Precision
+from trainer.optim.precision import Precision
 
 _STEPS = 2  # an optimizer has its state from the first on
 

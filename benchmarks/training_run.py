@@ -16,12 +16,12 @@ from loaders import LoaderSpec, make_loader
 from models import create_model
 from shards.cores import available_cores
 from shards.folder import ShardFolder
-from trainer.optimization.losses import make_loss
-from trainer.optimization.optimizers import make_optimizer
-from trainer.optimization.precision import Precision
-from trainer.optimization.schedules import LearningRate
-from trainer.records.timing import DataWait, StepTimes
-from trainer.step import Counters, Step
+from trainer.logging.timing import DataWait, StepTimes
+from trainer.optim.losses import make_loss
+from trainer.optim.optimizers import make_optimizer
+from trainer.optim.precision import Precision
+from trainer.optim.schedules import LearningRate
+from trainer.step import Step, StepStats
 
 _LR = 1e-4
 
@@ -54,7 +54,7 @@ class TrainingRun:
             else torch.optim.Adam(model.parameters(), lr=_LR, foreach=False, fused=False)
         )
         loss = make_loss("bce", "none", shards.manifest.splits["train"], self._device)
-        self._counters = Counters(self._device)
+        self._counters = StepStats(self._device)
         self._step = Step(
             forward,
             loss,
@@ -77,8 +77,8 @@ class TrainingRun:
         for _ in range(steps):
             pixels, labels = next(taking)
             self._steps += 1
-            self._step.add(pixels, labels, 1.0)
-            self._step.apply(self._steps)
+            self._step.backward(pixels, labels, 1.0)
+            self._step.optimizer_step(self._steps)
             if self._variant.waits:
                 float(self._counters.loss_sum)
             images += len(pixels)

@@ -43,7 +43,7 @@ _WARM = (
     "loaders.dali",
     "loaders.torch_loader",
     "loaders.resident",
-    "trainer.records.curves",
+    "trainer.logging.curves",
     "eval.report.page",
 )
 _ADDRESSES = (

@@ -39,7 +39,7 @@ from tests.mutating import (
     to_json,
 )
 from tests.trainer.running import command, stop_at, train
-from trainer.records.checkpoints import load_checkpoint
+from trainer.logging.checkpoints import load_checkpoint
 
 FEW, MANY = 6, 300
 MOST_SECONDS, MOST_KIBIBYTES = 30, 2**20

@@ -16,15 +16,28 @@ from shards.errors import BadData
 from shards.manifest import read_manifest
 from trainer.config import TrainConfig
 from trainer.config.files import recipes, use_file
-from trainer.torchrun import only_the_writer_complains, rank_from_env
+from trainer.torchrun import only_rank_zero_complains, rank_from_env
+
+
+class _Option(click.Option):
+    """An option whose help shows its first spelling: the others are aliases of earlier versions."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return spelling and help text."""
+        spellings, self.opts = self.opts, self.opts[:1]
+        try:
+            return super().get_help_record(ctx)
+        finally:
+            self.opts = spellings
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
     # click lists options in the reverse order of decoration.
     for field in reversed(dataclasses.fields(TrainConfig)):
         command = click.option(
-            f"--{field.name.replace('_', '-')}",
+            *_spellings(field),
             field.name,
+            cls=_Option,
             default=field.default,
             show_default=field.default != "",
             type=field.metadata["type"],
@@ -34,9 +47,14 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _spellings(field: "dataclasses.Field[Any]") -> list[str]:
+    own = field.name.replace("_", "-")
+    return [f"--{flag}" for flag in (field.metadata["flag"], own) if flag]
+
+
 @click.command(
     cls=Command,
-    outlives_reader=True,  # all that is printed stands in the run's log.txt, too
+    outlives_reader=True,  # what is printed is in the run's log.txt, too
     context_settings={"auto_envvar_prefix": "CXRAPID", "max_content_width": 110},
 )
 @click.option(
@@ -45,28 +63,28 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 )  # fmt: skip
 @_options
 @click.option(
-    "--dry-run", is_flag=True, help="Print every option, where it came from and what auto comes to, and stop."
+    "--dry-run", is_flag=True, help="Print every option, where it came from and what auto comes to, and exit."
 )
 @click.pass_context
 def main(context: click.Context, /, config: str | None, dry_run: bool, **options: Any) -> None:
     """Train an architecture on packed shards. The same command again resumes a run that was stopped.
 
-    An option counts from the command line, else from the environment (as CXRAPID_BATCH_SIZE=128), else
+    An option is taken from the command line, else from the environment (as CXRAPID_BATCH_SIZE=128), else
     from --config, else it has its default.
     """
     rank = rank_from_env()
-    with only_the_writer_complains(rank):
+    with only_rank_zero_complains(rank):
         settings = TrainConfig(**options)
         sources = {name: _source(context, name, config) for name in options}
         if dry_run:
-            from trainer.config.description import describe
-            from trainer.distributed import told_team
+            from trainer.distributed import from_env
+            from trainer.resolve import describe
 
-            for line in describe(settings, sources, told_team()) if rank.writes else ():
+            for line in describe(settings, sources, from_env()) if rank.is_rank_zero else ():
                 echo(line)
             return
         _check_files(settings)
-    # Imports torch, which takes seconds: what is wrong with an option or a file was told before.
+    # Imports torch, which takes seconds: a wrong option or file was reported before.
     from trainer.launch import launch
 
     launch(settings, sources)

@@ -1,4 +1,4 @@
-"""environment.json: what a run was trained on."""
+"""environment.json: the machine, versions and shards that a run was trained on."""
 
 import platform
 import subprocess

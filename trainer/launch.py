@@ -1,74 +1,162 @@
-"""A run begun, or gone on with: ranks joined, options settled, the run's folder locked, then trained."""
+"""A run from its options to model.safetensors: join ranks, resolve `auto`, lock the folder, train."""
 
 import contextlib
+import dataclasses
+import logging
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
+from models import Classifier
 from shards.errors import ResourceMissing
+from shards.findings import FINDINGS
 from shards.folder import ShardFolder, open_shards
 from trainer.config import TrainConfig
-from trainer.config.settling import settle
-from trainer.distributed import Team, join, raise_where_lost
-from trainer.interruption import Interruption, Stopped, listen
-from trainer.loop import train
-from trainer.optimization.precision import Precision, choose_precision
+from trainer.context import RunContext
+from trainer.distributed import Distributed, join, raise_if_ranks_lost
+from trainer.logging.checkpoints import load_newest, restoring
+from trainer.logging.states import require_like
+from trainer.loop import train_epochs
+from trainer.model_file import save_model
+from trainer.optim.precision import Precision, choose_precision
+from trainer.resolve import Resolved, resolve_auto, restore_auto
 from trainer.run_directory import RunDirectory
-from trainer.session import Diverged
+from trainer.setup import build, start
+from trainer.state import Diverged, TrainState
+from trainer.stop_signal import Stopped, StopSignal, handle_signals
+from trainer.sweep import choose_by_sweep
+
+log = logging.getLogger("cxrapid.trainer")
 
 
-def launch(settings: TrainConfig, sources: dict[str, str]) -> None:
-    """Train the run of these settings to its end, in all the processes that torchrun started.
+def launch(options: TrainConfig, sources: dict[str, str]) -> None:
+    """Train the run of these options to its end, in all the processes that torchrun started.
 
-    `sources` says where each setting came from, for config.json. Leaves Python with 130 or 143 where a
-    signal stopped it, once all is saved.
+    `sources` says where each option came from, for config.json. Exits with 130 or 143 where a signal
+    stopped it, once the run is saved.
     """
-    with join(settings.device) as (team, device), listen() as asked:
+    with join(options.device) as (dist, device), handle_signals() as stop:
         try:
-            finished = _train(settings, sources, team, device, asked)
+            finished = _launch(options, sources, dist, device, stop)
         except RuntimeError as error:
-            raise_where_lost(team, error)
+            raise_if_ranks_lost(dist, error)
             raise
     if not finished:
-        sys.exit(asked.exit_code)
+        sys.exit(stop.exit_code)
 
 
-def _train(
-    settings: TrainConfig, sources: dict[str, str], team: Team, device: torch.device, asked: Interruption
+def _launch(
+    options: TrainConfig, sources: dict[str, str], dist: Distributed, device: torch.device, stop: StopSignal
 ) -> bool:
-    """Begin or go on with the run, one rank for all; return False where `asked` stopped it early."""
-    run = RunDirectory(settings.runs / settings.run_name, writes=team.writes)
+    """Start or resume the run on all ranks; return False if a signal stopped it early."""
+    run = RunDirectory(options.runs / options.run_name, writes=dist.is_rank_zero)
     with contextlib.ExitStack() as held:
+        model: Classifier | None = None  # on rank 0, if resolving built one
 
-        def begin() -> tuple[TrainConfig, ShardFolder, str, bool]:
-            shards = open_shards(settings.shards)
-            precision = choose_precision(settings.precision, device)
+        def begin() -> tuple[TrainConfig, ShardFolder, Precision, bool]:
+            nonlocal model
+            shards = open_shards(options.shards)
+            precision = choose_precision(options.precision, device)
             held.enter_context(run.at_work(result=Diverged))
-            config, told = settle(settings, sources, run, shards, precision, team)
-            run.begin(config, told, shards, device, precision.name, team.size)
-            return config, shards, precision.name, run.model.is_file()
+            if run.has_checkpoint or run.model.is_file():
+                resolved = Resolved(restore_auto(options, run))
+            else:
+                resolved = resolve_auto(options, shards, precision, dist)
+            for option, why in resolved.reasons.items():
+                log.info(f"--{option} auto is {getattr(resolved.config, option)}: {why}")
+            reasons = {option: f"auto: {why}" for option, why in resolved.reasons.items()}
+            run.begin(resolved.config, sources | reasons, shards, device, precision.name, dist.size)
+            model = resolved.model
+            return resolved.config, shards, precision, run.model.is_file()
 
         try:
-            with asked.at_once(team.size == 1):
-                config, shards, precision, is_done = team.from_writer(begin)
+            with stop.interruptible(dist.size == 1):
+                config, shards, precision, is_done = dist.on_rank_zero(begin)
             if is_done:
                 run.keep_one_checkpoint()
-                run.say(f"{run.name} has finished already; score it with: python -m eval {run.path}")
+                log.info(f"{run.name} has finished already; score it with: python -m eval {run.path}")
                 return True
             with _advising(config):
-                return train(config, run, shards, Precision(precision, device), asked, team)
+                precision = Precision(precision.name, device)
+                return train(RunContext(config, run, shards, precision, stop, dist), model)
         except Stopped:
             if run.features.is_dir():
-                run.say("stopped before a step; the same command goes on with the features that are saved")
+                log.info("stopped before a step; the same command goes on with the features that are saved")
+            elif run.has_checkpoint:
+                log.info("stopped before a step; the same command goes on from the last checkpoint")
             elif run.config.is_file():
-                run.say("stopped before a step, so there is nothing to save; the same command starts again")
-            sys.exit(asked.exit_code)
+                log.info("stopped before a step, so there is nothing to save; the same command starts again")
+            sys.exit(stop.exit_code)
         except Diverged as error:
-            # All ranks know, and one says it.
-            if team.writes:
+            # All ranks raise it, and one prints it.
+            if dist.is_rank_zero:
                 raise
             sys.exit(error.exit_code)
+
+
+def train(context: RunContext, model: Classifier | None = None) -> bool:
+    """Train a run to its end, or resume it; return False if a signal stopped it early.
+
+    The run folder then holds the best weights as model.safetensors, a line an epoch in metrics.jsonl, and
+    of its checkpoints the last. On a CPU the same config and shards give the same weights to the last bit,
+    however often the run was killed on its way. A loss or a weight that is NaN or infinite ends it with
+    Diverged, and is never saved.
+
+    All ranks call this; rank 0 writes the folder. `model` is what `build_model` returned, if it was built.
+
+    Raises Stopped before the first step of this process, when there is nothing to save.
+    """
+    # A single process stops anywhere in here; several ranks agree between batches.
+    with context.stop.interruptible(context.alone):
+        begun = start(context, model)
+        cache = begun.cache
+        if begun.saved is None and cache is not None and context.config.sweep:
+            try:
+                config = context.dist.on_rank_zero(lambda: choose_by_sweep(context, begun.model, cache))
+            except Stopped:
+                context.stop_agreed()  # on the signal, which rank 0 got
+                raise
+            context = dataclasses.replace(context, config=config)
+        state = build(context, begun)
+    try:
+        with state.train.loader, state.val.loader:
+            finished = train_epochs(state)
+    finally:
+        for logger in state.loggers:
+            logger.close()
+    if finished and context.dist.is_rank_zero:
+        _save_best(state)
+    return finished
+
+
+def _save_best(state: TrainState) -> None:
+    """Write model.safetensors from the best checkpoint, and remove what only an unfinished run needs."""
+    context, stopping = state.context, state.stopping
+    config, run, monitor = context.config, context.run, context.config.monitor
+    names = ("val_loss", "val_auroc") if monitor == "auroc" else ("val_loss",)
+    with restoring(run.last.parent):
+        best = load_newest([run.best])
+        like = {"model": state.eval_model.state_dict(), "epoch": 1, **dict.fromkeys(names, 0.0)}
+        require_like(best, like, run.best.name)
+    metrics: dict[str, float] = {name: best[name] for name in names}
+    metadata: dict[str, Any] = {
+        "arch": config.arch,
+        "size": context.shards.manifest.size,
+        "findings": list(FINDINGS),
+        "manifest_sha256": context.shards.digest,
+        "epoch": best["epoch"],
+        **metrics,
+    }
+    save_model(run.model, best["model"], metadata)
+    run.keep_one_checkpoint()
+    what = "val AUROC has not risen" if monitor == "auroc" else "val loss has not fallen"
+    why = f"{what} for {stopping.epochs_since_best} epochs" if stopping.should_stop else "all epochs done"
+    log.info(
+        f"{run.name} finished: {why}; best val {monitor} {metrics[f'val_{monitor}']:.5f} in epoch "
+        f"{best['epoch']}. Next: python -m eval {run.path}"
+    )
 
 
 @contextlib.contextmanager
@@ -77,7 +165,7 @@ def _advising(config: TrainConfig) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # Torch has a type of its own for a GPU's memory only.
+        # Torch has a class of its own for a GPU's memory only.
         kinds = (MemoryError, torch.OutOfMemoryError)
         if not isinstance(error, kinds) and "DefaultCPUAllocator" not in str(error):
             raise
@@ -92,6 +180,6 @@ def _advice(config: TrainConfig) -> str:
             "smaller --arch"
         )
     return (
-        f"the device is out of memory; try --batch-size {half} --accumulate {twice}, which has as many "
-        "images a step, or --batch-size auto"
+        f"the device is out of memory; try --batch-size {half} --grad-accum-steps {twice}, which has as many "
+        "images a step"
     )

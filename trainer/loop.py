@@ -1,240 +1,194 @@
-"""The training loop: epochs over train, val after each, the best weights kept, everything saved."""
+"""The training loop: steps over train, val after each epoch, the best weights kept, checkpoints saved."""
 
+import logging
 import time
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from shards.findings import FINDINGS
-from shards.folder import ShardFolder
 from shards.progress import progress_bar
-from trainer.config import TrainConfig
-from trainer.distributed import ALONE, Team
-from trainer.interruption import Interruption, Stopped
-from trainer.model_file import save_model
-from trainer.optimization.precision import Precision
-from trainer.preparation import prepare
-from trainer.records.checkpoints import load_newest
-from trainer.records.curves import draw_curves
-from trainer.records.states import require_like
-from trainer.records.timing import DataWait, StepTimes
-from trainer.run_directory import RunDirectory
-from trainer.session import Session, restoring
-from trainer.validation import Score, validate
+from trainer.logging.curves import draw_curves
+from trainer.logging.timing import DataWait, StepTimes
+from trainer.state import TrainState
+from trainer.stop_signal import Stopped
+from trainer.validation import ValMetrics, validate
+
+log = logging.getLogger("cxrapid.trainer")
 
 
-def train(
-    config: TrainConfig,
-    run: RunDirectory,
-    shards: ShardFolder,
-    precision: Precision,
-    asked: Interruption,
-    team: Team = ALONE,
-) -> bool:
-    """Train a run to its end, or go on with it; return False if `asked` stopped it early.
+@dataclass(frozen=True)
+class Epoch:
+    """What an epoch came to."""
 
-    The run folder then holds the best weights as model.safetensors, a line an epoch in metrics.jsonl, and
-    of its checkpoints the last. On a CPU the same config and shards give the same weights to the last bit,
-    however often the run was killed on its way. A loss or a weight that is no number ends it with Diverged,
-    and is never saved.
+    train_loss: float
+    metrics: dict[str, float]
+    """val_loss, and val_auroc if it is monitored."""
+    best: bool
+    """Whether it is the best so far on val."""
+    rates: dict[str, float | None]
+    """images_per_second, data_wait, seconds, step_ms_p50, step_ms_p99."""
 
-    With a team all its ranks call this; the run is theirs together, and only one writes it.
 
-    Raises Stopped where there is nothing to save yet.
+def train_epochs(state: TrainState) -> bool:
+    """Train to the last epoch; return False, with everything saved, if a signal stopped it.
+
+    Raises Stopped before the first step of this process, when there is nothing to save.
     """
-    # Alone this is given up wherever it is; with several ranks they agree on it now and then.
-    with asked.at_once(team.size == 1):
-        session = prepare(config, run, shards, precision, asked, team)
     try:
-        with session.train.loader, session.val.loader:
-            finished = _train_epochs(session, asked)
-    finally:
-        for mirror in session.mirrors:
-            mirror.close()
-    if finished and team.writes:
-        _keep_best(session, shards)
-    return finished
-
-
-def _train_epochs(session: Session, asked: Interruption) -> bool:
-    """Train to the last epoch; return False, with everything saved, if `asked` to stop before."""
-    config, run, progress = session.config, session.run, session.progress
-    while not session.stopping.should_stop and progress.epoch <= config.epochs:
-        rates = _train_epoch(session, asked)
-        # Val is looked at only once train is done; a run stopped in between goes on with val.
-        score = _validate(session, asked) if progress.trained else None
-        if score is None:
-            session.save_changes()
-            run.say(f"stopped in epoch {progress.epoch}, saved; the same command goes on from here")
-            return False
-        _finish_epoch(session, score, rates)
-    if session.unsaved:
-        _save_epoch(session)
+        for epoch in epochs(state):
+            log_and_save(state, epoch)
+    except Stopped:
+        if not (state.begun or state.progress.trained):
+            raise
+        state.save_changes()
+        log.info(f"stopped in epoch {state.progress.epoch}, saved; the same command goes on from here")
+        return False
+    if state.unsaved:
+        _save(state)
     return True
 
 
-def _train_epoch(session: Session, asked: Interruption) -> dict[str, float | None]:
-    """Train until the end of the epoch or until asked to stop; return its rates."""
-    progress, first_image = session.progress, session.progress.images
-    wait, times = DataWait(), StepTimes(session.precision.device)
-    session.model.train()
-    # A run stopped in val has nothing of train left, and its loader stands at the next epoch.
+def epochs(state: TrainState) -> Iterator[Epoch]:
+    """Train and validate epoch after epoch; whoever takes one calls `state.next_epoch()` before the next.
+
+    Raises Stopped after the step in which a signal came, or while val is evaluated; Diverged if a loss is NaN
+    or infinite.
+    """
+    config = state.context.config
+    while not state.stopping.should_stop and state.progress.epoch <= config.epochs:
+        rates = train_epoch(state)
+        val = validate_epoch(state)
+        train_loss = state.mean_loss
+        metrics = {"val_loss": state.require_finite(val.loss, "val loss")}
+        if val.auroc is not None:
+            metrics["val_auroc"] = state.require_finite(val.auroc, "val AUROC")
+        best = state.stopping.observe(state.progress.epoch, metrics[f"val_{config.monitor}"])
+        yield Epoch(train_loss, metrics, best, rates)
+
+
+def train_epoch(state: TrainState) -> dict[str, float | None]:
+    """Train until the end of the epoch; return its rates."""
+    progress, first_image = state.progress, state.progress.images
+    wait, times = DataWait(), StepTimes(state.context.device)
+    state.model.train()
+    # A run stopped in val has nothing of train left, and its loader is at the next epoch.
     if not progress.trained:
-        session.step_start.note(first_image)
-        try:
-            progress.trained = _take_steps(session, asked, wait, times)
-        except Stopped:
-            if session.team.size > 1:
-                raise  # before the first batch: see _take_steps
-            progress.images = session.step_start.go_back()
-    typical, slow = times.percentile(50, 99)
+        _take_steps(state, wait, times)
+        progress.trained = True
+    median, slow = times.percentile(50, 99)
     seconds = wait.seconds
     return {
         "images_per_second": (progress.images - first_image) / seconds,
         "data_wait": wait.share,
         "seconds": seconds,
-        "step_ms_p50": typical,
+        "step_ms_p50": median,
         "step_ms_p99": slow,
     }
 
 
-def _take_steps(session: Session, asked: Interruption, wait: DataWait, times: StepTimes) -> bool:
-    """Take the epoch's steps; return False where asked to stop, between two of them.
+def _take_steps(state: TrainState, wait: DataWait, times: StepTimes) -> None:
+    """Take the steps that are left of the epoch, each over a group of batches.
 
-    Raises Stopped within a step, or before the first batch: that is only where no other rank waits for this
-    one. Several ranks agree after each batch instead, and give up an unfinished step together.
+    Raises Stopped before the first batch of this process, or after a step.
     """
-    config, progress, team = session.config, session.progress, session.team
-    samples, group, alone = session.train.samples, config.accumulate * config.batch_size, team.size == 1
-    first_image, group_images, pending = progress.images, 0, 0
-    shown_loss = ""
-    batches = asked.fetching(session.train.after(first_image), lambda: alone or not session.begun)
+    context, progress, dist = state.context, state.progress, state.context.dist
+    config, samples = context.config, state.train.samples
+    first_image, group_images, pending, shown_loss = progress.images, 0, 0, ""
+    batches = state.train.iter_from(first_image)
+    if not state.begun:
+        batches = context.stop.interruptible_start(batches)
     with progress_bar(
-        samples, f"epoch {progress.epoch}", "img", initial=first_image, disable=not team.writes
+        samples, f"epoch {progress.epoch}", "img", initial=first_image, disable=not context.run.writes
     ) as bar:
-        # Images are those of all ranks; a batch holds this rank's.
+        # `images` counts those of all ranks; a batch holds this rank's.
         for images, batch in wait.over(batches):
-            session.begun = True
+            # Forward and backward
+            state.begun = True
             if not pending:
-                group_images = min(group, samples - progress.images)
+                group_images = min(config.accumulate * config.batch_size, samples - progress.images)
             progress.images += images
             pending += images
-            share = team.size * len(batch.images) / group_images
-            with asked.at_once(alone):
-                session.step.add(batch.images, batch.labels, share, more=pending < group_images)
+            share = dist.size * len(batch.images) / group_images
+            state.step.backward(batch.images, batch.labels, share, more=pending < group_images)
             bar.set_postfix_str(f"data wait {wait.share:.1%}{shown_loss}", refresh=False)
             bar.update(images)
             if pending < group_images:
-                if asked.agreed(team)[0]:
-                    progress.images = session.step_start.go_back()
-                    return False
                 continue
+            # Optimizer step
             pending = 0
             progress.step += 1
-            session.step.apply(progress.step)
+            state.step.optimizer_step(progress.step)
             times.mark()
+            # Metrics: the one place in the loop that waits for the device
             if progress.step % config.log_every == 0:
-                # The one place in the loop that waits for the device.
-                train_loss = session.mean_loss
+                train_loss = state.mean_loss
                 shown_loss = f", loss {train_loss:.4f}"
-                session.record(
-                    kind="step", train_loss=train_loss, data_wait=wait.share,
-                    images_per_second=(progress.images - first_image) / wait.seconds, **_figures(session),
-                )  # fmt: skip
-            stopped, save_due = asked.agreed(team, save=session.clock.is_due(progress.step))
+                state.log_metrics(
+                    "step",
+                    train_loss=train_loss,
+                    data_wait=wait.share,
+                    images_per_second=(progress.images - first_image) / wait.seconds,
+                    **state.step_metrics(),
+                )
+            # Signals and checkpoints, on which all ranks agree
+            stopped, save_due = context.stop.agreed(dist, save=state.timer.is_due(progress.step))
             if stopped:
-                return False
+                raise Stopped
             if save_due:
-                session.save()
-            session.step_start.note(progress.images)
-    return True
+                state.save()
 
 
-def _figures(session: Session) -> dict[str, float | None]:
-    """Return what both kinds of line say about the last step; waits for the device."""
-    norm = float(session.counters.grad_norm)
-    return {
-        "lr": session.rate,
-        "grad_norm": norm if norm < float("inf") else None,  # an overflow in fp16, which JSON has no word for
-        "grad_scale": session.scaler.get_scale(),
-        "skipped_steps": int(session.counters.skipped),
-    }
+def validate_epoch(state: TrainState) -> ValMetrics:
+    """Evaluate val; Stopped if a signal came."""
+    context = state.context
+    state.eval_model.eval()
+    context.dist.broadcast_statistics(state.eval_model)
+    with context.stop.interruptible(context.alone):
+        metrics = validate(
+            (batch for _, batch in state.val.iter_from(0)),
+            state.val_forward,
+            state.val_loss,
+            context.precision.autocast,
+            auroc=context.config.monitor == "auroc",
+            stop=context.stop_agreed,
+            dist=context.dist,
+        )
+    if metrics is None:
+        raise Stopped
+    return metrics
 
 
-def _validate(session: Session, asked: Interruption) -> Score | None:
-    session.kept_model.eval()
-    session.team.share_statistics(session.kept_model)
-    try:
-        with asked.at_once(session.team.size == 1):
-            return validate(
-                (batch for _, batch in session.val.after(0)),
-                session.val_forward,
-                session.val_loss,
-                session.precision.autocast,
-                auroc=session.config.monitor == "auroc",
-                stop=lambda: asked.agreed(session.team)[0],
-                team=session.team,
-            )
-    except Stopped:
-        return None
+def log_and_save(state: TrainState, epoch: Epoch) -> None:
+    """Log the epoch, keep its weights if it is the best, and save at the start of the next.
 
-
-def _finish_epoch(session: Session, score: Score, rates: dict[str, float | None]) -> None:
-    """Put the epoch on record, keep it if it is the best, and save at the start of the next.
-
-    Epochs on a cache can be shorter than saving: there some go unsaved, and a killed run trains them again.
+    Epochs on a cache can be shorter than saving: some of those go unsaved, and a killed run repeats them.
     """
-    config, run, progress = session.config, session.run, session.progress
-    train_loss = session.mean_loss
-    session.require_finite(score.loss, "val loss")
-    scores: dict[str, Any] = {"val_loss": score.loss}
-    if score.auroc is not None:
-        scores["val_auroc"] = session.require_finite(score.auroc, "val AUROC")
-    best = session.stopping.observe(progress.epoch, scores[f"val_{config.monitor}"])
-    if best:
-        session.keep_best(scores)
-    session.record(kind="epoch", train_loss=train_loss, **scores, best=best, **rates, **_figures(session))
-    auroc = "" if score.auroc is None else f", val AUROC {score.auroc:.4f}"
-    run.say(
-        f"epoch {progress.epoch}: train loss {train_loss:.5f}, val loss {score.loss:.5f}{auroc}"
-        f"{' (best)' if best else ''}, {rates['images_per_second']:.1f} images/s, "
-        f"data wait {rates['data_wait']:.1%}"
+    dist = state.context.dist
+    if epoch.best:
+        state.keep_best(epoch.metrics)
+    state.log_metrics(
+        "epoch",
+        train_loss=epoch.train_loss,
+        **epoch.metrics,
+        best=epoch.best,
+        **epoch.rates,
+        **state.step_metrics(),
     )
-    progress.next_epoch()
-    session.counters.loss_sum.zero_()
-    session.unsaved = True
-    (worth_it,) = session.team.agree(session.team.writes and session.clock.is_worth_it())
-    if config.cache == "off" or worth_it:
-        _save_epoch(session)
-
-
-def _save_epoch(session: Session) -> None:
-    begun = time.monotonic()
-    session.save()
-    if session.team.writes:
-        draw_curves(session.run.read_metrics(), session.run.name, session.run.curves)
-    session.clock.restart(time.monotonic() - begun)
-
-
-def _keep_best(session: Session, shards: ShardFolder) -> None:
-    stopping, run, monitor = session.stopping, session.run, session.config.monitor
-    names = ("val_loss", "val_auroc") if monitor == "auroc" else ("val_loss",)
-    with restoring(run):
-        best = load_newest([run.best], run.say)
-        like = {"model": session.kept_model.state_dict(), "epoch": 1, **dict.fromkeys(names, 0.0)}
-        require_like(best, like, run.best.name)
-    scores: dict[str, float] = {name: best[name] for name in names}
-    metadata: dict[str, Any] = {
-        "arch": session.config.arch,
-        "size": shards.manifest.size,
-        "findings": list(FINDINGS),
-        "manifest_sha256": shards.digest,
-        "epoch": best["epoch"],
-        **scores,
-    }
-    save_model(run.model, best["model"], metadata)
-    run.keep_one_checkpoint()
-    what = "val AUROC has not risen" if monitor == "auroc" else "val loss has not fallen"
-    why = f"{what} for {stopping.epochs_since_best} epochs" if stopping.should_stop else "all epochs done"
-    run.say(
-        f"{run.name} finished: {why}; best val {monitor} {scores[f'val_{monitor}']:.5f} in epoch "
-        f"{best['epoch']}. Next: python -m eval {run.path}"
+    auroc = f", val AUROC {epoch.metrics['val_auroc']:.4f}" if "val_auroc" in epoch.metrics else ""
+    log.info(
+        f"epoch {state.progress.epoch}: train loss {epoch.train_loss:.5f}, val loss "
+        f"{epoch.metrics['val_loss']:.5f}{auroc}{' (best)' if epoch.best else ''}, "
+        f"{epoch.rates['images_per_second']:.1f} images/s, data wait {epoch.rates['data_wait']:.1%}"
     )
+    state.next_epoch()
+    state.unsaved = True
+    (worthwhile,) = dist.all_reduce_max(dist.is_rank_zero and state.timer.is_worthwhile())
+    if state.context.config.cache == "off" or worthwhile:
+        _save(state)
+
+
+def _save(state: TrainState) -> None:
+    begun, run = time.monotonic(), state.context.run
+    state.save()
+    if run.writes:
+        draw_curves(run.read_metrics(), run.name, run.curves)
+    state.timer.restart(time.monotonic() - begun)

@@ -1,4 +1,4 @@
-"""model.safetensors: the weights a run kept, and what is needed to use them without the run."""
+"""model.safetensors: the best weights of a run, and what it takes to use them without the run."""
 
 import hashlib
 import json
@@ -33,8 +33,8 @@ def save_model(path: Path, state: dict[str, torch.Tensor], metadata: dict[str, A
 def load_model(path: Path) -> tuple[Classifier, dict[str, Any]]:
     """Return the model in evaluation mode on the CPU, and the metadata.
 
-    Raises BadData where the file is missing, damaged, another than its hash file says, or of other findings
-    than FINDINGS: a model is never scored with weights that were not trained.
+    Raises BadData if the file is missing, damaged, not the one its hash is of, or of other findings than
+    FINDINGS: a model is never scored with weights that were not trained.
     """
     metadata = read_header(path).metadata
     try:
@@ -43,7 +43,8 @@ def load_model(path: Path) -> tuple[Classifier, dict[str, Any]]:
         _check_fits(state, model)
         model.load_state_dict(state)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise BadData(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise BadData(f"{path} cannot be loaded: {reason}") from error
     return model.eval(), metadata
 
 

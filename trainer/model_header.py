@@ -1,4 +1,4 @@
-"""The header of model.safetensors, without torch: file verified, metadata read, weights named by a digest."""
+"""The header of model.safetensors, read without torch: verify the file, return metadata and a digest."""
 
 import hashlib
 import json

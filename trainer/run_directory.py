@@ -1,8 +1,9 @@
-"""runs/NAME: what a run was told, on what, what it measured, and the weights it kept."""
+"""runs/NAME: the files of a run, its lock, its log, and the checks on resume."""
 
 import contextlib
 import errno
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -64,7 +65,7 @@ class _Line:
 
 @dataclass(frozen=True)
 class _Step:
-    """What a line after the first step has besides."""
+    """Further fields of a line after the first step."""
 
     lr: _Number
     train_loss: _Number
@@ -72,7 +73,7 @@ class _Step:
 
 @dataclass(frozen=True)
 class _Epoch(_Step):
-    """What a line at the end of an epoch has."""
+    """Further fields of a line at the end of an epoch."""
 
     val_loss: _Number
     best: bool
@@ -82,13 +83,42 @@ class _Epoch(_Step):
     val_auroc: _Number | None = None
 
 
+class _RunLog(logging.Handler):
+    """Prints each line and appends it to log.txt."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = record.getMessage()
+        echo(line)
+        _append(self._path, printable(line))
+
+
+@contextlib.contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """Send what the logger cxrapid gets from INFO on to the console and to this file."""
+    logger, handler = logging.getLogger("cxrapid"), _RunLog(path)
+    level, propagate = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
 class RunDirectory:
     """The files of one run; every path of it is named here and nowhere else."""
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
         self.writes = writes
-        """Whether this process is the one that writes here: for others say and record do nothing."""
+        """Whether this process writes here; for others the methods that write do nothing."""
         self.name = path.name
         self.config = path / "config.json"
         self.environment = path / "environment.json"
@@ -103,31 +133,31 @@ class RunDirectory:
         self.sweep = path / "sweep.csv"
         self.evaluations = path / "eval"
         self.features = path / "features"
-        """What a frozen part has computed so far, until the run has finished."""
+        """Features of a frozen part, until the run has finished."""
         self._made: set[Path] = set()
 
     @property
     def state(self) -> str:
-        """`finished`, `unfinished`, or `nothing saved`: such a start was killed, and the next begins anew."""
+        """`finished`, `unfinished`, or `nothing saved`: killed early, so the next start begins anew."""
         if self.model.is_file():
             return "finished"
         return "unfinished" if self.has_checkpoint else "nothing saved"
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether an earlier start saved anything, be it whole or damaged."""
+        """Whether an earlier start saved a checkpoint, intact or damaged."""
         return self.last.is_file() or self.previous.is_file()
 
     @contextlib.contextmanager
     def at_work(self, *, result: type[BaseException]) -> Iterator[None]:
-        """Keep other commands out of the run, and remove what killed ones left half written.
+        """Lock the run, log to it, and remove what killed commands left half written.
 
         A start that fails before its first checkpoint leaves nothing that looks like a run: the files it
         made are removed, and the folder if it made that and nothing else is in it. Features of a frozen part
-        stay for the next start. So does everything after a `result`, an exception that is one.
+        stay for the next start. So does everything if the exception is a `result`.
         """
         is_new = not self.path.exists()
-        with exclusive_lock(self.path):
+        with exclusive_lock(self.path), _logging_to(self.log):
             self._made = {path for path in self._before_a_checkpoint if not os.path.lexists(path)}
             for folder in (self.path, self.last.parent, self.features, *self.evaluations.rglob("")):
                 remove_partials(folder)
@@ -192,19 +222,13 @@ class RunDirectory:
             atomic_write_text(self.environment, json.dumps(environment, indent=1) + "\n")
             atomic_write_text(self.config, json.dumps(record, indent=1) + "\n")
 
-    def choose(self, values: dict[str, Any], source: str) -> None:
-        """Put on record in config.json what options came to after the start, and from what."""
+    def update_config(self, values: dict[str, Any], source: str) -> None:
+        """Write to config.json what options came to after the start, and from what."""
         record = self._read_options()
         record.update({key: {"value": value, "from": source} for key, value in values.items()})
         atomic_write_text(self.config, json.dumps(record, indent=1) + "\n")
 
-    def say(self, line: str) -> None:
-        """Print a line and keep it in log.txt."""
-        if self.writes:
-            echo(line)
-            _append(self.log, printable(line))
-
-    def record(self, **values: Any) -> None:
+    def log_metrics(self, **values: Any) -> None:
         """Append a line to metrics.jsonl."""
         if self.writes:
             _append(self.metrics, json.dumps(values, allow_nan=False))
@@ -227,18 +251,15 @@ class RunDirectory:
                     raise BadData(f"{error.message}; delete that line to go on without it") from error
         return records
 
-    def forget_after(self, epoch: int, step: int) -> None:
-        """Drop the metrics that a killed process wrote after the checkpoint it is resumed from.
-
-        That is of this step, in this epoch, which has not ended.
-        """
+    def truncate_metrics(self, epoch: int, step: int) -> None:
+        """Drop the metrics that a killed process wrote after this step, in this unfinished epoch."""
         if self.writes and self.metrics.is_file():
-            kept = [
+            lines = [
                 line
                 for line in self.read_metrics()
                 if line["step"] <= step and line["epoch"] < epoch + (line["kind"] != "epoch")
             ]
-            atomic_write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+            atomic_write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in lines))
 
     def read_config(self) -> dict[str, Any]:
         """Return option -> value as the run was started with; BadData where config.json is damaged."""
@@ -295,13 +316,13 @@ def find_run(text: str, runs: Path) -> RunDirectory:
 
 
 def require_plain_name(name: str) -> None:
-    """Raise UsageError where a run of this name would not be one new folder in that of the runs."""
+    """Raise UsageError unless a run of this name is one folder in that of the runs."""
     if problem := what_is_wrong_with(name):
         raise click.UsageError(f"--name {name!r} {problem}; it names one folder in that of --runs")
 
 
 def what_is_wrong_with(name: str) -> str:
-    """Return why a run cannot have this name; nothing where it can."""
+    """Return why a run cannot have this name; empty if it can."""
     if not name.strip():
         return "is empty"
     if name in (".", "..") or "/" in name or "\\" in name:

@@ -1,4 +1,4 @@
-"""When to stop: after so many epochs in a row that were not the best on val."""
+"""Early stopping: after so many epochs in a row without a new best on val."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""What torchrun tells each process it starts, read before torch is imported."""
+"""Rank and world size from torchrun's environment variables, without importing torch."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ _MOST_RANKS = 2**20
 
 
 class Rank(NamedTuple):
-    """Which process of how many this is."""
+    """Rank and world size of this process."""
 
     rank: int = 0
     """0..size - 1."""
@@ -20,8 +20,8 @@ class Rank(NamedTuple):
     """Among the ranks of this machine."""
 
     @property
-    def writes(self) -> bool:
-        """Whether this is the one that writes the run folder and talks to the user."""
+    def is_rank_zero(self) -> bool:
+        """Whether this process writes the run folder and prints."""
         return self.rank == 0
 
 
@@ -49,14 +49,14 @@ def _number(name: str, least: int, most: int) -> int:
 
 
 @contextmanager
-def only_the_writer_complains(rank: Rank) -> Iterator[None]:
-    """Let the other ranks leave quietly where all of them find the same fault, before they have joined.
+def only_rank_zero_complains(rank: Rank) -> Iterator[None]:
+    """Let the other ranks exit quietly if all find the same error, before they have joined.
 
-    They do so with exit code 0: at another one torchrun would end the writer, maybe before it has spoken.
+    They exit with code 0: at another one torchrun would end rank 0, maybe before it has printed the error.
     """
     try:
         yield
     except click.ClickException as error:
-        if rank.writes:
+        if rank.is_rank_zero:
             raise
         raise SystemExit(0) from error

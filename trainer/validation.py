@@ -1,4 +1,4 @@
-"""How good a model is on val: the mean loss, and where it is asked for the macro AUROC."""
+"""Metrics on val: the mean loss and, on request, the macro AUROC."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -12,20 +12,17 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from loaders import Batch
-from shards.errors import BadData
-from shards.findings import FINDINGS
-from shards.manifest import SplitRecord
-from trainer.distributed import ALONE, Team
+from trainer.distributed import SINGLE_PROCESS, Distributed
 
 
 @dataclass(frozen=True)
-class Score:
-    """One look at val."""
+class ValMetrics:
+    """Metrics on val."""
 
     loss: float
     """Mean over images and findings."""
     auroc: float | None
-    """Macro: the mean over findings with both classes; None where it was not asked for."""
+    """Macro: the mean over findings with both classes; None if it was not asked for."""
 
 
 @torch.no_grad()
@@ -37,15 +34,15 @@ def validate(
     *,
     auroc: bool,
     stop: Callable[[], bool],
-    team: Team = ALONE,
-) -> Score | None:
-    """Return the score of a model in evaluation mode; None if `stop` said so between two batches.
+    dist: Distributed = SINGLE_PROCESS,
+) -> ValMetrics | None:
+    """Return the metrics of a model in evaluation mode; None if `stop` returned True between two batches.
 
-    With a team each rank gives its own batches, as many as the others, and all get the score of all
+    Each rank gives its own batches, as many as the others, and all get the score of all
     together. The device is waited for once, at the end.
     """
     total, images = torch.zeros((), dtype=torch.float64), 0
-    kept: list[tuple[Tensor, Tensor]] = []
+    pairs: list[tuple[Tensor, Tensor]] = []
     for batch in batches:
         if len(batch.images):
             with autocast():
@@ -53,16 +50,16 @@ def validate(
             total = total.to(logits.device) + loss(logits, batch.labels.float()) * len(logits)
             images += len(logits)
             if auroc:
-                kept.append((batch.labels, logits))
+                pairs.append((batch.labels, logits))
         if stop():
             return None
-    totals, counts = zip(*team.gather((float(total), images)), strict=True)
+    totals, counts = zip(*dist.gather((float(total), images)), strict=True)
     mean = sum(totals) / sum(counts)
     if not auroc or not np.isfinite(mean):
-        return Score(mean, None)
-    own = [torch.cat(part).cpu().numpy() for part in zip(*kept, strict=True)]
-    labels, scores = (np.concatenate(part) for part in zip(*filter(None, team.gather(own)), strict=True))
-    return Score(mean, macro_auroc(labels, scores))
+        return ValMetrics(mean, None)
+    own = [torch.cat(part).cpu().numpy() for part in zip(*pairs, strict=True)]
+    labels, scores = (np.concatenate(part) for part in zip(*filter(None, dist.gather(own)), strict=True))
+    return ValMetrics(mean, macro_auroc(labels, scores))
 
 
 def macro_auroc(labels: npt.NDArray[Any], scores: npt.NDArray[Any]) -> float:
@@ -70,13 +67,3 @@ def macro_auroc(labels: npt.NDArray[Any], scores: npt.NDArray[Any]) -> float:
     both = [column for column in range(labels.shape[1]) if len(np.unique(labels[:, column])) == 2]
     each = [roc_auc_score(labels[:, column], scores[:, column]) for column in both]
     return float(np.mean(each)) if each else float("nan")
-
-
-def single_class_findings(val: SplitRecord) -> list[str]:
-    """Return the findings that all images of val have, or none; BadData where that is every one."""
-    single = [finding for finding in FINDINGS if val.positives[finding] in (0, val.images)]
-    if len(single) == len(FINDINGS):
-        raise BadData(
-            "no finding has both classes in val, so there is no AUROC to monitor; use --monitor loss"
-        )
-    return single

@@ -2,12 +2,13 @@
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +46,39 @@ def losses(run: Path) -> list[tuple[float, float]]:
     return [(line["train_loss"], line["val_loss"]) for line in metrics(run, "epoch")]
 
 
+class _Lines(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@contextlib.contextmanager
+def logged() -> Iterator[list[str]]:
+    """Collect what is logged."""
+    logger, handler = logging.getLogger("cxrapid"), _Lines()
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    yield handler.lines
+    logger.removeHandler(handler)
+
+
 def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Have this process get SIGTERM in the middle of a step."""
-    apply = Step.apply
+    apply = Step.optimizer_step
 
     def interrupted(self: Step, number: int) -> None:
         if number == step:
             terminate()
         apply(self, number)
 
-    monkeypatch.setattr(Step, "apply", interrupted)
+    monkeypatch.setattr(Step, "optimizer_step", interrupted)
 
 
 def kill(arguments: list[str], ready: Callable[[], bool], wait: float) -> None:

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from shards.folder import ShardFolder
 from tests.trainer.running import command, kill, losses, metrics, stop_at, terminate, train
-from trainer.frozen import features
+from trainer.feature_cache import features
+from trainer.logging.checkpoints import CheckpointTimer, load_checkpoint
 from trainer.model_file import load_model
-from trainer.records.checkpoints import SaveClock, load_checkpoint
 
 FROZEN = {"freeze": "backbone", "batch_size": 10, "weights": "none", "precision": "fp32"}
 SWEEP = {**FROZEN, "epochs": 2, "sweep": "lr=1e-5,1e-3 weight-decay=0,1e-3"}
@@ -94,7 +94,7 @@ def test_a_cached_run_with_an_average_stopped_within_an_epoch_goes_on(
 def test_an_epoch_that_was_not_worth_saving_can_still_be_the_one_that_is_kept(
     phantom_shards: ShardFolder, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(SaveClock, "is_worth_it", lambda self: False)
+    monkeypatch.setattr(CheckpointTimer, "is_worthwhile", lambda self: False)
     # A rate at which some epoch in the middle is the best.
     done = train(phantom_shards, runs, "short", **FROZEN, epochs=6, lr=3e-3)
     assert done.exit_code == 0, done.stderr
@@ -119,7 +119,7 @@ def test_stopping_while_caching_saves_nothing_and_the_run_starts_again(
         return compute_features(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("trainer.frozen.features.compute_features", interrupted)
+        patch.setattr("trainer.feature_cache.features.compute_features", interrupted)
         stopped = train(phantom_shards, runs, "caching", **FROZEN, cache="on")
     assert stopped.exit_code == 143
     assert "nothing to save" in stopped.stdout
@@ -156,7 +156,7 @@ def test_a_cache_that_does_not_fit_is_streamed_refused_or_ends_a_resumed_run(
     with monkeypatch.context() as patch:
         stop_at(patch, 3)
         assert train(phantom_shards, tmp_path, "begun", **FROZEN).exit_code == 143
-    monkeypatch.setattr("trainer.frozen.features.SHARE", 1e-9)
+    monkeypatch.setattr("trainer.feature_cache.features.SHARE", 1e-9)
     auto = train(phantom_shards, tmp_path, "auto", **FROZEN, epochs=1)
     assert auto.exit_code == 0, auto.stderr
     assert "--cache auto is off: it takes 0.0" in auto.stdout

@@ -15,7 +15,7 @@ import torch
 from shards.errors import BadData
 from shards.folder import ShardFolder
 from tests.trainer.running import stop_at, train
-from trainer.records.checkpoints import load_checkpoint
+from trainer.logging.checkpoints import load_checkpoint
 from trainer.run_directory import RunDirectory
 
 Change = Callable[[dict[str, Any]], object]
@@ -47,12 +47,14 @@ def run(stopped: Path, tmp_path: Path) -> RunDirectory:
     return RunDirectory(Path(shutil.copytree(stopped, tmp_path / "stopped")))
 
 
-def refused(phantom_shards: ShardFolder, run: RunDirectory, exit_code: int, message: str) -> None:
+def refusal(phantom_shards: ShardFolder, run: RunDirectory, exit_code: int) -> str:
+    """Return the one line with which the command is refused."""
     done = train(phantom_shards, run.path.parent, run.name, **OPTIONS)
     assert done.exit_code == exit_code, done.exception
     assert isinstance(done.exception, SystemExit), done.exception
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("Error: ") and message in last
+    assert last.startswith("Error: ")
+    return last
 
 
 def first(state: dict[str, Any], key: str) -> str:
@@ -113,7 +115,7 @@ def test_a_checkpoint_with_something_else_in_it_is_exit_5_in_one_line(
     state = load_checkpoint(run.last)
     change(state)
     save(run.last, state)
-    refused(phantom_shards, run, 5, cause)
+    assert cause in refusal(phantom_shards, run, 5)
 
 
 def test_what_options_decide_of_the_optimizer_is_not_taken_from_a_checkpoint(
@@ -140,7 +142,7 @@ def test_a_signed_file_that_is_no_checkpoint_is_exit_5(
 ) -> None:
     for path in (run.last, run.previous):
         sign(path, content)
-    refused(phantom_shards, run, 5, cause)
+    assert cause in refusal(phantom_shards, run, 5)
 
 
 @pytest.mark.parametrize("state", [[], None, "x", torch.zeros(3)], ids=repr)
@@ -149,7 +151,7 @@ def test_a_signed_checkpoint_that_is_no_state_is_exit_5(
 ) -> None:
     for path in (run.last, run.previous):
         save(path, state)
-    refused(phantom_shards, run, 5, "not the state of a run")
+    assert "not the state of a run" in refusal(phantom_shards, run, 5)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +173,7 @@ def test_best_weights_with_something_else_in_them_are_exit_5(
     run.model.unlink()  # as a kill leaves the run that comes just before it is written
     change(best)
     save(run.best, best)
-    refused(phantom_shards, run, 5, cause)
+    assert cause in refusal(phantom_shards, run, 5)
     assert not run.model.exists()
 
 
@@ -205,7 +207,7 @@ def test_a_line_of_metrics_that_is_not_ours_is_named_before_anything_is_trained(
     with pytest.raises(BadData, match=r"metrics\.jsonl, line 1 is damaged: .*; delete that line") as found:
         run.read_metrics()
     assert cause in found.value.message
-    refused(phantom_shards, run, 3, cause)
+    assert cause in refusal(phantom_shards, run, 3)
 
 
 @pytest.mark.parametrize(
@@ -228,12 +230,12 @@ def test_a_record_of_a_run_that_is_not_ours_is_named_with_its_field(
     phantom_shards: ShardFolder, run: RunDirectory, name: str, text: str, cause: str
 ) -> None:
     (run.path / name).write_text(text)
-    refused(phantom_shards, run, 3, cause)
+    assert cause in refusal(phantom_shards, run, 3)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "cause"),
-    [("batch_size", "x", "'x' is not a valid integer"), ("loader", "web", "'web' is not one of")],
+    [("cache", "x", "'x' is not one of"), ("loader", "web", "'web' is not one of")],
 )
 def test_an_option_on_record_that_auto_goes_by_is_checked_as_on_the_command_line(
     phantom_shards: ShardFolder, run: RunDirectory, key: str, value: Any, cause: str

@@ -21,8 +21,8 @@ from shards.packing.planning import SplitRecipe, make_plan
 from shards.pixels import PixelRecipe
 from tests.ranks import start_ranks
 from tests.trainer.running import TIMEOUT, command, losses, metrics, train
-from trainer.distributed import Team
-from trainer.records.checkpoints import load_checkpoint
+from trainer.distributed import Distributed
+from trainer.logging.checkpoints import load_checkpoint
 
 # No batch norm that is trained, and no dropout: there ranks and one process are the same function.
 EXACT = {
@@ -184,9 +184,9 @@ def test_ranks_that_are_all_killed_go_on_to_the_undisturbed_weights(
 def test_a_batch_that_the_ranks_cannot_share_is_refused_with_the_nearest_that_they_can(
     mirrored: bool, sizes: str
 ) -> None:
-    assert Team(size=2).batch_size_of_rank(12, mirrored=mirrored) == 6
+    assert Distributed(size=2).batch_size_of_rank(12, mirrored=mirrored) == 6
     with pytest.raises(click.UsageError, match="--batch-size 9 is for all 2 ranks together") as refused:
-        Team(size=2).batch_size_of_rank(9, mirrored=mirrored)
+        Distributed(size=2).batch_size_of_rank(9, mirrored=mirrored)
     assert sizes in refused.value.message
 
 
@@ -210,12 +210,12 @@ from pathlib import Path
 from loaders import LoaderSpec
 from shards.folder import open_shards
 from trainer.distributed import join
-from trainer.frozen import chunks, features
-from trainer.optimization.precision import Precision
+from trainer.feature_cache import chunks, features
+from trainer.optim.precision import Precision
 
 chunks.SAVE_EVERY = 0.0
 features._SENT_AT_ONCE = 5
-with join("cpu") as (team, device):
+with join("cpu") as (dist, device):
     torch.manual_seed(0)
     model = models.create_model("custom_cnn", size=64)
     models.freeze(model, "backbone")
@@ -228,27 +228,27 @@ with join("cpu") as (team, device):
     batch_size = shards.manifest.splits["train"].images // 2
     spec = LoaderSpec(
         shards, "train", batch_size, device, training=True, flip="random",
-        rank=team.rank, world_size=team.size,
+        rank=dist.rank, world_size=dist.size,
     )
     precision = Precision("fp32", device)
-    asked = lambda: bool(team.agree(0)[0])
+    stop = lambda: bool(dist.all_reduce_max(0)[0])
     def compute():
-        name = f"train-{team.rank}-of-{team.size}"
-        saved = chunks.FeatureChunks(Path(sys.argv[2]), name, "", print)
+        name = f"train-{dist.rank}-of-{dist.size}"
+        saved = chunks.FeatureChunks(Path(sys.argv[2]), name, "")
         ran.clear()
         return features.compute_features(
-            counted, spec, precision, device, stop=asked, team=team, chunks=saved
+            counted, spec, precision, device, stop=stop, dist=dist, chunks=saved
         )
     mine = compute()
     whole = features.compute_features(frozen, spec, precision, device)
     torch.testing.assert_close(mine.values, whole.values, rtol=1e-5, atol=1e-5)
     assert torch.equal(mine.labels, whole.labels) and torch.equal(mine.rows, whole.rows)
-    print(f"rank {team.rank} ran {sum(ran)}", flush=True)
-    if team.rank:
+    print(f"rank {dist.rank} ran {sum(ran)}", flush=True)
+    if dist.rank:
         next(Path(sys.argv[2]).glob("train-1-of-2-*.pt")).unlink()
     again = compute()
     assert torch.equal(again.values, mine.values) and torch.equal(again.rows, mine.rows)
-    print(f"rank {team.rank} ran {sum(ran)} again", flush=True)
+    print(f"rank {dist.rank} ran {sum(ran)} again", flush=True)
 """
 
 

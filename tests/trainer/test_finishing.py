@@ -10,7 +10,7 @@ import pytest
 
 from shards.folder import ShardFolder
 from tests.trainer.running import ROOT, TIMEOUT, command, losses, train
-from trainer.records.checkpoints import load_checkpoint
+from trainer.logging.checkpoints import load_checkpoint
 
 KEPT = ["last.pt", "last.pt.sha256"]
 

@@ -53,7 +53,7 @@ def test_shards_without_val_leave_no_run(phantom_tree: Path, tmp_path: Path) -> 
 def test_running_out_of_memory_in_the_first_step_leaves_no_run(
     phantom_shards: ShardFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Step, "add", lambda *_, **__: torch.empty(2**60, dtype=torch.uint8))
+    monkeypatch.setattr(Step, "backward", lambda *_, **__: torch.empty(2**60, dtype=torch.uint8))
     assert train(phantom_shards, tmp_path, "large").exit_code == 4
     assert not (tmp_path / "large").exists()
 
@@ -73,7 +73,7 @@ def test_a_failed_start_leaves_what_it_did_not_make(phantom_shards: ShardFolder,
 def test_a_failed_start_of_a_run_that_saved_something_leaves_it_all(
     phantom_shards: ShardFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add, seen = Step.add, []
+    add, seen = Step.backward, []
 
     def fails(self: Step, *arguments: Any, **options: Any) -> None:
         seen.append(1)
@@ -82,7 +82,7 @@ def test_a_failed_start_of_a_run_that_saved_something_leaves_it_all(
         add(self, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Step, "add", fails)
+        patch.setattr(Step, "backward", fails)
         assert train(phantom_shards, tmp_path, "begun", checkpoint_steps=2).exit_code == 4
     assert find_run("begun", tmp_path).state == "unfinished"
     assert metrics(tmp_path / "begun", "step")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.optimization.losses import FindingLoss
-from trainer.optimization.optimizers import OPTIMIZERS, make_optimizer
-from trainer.step import Counters, Step
+from trainer.optim.losses import FindingLoss
+from trainer.optim.optimizers import OPTIMIZERS, make_optimizer
+from trainer.step import Step, StepStats
 
 RATES = [0.5, 0.25, 0.125, 0.0625]
 
@@ -29,7 +29,7 @@ class Bench:
     def __init__(self, optimizer: str = "sgd", scale: float | None = None, clip: float = 0.0) -> None:
         torch.manual_seed(0)
         self.model = nn.Linear(6, 14)
-        self.counters = Counters(torch.device("cpu"))
+        self.counters = StepStats(torch.device("cpu"))
         self.optimizer = make_optimizer(optimizer, self.model.parameters(), 1.0, 0.0)
         self.scaler = torch.amp.GradScaler(
             "cpu", init_scale=scale or 1.0, backoff_factor=2.0**-120, enabled=scale is not None
@@ -42,8 +42,8 @@ class Bench:
     def take(self, number: int, *batches: tuple[Tensor, Tensor]) -> None:
         images = sum(len(batch[0]) for batch in batches)
         for inputs, labels in batches:
-            self.step.add(inputs, labels, len(inputs) / images)
-        self.step.apply(number)
+            self.step.backward(inputs, labels, len(inputs) / images)
+        self.step.optimizer_step(number)
 
     @property
     def rate(self) -> float:

@@ -13,15 +13,16 @@ import torch
 
 from shards.folder import ShardFolder
 from tests.trainer.running import ROOT, TIMEOUT, command, kill, losses, metrics, stop_at, terminate, train
-from trainer import loop
 from trainer.config import TrainConfig
-from trainer.interruption import Interruption
+from trainer.context import RunContext
+from trainer.launch import train as run_to_its_end
+from trainer.logging.checkpoints import load_checkpoint
 from trainer.loop import validate
-from trainer.optimization.precision import Precision
-from trainer.optimization.schedules import LearningRate
-from trainer.records.checkpoints import load_checkpoint
+from trainer.optim.precision import Precision
+from trainer.optim.schedules import LearningRate
 from trainer.run_directory import RunDirectory
 from trainer.step import Step
+from trainer.stop_signal import StopSignal
 
 # Everything that has a state, at once.
 RICH = {
@@ -196,12 +197,12 @@ def test_steps_that_overflow_fp16_are_on_record_and_the_scale_found_is_resumed(
 ) -> None:
     # A CPU takes seconds an image in fp16, so the passes run in float32, and the first three overflow that.
     monkeypatch.setattr(Precision, "autocast", lambda _: contextlib.nullcontext())
-    add = Step.add
+    add = Step.backward
 
     def large(self: Step, images: torch.Tensor, labels: torch.Tensor, share: float, **options: bool) -> None:
-        add(self, images, labels, share * (2.0**20 if self._counters.skipped < 3 else 1), **options)
+        add(self, images, labels, share * (2.0**20 if self._stats.skipped < 3 else 1), **options)
 
-    monkeypatch.setattr(Step, "add", large)
+    monkeypatch.setattr(Step, "backward", large)
     monkeypatch.setattr(
         Precision,
         "make_scaler",
@@ -212,9 +213,11 @@ def test_steps_that_overflow_fp16_are_on_record_and_the_scale_found_is_resumed(
         log_every=1, checkpoint_steps=1, loader="resident", cache="off",
     )  # fmt: skip
 
+    precision = Precision("fp16", torch.device("cpu"))
+
     def go_on(run: RunDirectory) -> list[dict[str, Any]]:
         run.path.mkdir(exist_ok=True)
-        assert loop.train(config, run, phantom_shards, Precision("fp16", torch.device("cpu")), Interruption())
+        assert run_to_its_end(RunContext(config, run, phantom_shards, precision, StopSignal()))
         return metrics(run.path, "step")
 
     calm = go_on(RunDirectory(tmp_path / "calm"))
@@ -229,17 +232,16 @@ def test_steps_that_overflow_fp16_are_on_record_and_the_scale_found_is_resumed(
     run = RunDirectory(tmp_path / "stopped")
     step = 4  # the first that was applied
     with monkeypatch.context() as patch:
-        apply, asked = Step.apply, Interruption()
+        optimizer_step, stop = Step.optimizer_step, StopSignal()
 
         def interrupted(self: Step, number: int) -> None:
-            apply(self, number)
+            optimizer_step(self, number)
             if number == step:
-                asked.note(signal.SIGTERM)
+                stop.receive(signal.SIGTERM)
 
-        patch.setattr(Step, "apply", interrupted)
+        patch.setattr(Step, "optimizer_step", interrupted)
         run.path.mkdir()
-        precision = Precision("fp16", torch.device("cpu"))
-        assert not loop.train(config, run, phantom_shards, precision, asked)
+        assert not run_to_its_end(RunContext(config, run, phantom_shards, precision, stop))
     assert load_checkpoint(run.last)["scaler"]["scale"] == scales[step - 1]
     resumed = go_on(run)
     for key in ("lr", "grad_scale", "skipped_steps", "train_loss"):
@@ -264,6 +266,6 @@ def test_an_epoch_on_record_whose_end_no_checkpoint_holds_is_forgotten(tmp_path:
     rest = {"train_loss": 0.5, "val_loss": 0.4, "lr": 0.1, "best": True}
     rates = {"seconds": 1.0, "data_wait": 0.1, "images_per_second": 8.0}
     for kind, epoch, step in (("epoch", 1, 4), ("step", 2, 8), ("epoch", 2, 8), ("step", 3, 10)):
-        run.record(kind=kind, epoch=epoch, step=step, **rest, **rates)
-    run.forget_after(2, 8)  # saved after the last step of epoch 2, before its val
+        run.log_metrics(kind=kind, epoch=epoch, step=step, **rest, **rates)
+    run.truncate_metrics(2, 8)  # saved after the last step of epoch 2, before its val
     assert [(line["kind"], line["epoch"]) for line in run.read_metrics()] == [("epoch", 1), ("step", 2)]

@@ -19,10 +19,10 @@ from shards.packing import SplitRecipe, make_plan, pack
 from shards.pixels import PixelRecipe
 from tests.trainer.running import ROOT, TIMEOUT, command, losses, metrics, train
 from trainer.__main__ import main
+from trainer.logging.checkpoints import load_checkpoint
 from trainer.model_file import load_model
-from trainer.optimization.losses import make_loss
-from trainer.optimization.precision import choose_precision
-from trainer.records.checkpoints import load_checkpoint
+from trainer.optim.losses import make_loss
+from trainer.optim.precision import choose_precision
 from trainer.step import Step
 from trainer.validation import validate
 
@@ -288,8 +288,8 @@ def test_a_dry_run_counts_for_the_shards_that_are_there(phantom_shards: ShardFol
 def test_running_out_of_the_hosts_memory_is_exit_4_with_a_way_out(
     phantom_shards: ShardFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Step, "add", lambda *_, **__: torch.empty(2**60, dtype=torch.uint8))
+    monkeypatch.setattr(Step, "backward", lambda *_, **__: torch.empty(2**60, dtype=torch.uint8))
     done = train(phantom_shards, tmp_path, "large", accumulate=3)
     assert done.exit_code == 4
-    assert "--batch-size 4 --accumulate 6" in done.stderr
+    assert "--batch-size 4 --grad-accum-steps 6" in done.stderr
     assert "Traceback" not in done.stderr

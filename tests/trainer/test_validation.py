@@ -10,8 +10,9 @@ from loaders import Batch
 from shards.errors import BadData
 from shards.findings import FINDINGS
 from shards.manifest import SplitRecord
-from trainer.optimization.losses import FindingLoss
-from trainer.validation import macro_auroc, single_class_findings, validate
+from trainer.optim.losses import FindingLoss
+from trainer.setup import single_class_findings
+from trainer.validation import macro_auroc, validate
 
 
 def test_the_auroc_is_the_chance_that_a_positive_is_above_a_negative_in_the_mean_over_findings() -> None:

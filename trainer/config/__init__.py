@@ -1,4 +1,4 @@
-"""What can be set about a run, where each value comes from, and what is left to the program."""
+"""The options of a run, and the files they can come from."""
 
 from trainer.config.options import TrainConfig
 

@@ -1,4 +1,4 @@
-"""The names that options take, without what they name: importing torch takes seconds, a wrong option none.
+"""The names that options take, without an import of torch, which takes seconds.
 
 tests/trainer/config/test_choices.py holds each to the registry it is of.
 """

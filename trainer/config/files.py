@@ -30,9 +30,9 @@ def recipes() -> list[str]:
 def read_options(source: str) -> dict[str, str]:
     """Return option -> value as the command line would have it.
 
-    `source` is the name of a recipe or the path of a file. In TOML an option is a key of its name, with
-    - or _; a list stands for values with commas between. Raises UsageError where there is no such file,
-    BadData naming file and key for one that is damaged or holds anything nested.
+    `source` is the name of a recipe or the path of a file. In TOML a key is an option's name, with - or _;
+    a list stands for comma-separated values. Raises UsageError if there is no such file, BadData naming file
+    and key if it is damaged or holds anything nested.
     """
     path = Path(source)
     if source in recipes():
@@ -68,15 +68,19 @@ def _text(value: Any) -> str:
 def use_file(context: click.Context, parameter: click.Parameter, source: str | None) -> str | None:
     """Make a file's options the defaults of a command: the callback of its eager option --config.
 
-    Raises UsageError for a key that is no option, naming the nearest, and for a value that its option
-    does not take.
+    Raises UsageError for a key that is no option, naming the nearest, and for an invalid value.
     """
     if source is None:
         return None
     own = {"config", "dry_run", "help"}
-    known = {each.name: each for each in context.command.params if each.name and each.name not in own}
-    options = read_options(source)
-    for key, value in options.items():
+    known = {
+        spelling.lstrip("-").replace("-", "_"): each
+        for each in context.command.params
+        if each.name not in own
+        for spelling in each.opts
+    }
+    options = {}
+    for key, value in read_options(source).items():
         if key not in known:
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0)
             raise click.UsageError(
@@ -86,5 +90,6 @@ def use_file(context: click.Context, parameter: click.Parameter, source: str | N
             known[key].type_cast_value(context, value)
         except click.BadParameter as error:
             raise click.UsageError(f"{source}: {key}: {error.message}") from error
+        options[str(known[key].name)] = value
     context.default_map = {**(context.default_map or {}), **options}
     return source

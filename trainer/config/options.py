@@ -1,4 +1,4 @@
-"""Everything that can be set about a run, in one record: each field is an option of the command line."""
+"""The options of a run as one record: each field is an option of the command line."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -12,8 +12,7 @@ from shards.errors import BadData
 from trainer.config import choices
 from trainer.config.sweeps import SWEPT, parse_sweep
 from trainer.devices import DEVICE_CHOICES
-from trainer.optimization.batch_size import parse_batch_size
-from trainer.records.loggers import MIRRORS
+from trainer.logging.loggers import LOGGERS
 from trainer.run_directory import require_plain_name
 from trainer.stopping import MONITORS
 
@@ -21,9 +20,12 @@ if TYPE_CHECKING:  # they import torch
     from loaders import Augment, Flip
 
 
-def _option(default: Any, kind: Any, text: str, unit: str | None = None, *, identity: bool = True) -> Any:
-    # identity: a run resumes only with the same value.
-    meta = {"type": kind, "help": text, "metavar": unit, "identity": identity}
+def _option(
+    default: Any, kind: Any, text: str, unit: str | None = None, *, identity: bool = True, flag: str = ""
+) -> Any:
+    # identity: a run resumes only with the same value. flag: the spelling on the command line, if it is not
+    # that of the field, which then is a hidden alias.
+    meta = {"type": kind, "help": text, "metavar": unit, "identity": identity, "flag": flag}
     return dataclasses.field(default=default, metadata=meta)
 
 
@@ -38,8 +40,8 @@ class TrainConfig:
         "", str, "Of the run.  [default: the arch, with the freezing if any]", "NAME", identity=False
     )
     weights: str = _option(
-        "auto", str, "Start from ImageNet weights, from none, or from a .pth or .safetensors file; "
-        "auto: imagenet, where the arch has such weights.", "auto|imagenet|none|FILE",
+        "auto", str, "Initial weights: ImageNet, none, or a .pth or .safetensors file; "
+        "auto: imagenet if the arch has such weights.", "auto|imagenet|none|FILE",
     )  # fmt: skip
     freeze: str = _option(
         "none",
@@ -48,12 +50,12 @@ class TrainConfig:
     )
     cache: str = _option(
         "auto", click.Choice(choices.CACHES), "Run the frozen part once and train on its output, kept in memory; "
-        "auto: with --freeze, where it fits and images are not augmented; off: run it in every epoch.",
+        "auto: with --freeze, if it fits and images are not augmented; off: run it in every epoch.",
     )  # fmt: skip
     loader: str = _option(
         "auto",
         click.Choice(choices.LOADERS),
-        "Where batches come from; auto: resident where the decoded split fits in memory, else dali.",
+        "Data loader; auto: resident if the decoded split fits in memory, else dali.",
     )
     flip: "Flip" = _option(
         "random",
@@ -66,21 +68,20 @@ class TrainConfig:
         "Small random rotations, shifts, scales, brightness and contrast of train images.",
     )
     batch_size: int = _option(
-        64, parse_batch_size, "Images a batch, of all ranks together; auto: the largest power of two that "
-        "fits a GPU, on each, or 64 on a CPU.", "IMAGES|auto",
-    )  # fmt: skip
+        64, click.IntRange(1, 2**20), "Images a batch, of all ranks together.", "IMAGES"
+    )
     accumulate: int = _option(
-        1, click.IntRange(1, 2**20), "Batches a step: their gradients are added up before the weights change.",
-        "BATCHES",
+        1, click.IntRange(1, 2**20), "Batches a step, whose gradients are added up.",
+        "BATCHES", flag="grad-accum-steps",
     )  # fmt: skip
-    epochs: int = _option(20, click.IntRange(1, 1_000_000), "At most so many passes over train.", "N")
+    epochs: int = _option(20, click.IntRange(1, 1_000_000), "Maximum number of passes over train.", "N")
     monitor: str = _option(
-        "loss", click.Choice(list(MONITORS)), "What names the best epoch on val: loss, or macro AUROC."
+        "loss", click.Choice(list(MONITORS)), "What the best epoch on val is chosen by: loss, or macro AUROC."
     )
     patience: int = _option(
         1,
         click.IntRange(0, 1_000_000),
-        "Stop after so many epochs in a row that were not the best; 0: never.",
+        "Stop after so many epochs in a row without a new best; 0: never.",
         "EPOCHS",
     )
     optimizer: str = _option(
@@ -97,7 +98,7 @@ class TrainConfig:
     )
     sweep: str = _option(
         "", str, 'Train a head for every combination on one cache, "lr=1e-4,1e-3 weight-decay=0,1e-4", and '
-        "go on with the values of the lowest val loss; needs --freeze and its cache.  [default: off]",
+        "continue with the values of the lowest val loss; needs --freeze and its cache.  [default: off]",
         '"OPTION=VALUE,.. .."',
     )  # fmt: skip
     schedule: str = _option(
@@ -108,16 +109,14 @@ class TrainConfig:
         "30 % of the steps.", "EPOCHS",
     )  # fmt: skip
     clip: float = _option(
-        0.0, FiniteRange(0), "Scale a longer gradient (L2 norm over all weights) down to this; 0: off.",
-        "NORM",
+        0.0, FiniteRange(0), "Clip the gradient's L2 norm over all weights to this; 0: off.",
+        "NORM", flag="clip-grad",
     )  # fmt: skip
     ema: float = _option(
-        0.0, FiniteRange(0, 1, max_open=True), "Validate and keep a moving average of the weights, "
-        "which keeps this share of itself a step; 0: off.", "DECAY",
+        0.0, FiniteRange(0, 1, max_open=True), "Validate and save an exponential moving average of "
+        "the weights with this decay a step; 0: off.", "DECAY",
     )  # fmt: skip
-    loss: str = _option(
-        "bce", click.Choice(choices.LOSSES), "focal and asymmetric let easy images count for less."
-    )
+    loss: str = _option("bce", click.Choice(choices.LOSSES), "focal and asymmetric weigh easy images less.")
     pos_weight: str = _option(
         "none",
         click.Choice(choices.POS_WEIGHTS),
@@ -129,12 +128,12 @@ class TrainConfig:
     )  # fmt: skip
     precision: str = _option(
         "auto", click.Choice(choices.PRECISIONS),
-        "auto: fp16 on a GPU; on a CPU bf16 where it has instructions for it, else fp32.",
+        "auto: fp16 on a GPU; on a CPU bf16 if it has instructions for it, else fp32.",
     )  # fmt: skip
     compile: str = _option(
         "auto",
         click.Choice(choices.COMPILE),
-        "torch.compile; auto: on a GPU. Falls back aloud if compiling fails.",
+        "torch.compile; auto: on a GPU. If compiling fails, the run prints that and goes on without.",
     )
     device: str = _option(
         "auto", str, "auto: the first GPU if there is one; with torchrun each rank's own.", DEVICE_CHOICES
@@ -148,18 +147,18 @@ class TrainConfig:
     )
 
     checkpoint_every: float = _option(
-        10.0, FiniteRange(0), "Save this often within an epoch, too; 0: at the end of epochs only.",
+        10.0, FiniteRange(0), "Also save this often within an epoch; 0: at the end of epochs only.",
         "MINUTES", identity=False,
     )  # fmt: skip
     checkpoint_steps: int = _option(
         0,
         click.IntRange(0, 2**40),
-        "Save after every so many steps as well; 0: off.",
+        "Also save after every so many steps; 0: off.",
         "STEPS",
         identity=False,
     )
     log_to: str = _option(
-        "none", str, f"Mirrors of metrics.jsonl, several with commas between: {', '.join(MIRRORS)}.",
+        "none", str, f"Also log metrics to, comma-separated: {', '.join(LOGGERS)}.",
         "NAME,..", identity=False,
     )  # fmt: skip
 
@@ -177,8 +176,8 @@ class TrainConfig:
         if self.sweep:
             self._check_sweep()
         for name in self.mirrors:
-            if name not in MIRRORS:
-                raise click.UsageError(f"--log-to knows {', '.join(MIRRORS)} and none, not {name!r}")
+            if name not in LOGGERS:
+                raise click.UsageError(f"--log-to knows {', '.join(LOGGERS)} and none, not {name!r}")
 
     def _check_sweep(self) -> None:
         if self.freeze == "none" or self.cache == "off" or self.augment != "none":
@@ -243,6 +242,6 @@ class TrainConfig:
         }
 
     def identity(self) -> dict[str, Any]:
-        """Return the fields that a run must keep to be resumed."""
+        """Return the fields that must stay the same for a run to be resumed."""
         kept = {field.name for field in dataclasses.fields(self) if field.metadata["identity"]}
         return {key: value for key, value in self.to_json().items() if key in kept}

@@ -12,10 +12,10 @@ from loaders import LOADER_CHOICES, Augment, Flip
 from models import FREEZES, list_models
 from tests.trainer.running import ROOT
 from trainer.config import choices
-from trainer.optimization.compilation import COMPILE
-from trainer.optimization.losses import LOSSES, POS_WEIGHTS
-from trainer.optimization.optimizers import OPTIMIZERS
-from trainer.optimization.schedules import SCHEDULES
+from trainer.optim.compilation import COMPILE
+from trainer.optim.losses import LOSSES, POS_WEIGHTS
+from trainer.optim.optimizers import OPTIMIZERS
+from trainer.optim.schedules import SCHEDULES
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,7 @@ def test_the_report_recipe_is_the_reports() -> None:
         (["--warmup", "20"], "leaves nothing of --epochs 20"),
         (["--log-to", "tensorbored"], "tensorboard, wandb, mlflow"),
         (["--batch-size", "many"], "batch-size"),
+        (["--batch-size", "auto"], "batch-size"),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(arguments: list[str], message: str) -> None:
@@ -127,8 +128,23 @@ def test_values_that_do_not_go_together_are_refused(arguments: list[str], messag
 
 
 def test_a_dry_run_says_what_auto_comes_to() -> None:
-    found = dry_run("--device", "cpu", "--batch-size", "auto", "--freeze", "backbone")
-    assert line(found, "batch_size")[:4] == ["batch_size", '"auto"', "->", "64"]
+    found = dry_run("--device", "cpu", "--freeze", "backbone")
     assert line(found, "compile")[:4] == ["compile", '"auto"', "->", "off"]
     assert line(found, "name")[:4] == ["name", '""', "->", "resnet50-backbone"]
     assert line(found, "weights")[:4] == ["weights", '"auto"', "->", "imagenet"]
+
+
+@pytest.mark.parametrize(
+    ("spelling", "former", "name"),
+    [("--clip-grad", "--clip", "clip"), ("--grad-accum-steps", "--accumulate", "accumulate")],
+)
+def test_a_former_spelling_is_an_alias_that_the_help_leaves_out(
+    spelling: str, former: str, name: str, tmp_path: Path
+) -> None:
+    help_text = CliRunner().invoke(main, ["--help"]).stdout
+    assert spelling in help_text
+    assert f"{former} " not in help_text
+    file = tmp_path / "options.toml"
+    file.write_text(f"{spelling[2:]} = 3\n")
+    for arguments in ([spelling, "3"], [former, "3"], ["--config", str(file)]):
+        assert line(dry_run(*arguments), name)[1] in ("3", "3.0")

@@ -1,0 +1,1 @@
+"""What a run writes: checkpoints, curves, copies of its metrics, times."""

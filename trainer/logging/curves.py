@@ -1,0 +1,65 @@
+"""The curves of a run as a PNG: losses, learning rate, and the monitored metric."""
+
+import gc
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from shards.files import atomic_write
+
+# Okabe and Ito's palette, which colour-blind readers tell apart.
+_TRAIN, _VAL, _AUROC, _RATE = "#0072B2", "#D55E00", "#009E73", "#000000"
+
+
+def draw_curves(lines: list[dict[str, Any]], title: str, path: Path) -> None:
+    """Write the PNG `path` from the lines of metrics.jsonl; it appears whole or not at all.
+
+    Over optimizer steps: train and val loss of each epoch with the best epoch marked, the val macro
+    AUROC where it was monitored, and the learning rate.
+    """
+    lines = [line for line in lines if line["step"]]  # those of a sweep were before the first
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    monitored = [line for line in epochs if line.get("val_auroc") is not None]
+    rows = 3 if monitored else 2
+    figure = Figure(figsize=(8, 1.5 + 2.2 * rows), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = list(figure.subplots(rows, 1, sharex=True))
+    steps = [line["step"] for line in epochs]
+    panels[0].set_title(title)
+    panels[0].plot(
+        steps,
+        [line["train_loss"] for line in epochs],
+        color=_TRAIN,
+        marker=".",
+        label="train, while it learns",
+    )
+    panels[0].plot(steps, [line["val_loss"] for line in epochs], color=_VAL, marker=".", label="val")
+    panels[0].set_ylabel("Loss")
+    if monitored:
+        panels[1].plot(
+            [line["step"] for line in monitored],
+            [line["val_auroc"] for line in monitored],
+            color=_AUROC,
+            marker=".",
+            label="val",
+        )
+        panels[1].set_ylabel("Macro AUROC")
+    panels[-1].plot([line["step"] for line in lines], [line["lr"] for line in lines], color=_RATE)
+    panels[-1].set_ylabel("Learning rate")
+    panels[-1].set_xlabel("Optimizer steps")
+    best = [line for line in epochs if line["best"]]
+    for panel in panels[:-1]:
+        if best:
+            label = f"best, epoch {best[-1]['epoch']}"
+            panel.axvline(best[-1]["step"], color="grey", linestyle=":", linewidth=1, label=label)
+        panel.legend(fontsize=9)
+    for panel in panels:
+        panel.grid(alpha=0.25)
+    with atomic_write(path) as partial:
+        figure.savefig(partial, format="png")
+    # A drawn figure is a cycle of references that holds 3 MB of pixels. Left to itself the collector lets
+    # dozens of them pile up: a run then wanders between 1,040 and 1,158 MB.
+    del figure, panels, panel
+    gc.collect()

@@ -1,0 +1,1 @@
+"""The parts of a step: losses, optimizers, learning rates, precision, EMA, compilation."""

@@ -1,0 +1,62 @@
+"""An exponential moving average of the weights, which often scores better than the last weights."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from models import Classifier
+
+
+def trained_names(model: nn.Module) -> set[str]:
+    """Return the names in the state of a model that training changes: the rest is frozen.
+
+    They are those of each module that has a trainable weight of its own, so running statistics count.
+    """
+    names: set[str] = set()
+    for prefix, module in model.named_modules():
+        weights = dict(module.named_parameters(prefix, recurse=False))
+        if any(weight.requires_grad for weight in weights.values()):
+            names |= {*weights, *dict(module.named_buffers(prefix, recurse=False))}
+    return names
+
+
+class EMA:
+    """The exponential moving average of a model's weights and buffers, as a model of its own.
+
+    After step t every floating-point tensor a becomes d a + (1 - d) w, with w the model's and
+    d = min(decay, (1 + t) / (10 + t)), which lets go of the initial weights quickly (TensorFlow's
+    ExponentialMovingAverage with num_updates). StepStats are copied. Costs one copy of what is trained:
+    what is frozen when this is made is shared with the model.
+    """
+
+    def __init__(self, model: Classifier, decay: float) -> None:
+        self.decay = decay
+        trained = trained_names(model)
+        theirs = model.state_dict(keep_vars=True)
+        shared = {id(tensor): tensor for name, tensor in theirs.items() if name not in trained}
+        self.model = copy.deepcopy(model, shared).requires_grad_(False).eval()
+        """In evaluation mode; takes what the model takes."""
+        mine = self.model.state_dict()
+        pairs = [(mine[name], theirs[name].detach()) for name in mine if name in trained]
+        # These share their memory with the models, also after load_state_dict.
+        self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the model's weights after a step, counted from 1; waits for nothing."""
+        share = 1 - min(self.decay, (1 + step) / (10 + step))
+        mine, theirs = zip(*self._averaged, strict=True)
+        torch._foreach_lerp_(mine, theirs, share)
+        for own, other in self._copied:
+            own.copy_(other)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the averaged weights and buffers."""
+        return self.model.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a saved state."""
+        self.model.load_state_dict(state)

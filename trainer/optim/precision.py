@@ -1,0 +1,57 @@
+"""The dtype of the forward and backward pass: autocast, gradient scaler, and what `auto` is."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Flags of /proc/cpuinfo: x86 with AVX-512 or AMX instructions for bf16, and ARM.
+_CPU_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Weights stay float32; autocast runs the passes in `name`."""
+
+    name: str
+    device: torch.device
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return the context for a forward pass."""
+        enabled = self.name in _TYPES
+        return torch.autocast(self.device.type, dtype=_TYPES.get(self.name, torch.bfloat16), enabled=enabled)
+
+    def make_scaler(self) -> torch.amp.GradScaler:
+        """Return the gradient scaler, which does something for fp16 only."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
+
+    def allow_fast_math(self) -> None:
+        """Let a GPU's float32 products run as TF32 (10 bits of mantissa), and measure its convolutions.
+
+        Of the process, not of this object; nothing changes on a CPU.
+        """
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.allow_tf32 = True
+            torch.backends.cudnn.benchmark = True
+
+
+def choose_precision(name: str, device: torch.device) -> Precision:
+    """Resolve `auto` for this device; UsageError for fp16 on a CPU, which has no fast fp16 kernels."""
+    if name == "auto":
+        name = "fp16" if device.type == "cuda" else "bf16" if cpu_has_bf16() else "fp32"
+    if name == "fp16" and device.type == "cpu":
+        raise click.UsageError("--precision fp16 is for GPUs; on a CPU take bf16 or fp32")
+    return Precision(name, device)
+
+
+def cpu_has_bf16() -> bool:
+    """Tell whether this CPU multiplies bf16 in hardware; without it bf16 is slower than float32."""
+    try:
+        words = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
+    except OSError:
+        return False
+    return not _CPU_BF16.isdisjoint(words)

@@ -1,1 +1,0 @@
-"""What a step is made of: losses, optimizers, rates, number types, compilation."""

@@ -1,1 +1,0 @@
-"""What a run leaves and shows of itself: checkpoints, curves, mirrors, times."""

@@ -1,0 +1,111 @@
+"""What `auto` comes to: one resolver for the run and for --dry-run."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from loaders import choose_loader
+from models import Classifier, create_model, freeze, parameter_counts
+from shards.errors import BadData, ResourceMissing
+from shards.folder import ShardFolder, open_shards
+from trainer.config import TrainConfig
+from trainer.context import build_model, loader_spec
+from trainer.devices import choose_device
+from trainer.distributed import SINGLE_PROCESS, Distributed
+from trainer.feature_cache.features import choose_device_of_cache
+from trainer.optim.compilation import should_compile
+from trainer.optim.precision import Precision, choose_precision
+from trainer.run_directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Options with `auto` resolved, as far as the run stores it."""
+
+    config: TrainConfig
+    """With cache and loader by name; the loader of a cached run, for one pass, stays auto."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Of cache and loader where they were auto -> why."""
+    model: Classifier | None = None
+    """As build_model returns it, on the device, if its features were measured."""
+
+
+def resolve_auto(
+    config: TrainConfig, shards: ShardFolder, precision: Precision, dist: Distributed = SINGLE_PROCESS
+) -> Resolved:
+    """Resolve cache and loader by what fits in memory; stores and deletes nothing.
+
+    Raises:
+        ResourceMissing: a cache that was asked for fits nowhere.
+        UsageError: the ranks cannot share the batch size.
+    """
+    dist.batch_size_of_rank(config.batch_size, mirrored=config.flip == "both")
+    model, reasons = None, {}
+    if config.cache != "off" and config.freeze == "none":
+        config = dataclasses.replace(config, cache="off")
+    elif config.cache != "off":
+        train, val = (loader_spec(config, shards, precision.device, split) for split in ("train", "val"))
+        model = build_model(config, shards).to(precision.device)
+        device, why = choose_device_of_cache(model, config.freeze, train, val, precision)
+        if device is None and (config.cache == "on" or config.sweep):
+            option = "--sweep" if config.sweep else "--cache on"
+            raise ResourceMissing(f"{option} cannot be had: the frozen part has to run in every epoch: {why}")
+        if config.cache == "auto":
+            reasons["cache"] = why if device is None else f"it fits in the memory of {device}"
+        config = dataclasses.replace(config, cache="off" if device is None else "on")
+    if config.loader == "auto" and config.cache == "off":
+        spec = loader_spec(config, shards, precision.device, "train", dist)
+        loader, reasons["loader"] = choose_loader(spec)
+        config = dataclasses.replace(config, loader=loader)
+    return Resolved(config, reasons, model)
+
+
+def restore_auto(config: TrainConfig, run: RunDirectory) -> TrainConfig:
+    """Return the options with what `auto` and the sweep came to when the run was started."""
+    stored = run.read_config()
+    keys = [key for key in ("cache", "loader") if getattr(config, key) == "auto"]
+    if config.sweep and stored.get("sweep") == config.sweep:
+        keys += [name.replace("-", "_") for name in config.sweep_points[0]]
+    return config.with_stored({key: stored[key] for key in keys if key in stored}, run.config)
+
+
+def describe(
+    config: TrainConfig, sources: dict[str, str], dist: Distributed = SINGLE_PROCESS
+) -> Iterator[str]:
+    """Yield a line an option: its value, what `auto` comes to, where it came from; then parameter counts.
+
+    The counts are for the size of the shards if these exist, else for the arch's own.
+    """
+    dist.batch_size_of_rank(config.batch_size, mirrored=config.flip == "both")
+    device = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
+    values = {
+        "name": config.run_name,
+        "weights": config.start_weights,
+        "device": str(device),
+        "precision": precision.name,
+        "compile": "on" if should_compile(config.compile, device) else "off",
+    }
+    try:
+        shards = open_shards(config.shards)
+    except BadData:
+        model = create_model(config.arch)
+        freeze(model, config.freeze)
+        later = f"by the size of the shards, once they are in {config.shards}"
+        values |= {key: later for key in ("cache", "loader") if getattr(config, key) == "auto"}
+    else:
+        resolved = resolve_auto(config, shards, precision, dist)
+        model = resolved.model or build_model(config, shards)
+        values |= {"cache": resolved.config.cache, "loader": resolved.config.loader}
+        if values["loader"] == "auto":
+            values["loader"] = "by what is installed, for one pass"
+    for key, value in config.to_json().items():
+        text = json.dumps(value)
+        if values.get(key, value) != value:
+            text += f" -> {values[key]}"
+        yield f"{key:17} {text:36} {sources[key]}"
+    trainable, total = parameter_counts(model)
+    yield f"trainable parameters {trainable:,} of {total:,}"
+    if dist.size > 1:
+        yield f"ranks {dist.size}"

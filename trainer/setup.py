@@ -1,0 +1,220 @@
+"""From a run's context to its TrainState: model, weights, cache, loaders, optimizer; restored on resume."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from loaders import Batch, Loader, make_loader
+from models import Classifier, WeightsUnavailable, freeze, load_weights, parameter_counts, trainable_head
+from shards.errors import BadData, ResourceMissing
+from shards.findings import FINDINGS
+from shards.manifest import SplitRecord
+from trainer.config import TrainConfig
+from trainer.context import RunContext, build_model
+from trainer.distributed import sync_batch_norms
+from trainer.feature_cache.features import DoesNotFit, FeatureCache, FeatureLoader, cache_features
+from trainer.logging.checkpoints import CheckpointTimer, load_newest, restoring
+from trainer.logging.loggers import open_loggers
+from trainer.optim.compilation import CompiledModel, should_compile
+from trainer.optim.ema import EMA
+from trainer.optim.losses import make_loss
+from trainer.optim.optimizers import make_optimizer
+from trainer.optim.schedules import LearningRate
+from trainer.sharded_loader import ShardedLoader
+from trainer.state import Progress, TrainState
+from trainer.step import Step, StepStats
+from trainer.stopping import MONITORS, EarlyStopping
+
+log = logging.getLogger("cxrapid.trainer")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run starts or goes on with."""
+
+    model: Classifier
+    """Frozen, on the device, with the weights to go on from."""
+    cache: FeatureCache | None
+    """With `--cache on`."""
+    saved: dict[str, Any] | None
+    """The state of the last intact checkpoint, if the run has one."""
+    started_from: str
+    """Where the weights are from, for the log."""
+
+
+def start(context: RunContext, model: Classifier | None = None) -> Start:
+    """Load the weights and, with `--cache on`, run the frozen part over everything.
+
+    `model` is what `build_model` returned, if it was built already.
+
+    Raises BadData for shards or weights that do not fit, ResourceMissing for weights, packages or memory
+    that cannot be had, CannotResume if no checkpoint of the run is intact, Stopped on a signal.
+    """
+    config, run, shards = context.config, context.run, context.shards
+    splits = shards.manifest.splits
+    context.precision.allow_fast_math()
+    for split in ("train", "val"):
+        if not splits[split].images:
+            raise BadData(f"the split {split} of {shards.path} has no image; training needs train and val")
+    if config.monitor == "auroc" and (single := single_class_findings(splits["val"])):
+        log.info(f"left out of the val AUROC, since val has one class only: {', '.join(single)}")
+    saved = context.dist.on_rank_zero(
+        lambda: load_newest([run.last, run.previous]) if run.has_checkpoint else None
+    )
+    model = model or build_model(config, shards)
+    if saved is None:
+        with context.dist.first_of_host():
+            started_from = _load_start_weights(model, config)
+    else:
+        with restoring(run.last.parent):
+            model.load_state_dict(saved["model"])
+        started_from = "its last checkpoint"
+    sync_batch_norms(model, context.dist, context.device)
+    freeze(model, config.freeze)
+    model = model.to(context.device)
+    cache = None if config.cache == "off" else _cache_features(context, model)
+    return Start(model, cache, saved, started_from)
+
+
+def build(context: RunContext, start: Start) -> TrainState:
+    """Return the state of the run: new, or restored if the run has a checkpoint."""
+    config, run, dist = context.config, context.run, context.dist
+    state = new_state(context, start.model, start.cache)
+    if dist.rank:
+        # The weights had to be equal; dropout must not be.
+        torch.manual_seed(config.seed + (dist.rank << 32))
+    if start.saved is not None:
+        with restoring(run.last.parent):
+            state.load_state_dict(start.saved)
+    run.truncate_metrics(state.progress.epoch, state.progress.step)
+    if dist.is_rank_zero:
+        state.loggers = open_loggers(config.mirrors, run.path, config.to_json(), state.progress.step)
+    trainable, total = parameter_counts(start.model)
+    ranks = f" on each of {dist.size} ranks" if dist.size > 1 else ""
+    log.info(
+        f"{run.name}: {config.arch}, {trainable:,} of {total:,} parameters trainable, "
+        f"{context.precision.name} on {context.device}{ranks}; {state.train.samples} images an epoch; from "
+        f"{start.started_from}"
+    )
+    return state
+
+
+def new_state(context: RunContext, model: Classifier, cache: FeatureCache | None) -> TrainState:
+    """Return the state before the first step: what is not frozen of the model, its optimizer and loaders.
+
+    With a cache the batches hold features, which the trainable head takes.
+    """
+    config, device, dist = context.config, context.device, context.dist
+    train = context.shards.manifest.splits["train"]
+    stats, scaler = StepStats(device), context.precision.make_scaler()
+    ema = EMA(model, config.ema) if config.ema else None
+    trained: torch.nn.Module = model if cache is None else cache.trainable
+    evaluated = trained
+    if ema is not None:
+        evaluated = ema.model if cache is None else trainable_head(ema.model, config.freeze)
+    images = train.images * (2 if config.flip == "both" else 1)
+    steps = -(-images // (config.accumulate * config.batch_size))
+    rate = LearningRate(config.schedule, config.lr, config.epochs * steps, round(config.warmup * steps))
+    ddp = dist.wrap_ddp(trained, device)
+    optimizer = make_optimizer(config.optimizer, model.parameters(), config.lr, config.weight_decay)
+    compiled, batch_size = should_compile(config.compile, device), config.batch_size // dist.size
+    train_loader, val_loader = _sharded_loaders(context, cache)
+    return TrainState(
+        context=context,
+        model=model,
+        optimizer=optimizer,
+        scaler=scaler,
+        ema=ema,
+        stats=stats,
+        step=Step(
+            CompiledModel(ddp, batch_size, compiled=compiled),
+            make_loss(config.loss, config.pos_weight, train, device, config.label_smoothing),
+            optimizer,
+            rate,
+            stats,
+            context.precision.autocast,
+            scaler,
+            config.clip,
+            ema,
+            dist.no_sync(ddp),
+        ),
+        val_forward=CompiledModel(evaluated, batch_size, compiled=compiled),
+        val_loss=make_loss(config.loss, config.pos_weight, train, device),
+        stopping=EarlyStopping(config.patience, higher_is_better=MONITORS[config.monitor]),
+        train=train_loader,
+        val=val_loader,
+        rate_of=rate,
+        timer=CheckpointTimer(config.checkpoint_every, config.checkpoint_steps),
+        progress=Progress(),
+        loggers=[],
+    )
+
+
+def single_class_findings(val: SplitRecord) -> list[str]:
+    """Return the findings that all images of val have, or none; BadData where that is every one."""
+    single = [finding for finding in FINDINGS if val.positives[finding] in (0, val.images)]
+    if len(single) == len(FINDINGS):
+        raise BadData(
+            "no finding has both classes in val, so there is no AUROC to monitor; use --monitor loss"
+        )
+    return single
+
+
+def _load_start_weights(model: Classifier, config: TrainConfig) -> str:
+    try:
+        return load_weights(model, config.start_weights)
+    except WeightsUnavailable as error:
+        raise ResourceMissing(str(error)) from error
+    except (ValueError, OSError) as error:
+        raise BadData(str(error)) from error
+
+
+def _cache_features(context: RunContext, model: Classifier) -> FeatureCache:
+    config, run = context.config, context.run
+    try:
+        return cache_features(
+            model,
+            config.freeze,
+            context.loader_spec("train"),
+            context.loader_spec("val"),
+            context.precision,
+            loader=config.loader,
+            stop=context.stop_agreed,
+            dist=context.dist,
+            save_in=run.features,
+        )
+    except DoesNotFit as error:
+        raise ResourceMissing(
+            f"{run.name} trains on a cache, which does not fit: {error}. Free the memory, or give another "
+            "--name with --cache off"
+        ) from error
+
+
+def _sharded_loaders(context: RunContext, cache: FeatureCache | None) -> tuple[ShardedLoader, ShardedLoader]:
+    """Return this rank's batches of train and of val."""
+    config, splits = context.config, context.shards.manifest.splits
+    specs = [context.loader_spec(split) for split in ("train", "val")]
+    loaders: list[Loader]
+    if cache is None:
+        loaders, empty = [make_loader(config.loader, spec) for spec in specs], _no_images(context)
+    else:
+        stored = (cache.train.features, cache.val.features)
+        loaders = [FeatureLoader(features, spec) for features, spec in zip(stored, specs, strict=True)]
+        empty = cache.empty_batch()
+    samples = (splits["train"].images * (2 if config.flip == "both" else 1), splits["val"].images)
+    train, val = (
+        ShardedLoader(loader, images, config.batch_size, empty)
+        for loader, images in zip(loaders, samples, strict=True)
+    )
+    return train, val
+
+
+def _no_images(context: RunContext) -> Batch:
+    size, device = context.shards.manifest.size, context.device
+    return Batch(
+        torch.empty(0, 1, size, size, dtype=torch.uint8, device=device),
+        torch.empty(0, len(FINDINGS), dtype=torch.uint8, device=device),
+        torch.empty(0, dtype=torch.int32, device=device),
+    )

@@ -1,0 +1,111 @@
+"""SIGINT and SIGTERM: finish the step in progress, save the run, exit; a second one exits without saving."""
+
+import itertools
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TypeVar
+
+from shards.signals import heeded
+from trainer.distributed import Distributed
+
+Item = TypeVar("Item")
+_SAME_REQUEST = 3.0  # seconds
+
+
+class Stopped(BaseException):
+    """A signal ended what was in progress.
+
+    Not an Exception, as KeyboardInterrupt is none, so that no library takes it for a failure of its own.
+    """
+
+
+class StopSignal:
+    """Holds the signal that asked to stop, if any.
+
+    The training loop looks at it after each step, by `agreed`. Decoding, caching and downloading, which
+    change nothing of the run, are `interruptible`: there a signal raises Stopped at once.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._raises = False
+
+    @property
+    def exit_code(self) -> int:
+        """130 for SIGINT, 143 for SIGTERM, as shells count them."""
+        return 128 + (self.signal or 0)
+
+    def agreed(self, dist: Distributed, *, save: bool = False) -> tuple[bool, bool]:
+        """Return whether any rank got a signal, and whether rank 0 wants to `save`.
+
+        All ranks must call this, and follow the answer alone: a signal that came since counts next time.
+        """
+        number, due = dist.all_reduce_max(self.signal or 0, save and dist.is_rank_zero)
+        if number:
+            self.signal = number
+        return bool(number), bool(due)
+
+    def receive(self, number: int) -> None:
+        """Take in a signal: it is held, and within `interruptible` raised as Stopped."""
+        self.signal = number
+        if self._raises:
+            raise Stopped
+
+    @contextmanager
+    def interruptible(self, enabled: bool = True) -> Iterator[None]:
+        """Raise Stopped within this on a signal, also on one that came before; if not `enabled`, hold it.
+
+        Enable it only where no other rank waits for this one in the meantime.
+        """
+        if not enabled:
+            yield
+            return
+        before, self._raises = self._raises, True
+        try:
+            if self.signal is not None:
+                raise Stopped
+            yield
+        finally:
+            self._raises = before
+
+    def interruptible_start(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the items; making the first, which may decode a whole split, is interruptible."""
+        iterator = iter(items)
+        with self.interruptible():
+            first = list(itertools.islice(iterator, 1))
+        yield from first
+        yield from iterator
+
+
+@contextmanager
+def handle_signals() -> Iterator[StopSignal]:
+    """Catch the first SIGINT or SIGTERM; a second one, three seconds later or more, has its usual effect.
+
+    One sooner is the same request again: Ctrl-C reaches all processes of a terminal, and the ranks of
+    torchrun then a second time, from torchrun. A signal that the parent set to be ignored stays ignored.
+    """
+    stop, first = StopSignal(), 0.0
+    before = heeded()
+
+    def receive(number: int, _frame: FrameType | None) -> None:
+        nonlocal first
+        if stop.signal is None:
+            first = time.monotonic()
+            stop.receive(number)
+        elif time.monotonic() - first >= _SAME_REQUEST:
+            restore()
+            signal.raise_signal(number)
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
+        signal.signal(number, receive)
+    try:
+        yield stop
+    finally:
+        restore()
