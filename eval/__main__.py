@@ -19,7 +19,7 @@ from eval.options import (
     runs_option,
     seed_option,
 )
-from eval.predicting.selection import Selection
+from eval.predict.selection import Selection
 from shards.boxes import read_box_list
 from shards.console import PATH, Command, echo
 from shards.documents import read_json

@@ -10,20 +10,19 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from eval.ensemble import average
 from eval.heatmaps.gallery import HeatMap
 from eval.heatmaps.localization import Localization
 from eval.operating_point import FITTED_ON as FITTED_ON
 from eval.operating_point import OperatingPoint, read_operating_point, write_operating_point
-from eval.predicting.candidate import Candidate, folder_name
-from eval.predicting.predictions import Predictions
-from eval.predicting.selection import Selection
-from eval.scores.bootstrap import Resampled, bootstrap
+from eval.predict.predictions import Predictions
+from eval.predict.scored_run import Candidate, folder_name
+from eval.predict.selection import Selection
+from eval.scores.bootstrap import CALIBRATED, Resampled, all_intervals, bootstrap
 from eval.scores.calibration import Calibration, Method, fit_calibration
-from eval.scores.intervals import CALIBRATED, all_intervals
 from eval.scores.metrics import DECIDED, ERRORS, RANKED, Scores, score
 from eval.scores.subgroups import Subgroups, subgroups
 from eval.scores.thresholds import F1, Floats, Rule, pick_thresholds
-from eval.several.averaging import average
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
 from trainer.model_header import ModelHeader

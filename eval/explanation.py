@@ -22,7 +22,7 @@ from eval.heatmaps.keeping import (
     remove_other_gallery,
 )
 from eval.heatmaps.localization import Localization, localize
-from eval.predicting.candidate import Candidate, require_torch
+from eval.predict.scored_run import Candidate, require_torch
 from shards.boxes import by_row, to_csv
 from shards.errors import BadData, ResourceMissing
 from shards.folder import ShardFolder

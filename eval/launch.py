@@ -7,6 +7,8 @@ from typing import Any
 import click
 import numpy as np
 
+from eval.compare import RunComparison, compare_runs
+from eval.ensemble import Images, require_same_images
 from eval.evaluation import (
     FITTED_ON,
     Evaluation,
@@ -17,14 +19,12 @@ from eval.evaluation import (
 )
 from eval.explanation import Explaining, explain
 from eval.options import EvaluationOptions
-from eval.predicting.candidate import Candidate, Predicting, open_candidate
-from eval.predicting.selection import Selection
+from eval.predict.scored_run import Candidate, Predicting, open_candidate
+from eval.predict.selection import Selection
 from eval.report import metrics_record, write_report, write_scores
 from eval.report.comparison_page import write_comparison
 from eval.result_files import write_json
 from eval.scores.calibration import METHODS
-from eval.several.comparison import RunComparison, compare_runs
-from eval.several.same_images import Images, require_same_images
 from shards.console import echo
 from shards.files import remove_partials
 from shards.locking import exclusive_lock

@@ -8,7 +8,7 @@ from typing import Any
 import click
 import pandas as pd
 
-from eval.predicting.selection import Selection
+from eval.predict.selection import Selection
 from eval.scores.thresholds import RULES, Rule, parse_rule
 from shards.console import PATH, SEED
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from eval.options import json_option, read_rule, resamples_option, rule_option, seed_option
-from eval.predicting.selection import Selection
+from eval.predict.selection import Selection
 from eval.result_files import write_json, write_table
 from eval.submission.reading import (
     choose_entries,

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from eval.heatmaps.drawing import draw_heat_map
-from eval.heatmaps.images import ImageReader
-from eval.predicting.predictions import Predictions
+from eval.predict.images import ImageReader
+from eval.predict.predictions import Predictions
 from eval.scores.thresholds import apply_thresholds
 from shards.boxes import by_row_and_finding
 from shards.findings import FINDINGS

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from eval.heatmaps.images import ImageReader
-from eval.heatmaps.pointing import CUT, Pointing, point
+from eval.heatmaps.pointing_game import CUT, Pointing, point
+from eval.predict.images import ImageReader
 from eval.scores.bootstrap import draw, percentiles
 from shards.boxes import by_row_and_finding
 from shards.errors import BadData

@@ -5,25 +5,25 @@ from typing import Any
 
 import pandas as pd
 
-from eval.durations import duration
+from eval.compare import RunComparison
 from eval.evaluation import FITTED_ON
-from eval.plots.comparison import draw_comparison
-from eval.report.pictures import read_picture
-from eval.report.table import (
+from eval.report.html import (
     TITLES,
     Cell,
     Column,
     Table,
     count,
+    fill,
     interval,
     is_missing,
     name_cell,
     number,
+    read_picture,
     text_cell,
 )
-from eval.report.templates import fill
+from eval.report.overview_plots import draw_comparison
 from eval.scores.metrics import MEASURES
-from eval.several.comparison import RunComparison
+from eval.training_log import duration
 from shards.files import atomic_write_text
 
 # The three that are quoted most come first, then the rest as metrics.csv has them.

@@ -5,24 +5,24 @@ from itertools import groupby
 from typing import Any
 
 from eval.evaluation import FITTED_ON, Evaluation
-from eval.history import History
-from eval.plots.canvas import readable
-from eval.report.cohort import (
+from eval.report.canvas import readable
+from eval.report.html import Picture, data_uri, fill, interval, number
+from eval.report.tables import (
+    calibration_table,
+    decisions_table,
     epochs_table,
     floor_table,
     gaps_table,
     groups_table,
+    localization_table,
     prevalence_table,
     published_table,
+    scores_table,
 )
-from eval.report.measures import calibration_table, decisions_table, localization_table, scores_table
-from eval.report.pictures import Picture, data_uri
-from eval.report.table import interval, number
-from eval.report.templates import fill
-from eval.report.wording import definitions, not_published, notes, run_facts, subtitle, warnings
+from eval.report.text import definitions, not_published, notes, run_facts, subtitle, warnings
 from eval.scores.metrics import ECE_BINS
 from eval.scores.subgroups import MACRO
-from shards.findings import FINDINGS
+from eval.training_log import History
 
 _SECTIONS = (
     ("findings", "Per finding"),
@@ -128,7 +128,7 @@ def _tables(evaluation: Evaluation) -> dict[str, Any]:
         "calibration": None
         if evaluation.calibrated is None
         else calibration_table(evaluation.calibrated, evaluation.intervals),
-        "prevalence": prevalence_table(evaluation.shards.manifest, evaluation.split, FINDINGS),
+        "prevalence": prevalence_table(evaluation.shards.manifest, evaluation.split),
         "localization": None,
         "published": None,
         "groups": None,

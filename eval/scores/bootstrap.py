@@ -1,4 +1,4 @@
-"""Bootstrap over patients: every measure and mean on resamples of the patients, and their intervals."""
+"""Bootstrap over patients: every measure and mean on resamples of the patients, and their 95 % intervals."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from eval.scores.metrics import MEASURES
+from eval.scores.metrics import DECIDED, ERRORS, MEASURES
 from eval.scores.thresholds import Floats, with_thresholds
 from eval.scores.weighted import weighted_scores
 
@@ -172,3 +172,61 @@ def draw(units: int, seed: int, number: int) -> Floats:
     """Return how often resample `number` holds each of the units: float64 [U], whole, with sum U."""
     drawn = np.random.default_rng([seed, number]).integers(0, units, units)
     return np.bincount(drawn, minlength=units).astype(np.float64)
+
+
+AT_HALF, CALIBRATED = "at_half_", "calibrated_"
+"""What the names of the columns begin with that are not of the decisions and probabilities themselves."""
+
+
+def all_intervals(
+    resampled: Resampled,
+    labels: npt.NDArray[Any],
+    probabilities: npt.NDArray[Any],
+    patients: npt.NDArray[Any],
+    calibrated: npt.NDArray[Any] | None = None,
+) -> pd.DataFrame:
+    """Return the 95 % intervals of `resampled` and, on the same resamples, those of what stands beside.
+
+    `labels`, `probabilities` and `patients` are what `resampled` was made of; `calibrated` is the
+    probabilities after calibration, [N, F]. The rows are those of `Resampled.intervals`, and so are
+    the columns, followed by `at_half_{measure}_low` and `_high` of each measure in DECIDED, with 0.5 as
+    the threshold of every finding, and, of the calibrated probabilities, `calibrated_{measure}_low`
+    and `_high` of each in ERRORS.
+    """
+    table = resampled.intervals().join(at_half_intervals(resampled, labels, probabilities, patients))
+    if calibrated is None:
+        return table
+    return table.join(_others(resampled, labels, calibrated, patients, np.nan, ERRORS, CALIBRATED))
+
+
+def at_half_intervals(
+    resampled: Resampled,
+    labels: npt.NDArray[Any],
+    probabilities: npt.NDArray[Any],
+    patients: npt.NDArray[Any],
+) -> pd.DataFrame:
+    """Return the columns of `all_intervals` that are of the threshold 0.5."""
+    return _others(resampled, labels, probabilities, patients, 0.5, DECIDED, AT_HALF)
+
+
+def _others(
+    resampled: Resampled,
+    labels: npt.NDArray[Any],
+    probabilities: npt.NDArray[Any],
+    patients: npt.NDArray[Any],
+    threshold: float,
+    measures: tuple[str, ...],
+    prefix: str,
+) -> pd.DataFrame:
+    thresholds: Floats = np.full(len(resampled.findings), threshold)
+    other = bootstrap(
+        labels,
+        probabilities,
+        thresholds,
+        patients,
+        resampled.findings,
+        resamples=resampled.resamples,
+        seed=resampled.seed,
+    )
+    ends = [f"{measure}_{end}" for measure in measures for end in ("low", "high")]
+    return other.intervals()[ends].add_prefix(prefix)

@@ -11,8 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from eval.scores.bootstrap import LEVEL, draw, percentiles
-from eval.scores.groups import Group, group_images
-from eval.scores.part import FEWEST, Part, sum_up
+from eval.scores.groups import FEWEST, Group, Part, group_images, sum_up
 from eval.scores.thresholds import Floats, apply_thresholds, paired
 from shards.cores import available_cores
 

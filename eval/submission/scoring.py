@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eval.scores.bootstrap import Resampled, bootstrap
-from eval.scores.intervals import at_half_intervals
+from eval.scores.bootstrap import Resampled, at_half_intervals, bootstrap
 from eval.scores.metrics import DECIDED, Scores, score
 from eval.scores.thresholds import Floats, Rule, pick_thresholds
 from eval.submission.reading import Submission

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from eval.evaluation import Evaluation, Protocol, evaluate
-from eval.predicting.candidate import Predicting, open_candidate
-from eval.predicting.selection import Selection
+from eval.predict.scored_run import Predicting, open_candidate
+from eval.predict.selection import Selection
 from eval.scores.metrics import score as score_arrays
 from eval.scores.thresholds import parse_rule
 from shards.files import sha256_of

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.predicting.predictions import Predictions
+from eval.predict.predictions import Predictions
 from eval.result_files import write_table
 from shards.findings import FINDINGS
 from shards.folder import open_shards

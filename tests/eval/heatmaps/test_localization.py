@@ -6,9 +6,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from eval.heatmaps.images import ImageReader
 from eval.heatmaps.localization import OVERLAPS, Localization, localize, summarize
-from eval.heatmaps.pointing import CUT, Pointing, point, region_box
+from eval.heatmaps.pointing_game import CUT, Pointing, point, region_box
+from eval.predict.images import ImageReader
 from models import Classifier, create_model
 from scripts.make_shards import main as make_shards
 from shards.boxes import by_row, read_box_list

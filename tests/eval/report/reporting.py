@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from eval.evaluation import Evaluation
-from eval.predicting.predictions import Predictions
-from eval.scores.bootstrap import bootstrap
+from eval.predict.predictions import Predictions
+from eval.scores.bootstrap import all_intervals, bootstrap
 from eval.scores.calibration import fit_calibration
-from eval.scores.intervals import all_intervals
 from eval.scores.metrics import score
 from eval.scores.subgroups import subgroups
 from eval.scores.thresholds import pick_thresholds

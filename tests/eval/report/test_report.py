@@ -17,12 +17,12 @@ from PIL import Image
 from eval.evaluation import Evaluation
 from eval.heatmaps.gallery import HeatMap
 from eval.heatmaps.localization import summarize
-from eval.heatmaps.pointing import Pointing
-from eval.history import read_history
+from eval.heatmaps.pointing_game import Pointing
 from eval.report import render, write_report, write_scores
 from eval.report.pictures import read_picture
 from eval.report.published import OFFICIAL, OWN_SPLIT, why_not_comparable
 from eval.scores.metrics import score
+from eval.training_log import read_history
 from shards.errors import BadData, ResourceMissing
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder

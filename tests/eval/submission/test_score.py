@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
-from eval.predicting.predictions import Predictions
+from eval.predict.predictions import Predictions
 from eval.scores import metrics
 from eval.scores.thresholds import parse_rule, pick_thresholds
 from eval.submission.reading import read_labels

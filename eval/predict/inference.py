@@ -1,10 +1,12 @@
-"""A trained model over one split, images as they are or averaged with their mirrors; needs torch."""
+"""A trained model over one split, in float32 without TF32; needs torch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
-from eval.predicting.full_precision import full_precision
-from eval.predicting.predictions import Predictions
+from eval.predict.predictions import Predictions
 from loaders import LoaderSpec, streaming_loader
 from models import Classifier
 from shards.errors import BadData, ResourceMissing
@@ -75,3 +77,21 @@ def _run(
             labels.append(batch.labels)
             bar.update(len(batch.rows))
     return torch.cat(rows), torch.cat(labels), torch.cat(probabilities)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Multiply and convolve float32 with all its 24 bits while inside; then leave torch as it was.
+
+    TF32 keeps 11 of them. cuDNN convolves in it unless told not to (`torch.backends.cudnn.allow_tf32` is
+    True by default), and training allows it for products of matrices, too. The settings are the process's,
+    so that no other thread should compute meanwhile.
+    """
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from eval.durations import duration
 from eval.evaluation import FITTED_ON, Evaluation
-from eval.history import History
 from eval.report.published import why_not_comparable
 from eval.scores.metrics import ECE_BINS
 from eval.scores.thresholds import parse_rule
+from eval.training_log import History, duration
 from shards.splits import SPLITS
 
 _LEVEL = "95\N{NO-BREAK SPACE}%"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from eval.history import read_history
-from eval.report.wording import run_facts
-from eval.several.cost import cost_of
+from eval.compare import cost_of
+from eval.report.text import run_facts
+from eval.training_log import read_history
 from shards.errors import BadData
 from tests.eval.report.reporting import a_run
 from trainer.model_header import ModelHeader
@@ -90,7 +90,8 @@ def test_cores_are_told_of_a_cpu_and_not_of_a_gpu(
 def test_what_a_run_cost_is_known_without_torch(tmp_path: Path) -> None:
     run = a_run(tmp_path / "demo")
     code = (
-        "import sys; from eval.history import read_history; from trainer.run_directory import RunDirectory\n"
+        "import sys; from eval.training_log import read_history\n"
+        "from trainer.run_directory import RunDirectory\n"
         f"from pathlib import Path; print(read_history(RunDirectory(Path({str(run.path)!r}))).seconds)\n"
         "print('torch' in sys.modules)"
     )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.predicting.images import read_image
+from eval.predict.images import read_image
 from shards.errors import BadData
 from shards.pixels import MAX_SIDE
 
@@ -53,7 +53,7 @@ def test_a_strip_of_sixty_thousand_pixels_costs_no_memory(tmp_path: Path) -> Non
     path = tmp_path / "strip.jpg"
     Image.new("L", (1, 60_000)).save(path)
     code = (
-        "import resource, sys\nfrom pathlib import Path\nfrom eval.predicting.images import read_image\n"
+        "import resource, sys\nfrom pathlib import Path\nfrom eval.predict.images import read_image\n"
         "try:\n    read_image(Path(sys.argv[1]), 224)\nexcept Exception as error:\n    print(error.message)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from eval.operating_point import read_operating_point
-from eval.predicting.predictions import Predictions, Proof, find_stored, forget, store
-from eval.predicting.selection import Selection
+from eval.predict.predictions import Predictions, Proof, find_stored, forget, store
+from eval.predict.selection import Selection
 from shards.errors import BadData, ResourceMissing
 from shards.folder import ShardFolder, open_shards
 from trainer.devices import choose_device
@@ -84,7 +84,7 @@ class Candidate:
 
         Where the run has predictions of these weights on this split of these shards, they are read, and not
         copied where nothing of the run may change; else the model runs, which imports torch. Errors are
-        those of `eval.predicting.predict.predict`, and ResourceMissing where torch is not installed.
+        those of `eval.predict.inference.predict`, and ResourceMissing where torch is not installed.
         """
         if path in self._stored:
             return self._stored[path]
@@ -129,7 +129,7 @@ class Candidate:
 
     def _run_model(self, split: str) -> Predictions:
         require_torch("predicting", f"predict {self.run.name} where it is, and its scores need it no more")
-        from eval.predicting.predict import predict
+        from eval.predict.inference import predict
 
         how = self.predicting
         return predict(self.model, self.shards, split, self.device, how.batch_size, tta=how.tta)

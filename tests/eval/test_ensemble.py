@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.predicting.predictions import Predictions
-from eval.several.averaging import average
+from eval.ensemble import average
+from eval.predict.predictions import Predictions
 from shards.errors import BadData
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder, open_shards

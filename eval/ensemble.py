@@ -1,4 +1,4 @@
-"""Whether runs are scored on the same images, so that they can be averaged and compared."""
+"""Several runs on the same images: the check that they are the same, and the mean of their predictions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from eval.predicting.predictions import Predictions
+from eval.predict.predictions import Predictions
 from shards.errors import BadData
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
@@ -68,3 +68,20 @@ def _require_same(first: Images, other: Images, both: str, split: str) -> None:
     wrong = (first.labels != other.labels).any(axis=1) | (first.patients != other.patients)
     if wrong.any():
         raise BadData(f"{here}: the labels or the patient of {first.names[wrong][0]} differ")
+
+
+Named = tuple[str, ShardFolder, Predictions]
+"""The name of a run, the shards it was scored on, and its predictions on one split of them."""
+
+
+def average(members: Sequence[Named], split: str) -> Predictions:
+    """Return the mean of the members' probabilities, with the rows of the first member's shards.
+
+    The mean is taken in float64 and rounded to float32, which all predictions are. Raises BadData as
+    `require_same_images` does.
+    """
+    require_same_images([Images.of_predictions(*member) for member in members], split)
+    _, _, first = members[0]
+    total = sum(predictions.probabilities.astype(np.float64) for _, _, predictions in members)
+    mean = np.asarray(total / len(members), dtype=np.float32)
+    return Predictions(first.rows, first.labels, mean, first.patients)

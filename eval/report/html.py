@@ -1,12 +1,16 @@
-"""A table of the report: what a cell shows, and the value it is sorted by."""
+"""The parts of a page: tables with sortable cells, embedded pictures, templates."""
 
+import base64
 import math
+import struct
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from eval.plots.canvas import readable
+from eval.report.canvas import readable
 
 MISSING = "\N{EN DASH}"
 
@@ -119,3 +123,42 @@ def interval(low: Any, high: Any, digits: int = 3) -> str:
 def is_missing(value: Any) -> bool:
     """Tell whether a number does not exist: None, NaN or NA."""
     return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+
+
+def fill(template: str, **values: Any) -> str:
+    """Return the text of a template of this room with these values in it."""
+    environment = Environment(
+        loader=PackageLoader("eval.report", package_path="."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**values)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG inside of a page."""
+
+    name: str
+    """Of the file, without its ending; its id in the page is figure-NAME."""
+    source: str
+    """A data URI."""
+    alt: str
+    width: int
+    """Pixels."""
+    height: int
+    caption: str = ""
+
+
+def read_picture(name: str, path: Path, alt: str, caption: str = "") -> Picture:
+    """Return the PNG `path` as a picture."""
+    png = path.read_bytes()
+    width, height = struct.unpack(">II", png[16:24])  # of the IHDR chunk, which is always the first
+    return Picture(name, data_uri(png), alt, width, height, caption)
+
+
+def data_uri(png: bytes) -> str:
+    """Return a PNG as a `data:` URI, which a page shows without a request."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

@@ -1,4 +1,4 @@
-"""Image files that are in no shard folder, as a model takes them, and what it says of them."""
+"""Single images as a model takes them, from files or from shards, and the decisions on them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from eval.operating_point import OperatingPoint
 from eval.scores.thresholds import Floats, apply_thresholds
 from shards.documents import read_bytes
 from shards.errors import BadData
+from shards.folder import ShardFolder, SplitReader
 from shards.pixels import Gray, PixelRecipe, decode_sample, encode, open_gray, open_jpeg, resize
 
 LARGEST = 256 * 2**20
@@ -56,3 +57,28 @@ def decide(point: OperatingPoint, probabilities: npt.NDArray[np.float32]) -> Dec
     known = np.where(np.isnan(thresholds), 0, thresholds)[None]
     on_scale = np.where(np.isnan(thresholds), np.nan, calibration.apply(known)[0])
     return Decisions(calibration.apply(probabilities), on_scale, positive)
+
+
+class ImageReader:
+    """Decodes the images of any rows, in any order; for a few of them, not for an epoch."""
+
+    def __init__(self, shards: ShardFolder) -> None:
+        self.shards = shards
+        self._readers: dict[str, SplitReader] = {}
+
+    def read(self, rows: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
+        """Return uint8 [len(rows), 1, size, size]; BadData naming an image that does not decode."""
+        splits = self.shards.entries.loc[rows]["split"]
+        pixels = [self._decode(str(split), int(row)) for row, split in zip(rows, splits, strict=True)]
+        size = self.shards.manifest.size
+        return np.stack(pixels)[:, None] if pixels else np.empty((0, 1, size, size), dtype=np.uint8)
+
+    def _decode(self, split: str, row: int) -> npt.NDArray[np.uint8]:
+        if split not in self._readers:
+            self._readers[split] = SplitReader(self.shards, split)
+        reader = self._readers[split]
+        position = int(np.searchsorted(reader.rows, row))
+        try:
+            return decode_sample(reader.read([position]).images[0].tobytes(), self.shards.manifest.size)
+        except ValueError as error:
+            raise BadData(f"{reader.name(position)}: {error}") from error

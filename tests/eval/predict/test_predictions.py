@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from eval.predicting.predict import predict
-from eval.predicting.predictions import Predictions, Proof, find_stored, store
+from eval.predict.inference import predict
+from eval.predict.predictions import Predictions, Proof, find_stored, store
 from loaders import LoaderSpec, streaming_loader
 from models import create_model
 from shards.errors import BadData

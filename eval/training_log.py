@@ -1,4 +1,4 @@
-"""How a run was trained, read from its folder: epochs, data wait, command and environment."""
+"""How a run was trained, read from its folder: epochs, data wait, command, environment, cost."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -64,3 +64,12 @@ def read_history(run: RunDirectory) -> History:
         config=run.read_config() if run.config.is_file() else {},
         environment=run.read_environment() if run.environment.is_file() else {},
     )
+
+
+def duration(seconds: float) -> str:
+    """Return `12.3 s`, `4 min 5 s` or `2 h 10 min`."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

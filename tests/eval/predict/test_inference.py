@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from eval.heatmaps.gradients import heatmaps
-from eval.predicting.full_precision import full_precision
-from eval.predicting.predict import predict
+from eval.predict.inference import full_precision, predict
 from models import Classifier, create_model
 from shards.folder import ShardFolder
 
