@@ -1,4 +1,4 @@
-"""Several evaluations side by side: scores, paired differences to the first, and what each run cost."""
+"""Compare runs on the same images: scores, paired differences to the first run, and cost."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from eval.evaluation import FITTED_ON, Evaluation, joint_folder
 from eval.result_files import remove, write_json, write_table
 from eval.scores.comparison import compare
 from eval.scores.metrics import MEASURES
-from eval.training_log import duration, read_history
+from eval.training_log import duration, read_training_log
 from trainer.model_header import ModelHeader
 from trainer.run_directory import RunDirectory
 
@@ -38,14 +38,14 @@ class Cost:
 
 def cost_of(runs: Sequence[RunDirectory], headers: Sequence[ModelHeader]) -> Cost:
     """Add up one run's cost, or that of several. Raises BadData where a record is damaged."""
-    histories = [read_history(run) for run in runs]
-    recorded = all(history.epochs for history in histories)
-    devices = {history.device for history in histories}
+    logs = [read_training_log(run) for run in runs]
+    recorded = all(log.epochs for log in logs)
+    devices = {log.device for log in logs}
     return Cost(
         parameters=sum(header.parameters for header in headers),
-        images_per_second=histories[0].images_per_second if recorded and len(histories) == 1 else None,
-        training_seconds=sum(history.seconds for history in histories) if recorded else None,
-        epochs=sum(len(history.epochs) for history in histories),
+        images_per_second=logs[0].images_per_second if recorded and len(logs) == 1 else None,
+        training_seconds=sum(log.seconds for log in logs) if recorded else None,
+        epochs=sum(len(log.epochs) for log in logs),
         device=devices.pop() if len(devices) == 1 else None,
     )
 
@@ -127,7 +127,7 @@ class RunComparison:
                 ]
         findings = chosen["finding"][chosen["run"] == self.names[0]]
         text = pd.DataFrame(columns, index=list(findings)).to_string()
-        return f"{_TITLES[measure]}, and the difference with its 95 % interval\n{text}"
+        return f"{_TITLES[measure]}, and the difference with its 95 % confidence interval\n{text}"
 
     def _cost_text(self) -> str:
         rows = {

@@ -1,4 +1,4 @@
-"""Several runs on the same images: the check that they are the same, and the mean of their predictions."""
+"""Average the predictions of several runs on the same images, and check that they are the same."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ def require_same_images(all_images: Sequence[Images], split: str) -> None:
 
     The shards may differ in their pixels: runs of different input sizes have different ones. Where each
     run was trained on the shards it is scored on, equal val and equal test images also mean that none
-    was trained on what another is scored on; under --other-shards they say nothing of it.
+    was trained on what another is scored on; under --allow-other-shards they say nothing of it.
     """
     for other in all_images[1:]:
         _require_same(all_images[0], other, f"{all_images[0].run} and {other.run}", split)

@@ -1,4 +1,4 @@
-"""The protocol: thresholds and calibration from val alone, then scores on the asked images."""
+"""The evaluation protocol: fit thresholds and calibration on val, score the selected images."""
 
 import dataclasses
 import hashlib
@@ -16,7 +16,7 @@ from eval.heatmaps.localization import Localization
 from eval.operating_point import FITTED_ON as FITTED_ON
 from eval.operating_point import OperatingPoint, read_operating_point, write_operating_point
 from eval.predict.predictions import Predictions
-from eval.predict.scored_run import Candidate, folder_name
+from eval.predict.scored_run import ScoredRun, folder_name
 from eval.predict.selection import Selection
 from eval.scores.bootstrap import CALIBRATED, Resampled, all_intervals, bootstrap
 from eval.scores.calibration import Calibration, Method, fit_calibration
@@ -152,59 +152,59 @@ def fit(val: Predictions, protocol: Protocol, *, tta: bool) -> OperatingPoint:
     return OperatingPoint(protocol.rule.name, thresholds, fitted, tta)
 
 
-def is_plain(candidate: Candidate, protocol: Protocol) -> bool:
+def is_plain(scored_run: ScoredRun, protocol: Protocol) -> bool:
     """Tell a plain evaluation from a what-if: the defaults on val or test of the run's own shards."""
-    as_trained = candidate.own_shards and not candidate.predicting.tta
+    as_trained = scored_run.on_training_shards and not scored_run.options.tta
     return as_trained and not protocol.what_if and protocol.selection.images is None
 
 
-def evaluate(candidate: Candidate, protocol: Protocol, *, set_decisions: bool = False) -> Evaluation:
+def evaluate(scored_run: ScoredRun, protocol: Protocol, *, set_decisions: bool = False) -> Evaluation:
     """Score a run's best weights, with predictions made where there are none yet.
 
     A plain evaluation sets what the run decides by, and so does any with `set_decisions`; but none of a
-    candidate that is read only. Whoever calls this holds the run's lock. Errors are those of
-    `Candidate.predict` and `read_operating_point`.
+    scored_run that is read only. Whoever calls this holds the run's lock. Errors are those of
+    `ScoredRun.predict` and `read_operating_point`.
     """
     name = protocol.selection.name
-    predictions = {FITTED_ON: candidate.predict(FITTED_ON, _val_file(candidate, name))}
+    predictions = {FITTED_ON: scored_run.predict(FITTED_ON, _val_file(scored_run, name))}
     if name != FITTED_ON:
-        predictions[name] = candidate.predict_selected(protocol.selection)
-    folder = candidate.folder(name)
+        predictions[name] = scored_run.predict_selected(protocol.selection)
+    folder = scored_run.folder(name)
     folder = folder.with_name(f"{folder.name}{protocol.what_if}")
-    fitted = fit(predictions[FITTED_ON], protocol, tta=candidate.predicting.tta)
-    evaluation = _score([candidate], candidate.run.name, folder, predictions, fitted, protocol)
-    if candidate.read_only:
+    fitted = fit(predictions[FITTED_ON], protocol, tta=scored_run.options.tta)
+    evaluation = _score([scored_run], scored_run.run.name, folder, predictions, fitted, protocol)
+    if scored_run.read_only:
         return evaluation
-    before = read_operating_point(candidate.run, candidate.header)
-    decides = set_decisions or is_plain(candidate, protocol)
+    before = read_operating_point(scored_run.run, scored_run.header)
+    decides = set_decisions or is_plain(scored_run, protocol)
     if decides:
-        write_operating_point(candidate.run, candidate.header, fitted)
+        write_operating_point(scored_run.run, scored_run.header, fitted)
     return dataclasses.replace(evaluation, operating_point=fitted, decided_before=before, decides=decides)
 
 
-def evaluate_average(candidates: Sequence[Candidate], protocol: Protocol) -> Evaluation:
+def evaluate_average(scored_runs: Sequence[ScoredRun], protocol: Protocol) -> Evaluation:
     """Score the mean probabilities of several runs on the same images, as if they were one model.
 
     What val taught is fitted anew on the mean. Its files go to NAME+NAME/ beside the first run. Raises
     BadData where images, labels or patients differ; else errors are those of `evaluate`.
     """
-    first, name = candidates[0], protocol.selection.name
-    folder = joint_folder([each.run for each in candidates], "+") / folder_name(name, candidates)
+    first, name = scored_runs[0], protocol.selection.name
+    folder = joint_folder([each.run for each in scored_runs], "+") / folder_name(name, scored_runs)
     val = [
-        (each.run.name, each.shards, each.predict(FITTED_ON, _val_file(each, name))) for each in candidates
+        (each.run.name, each.shards, each.predict(FITTED_ON, _val_file(each, name))) for each in scored_runs
     ]
     predictions = {FITTED_ON: average(val, FITTED_ON)}
     if name != FITTED_ON:
         scored = [
-            (each.run.name, each.shards, each.predict_selected(protocol.selection)) for each in candidates
+            (each.run.name, each.shards, each.predict_selected(protocol.selection)) for each in scored_runs
         ]
         predictions[name] = average(scored, name)
         predictions[FITTED_ON].to_csv(folder / f"{FITTED_ON}_predictions.csv", first.shards)
     predictions[name].to_csv(folder / "predictions.csv", first.shards)
-    fitted = fit(predictions[FITTED_ON], protocol, tta=first.predicting.tta)
-    joint = joint_name([each.run for each in candidates], "+")
+    fitted = fit(predictions[FITTED_ON], protocol, tta=first.options.tta)
+    joint = joint_name([each.run for each in scored_runs], "+")
     folder = folder.with_name(f"{folder.name}{protocol.what_if}")
-    return _score(candidates, joint, folder, predictions, fitted, protocol)
+    return _score(scored_runs, joint, folder, predictions, fitted, protocol)
 
 
 def joint_folder(runs: Sequence[RunDirectory], sign: str) -> Path:
@@ -220,20 +220,20 @@ def joint_name(runs: Sequence[RunDirectory], sign: str) -> str:
     return f"{len(runs)}-runs-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
-def _val_file(candidate: Candidate, name: str) -> Path:
-    folder = candidate.folder(name)
+def _val_file(scored_run: ScoredRun, name: str) -> Path:
+    folder = scored_run.folder(name)
     return folder / ("predictions.csv" if name == FITTED_ON else f"{FITTED_ON}_predictions.csv")
 
 
 def _score(
-    candidates: Sequence[Candidate],
+    scored_runs: Sequence[ScoredRun],
     name: str,
     folder: Path,
     predictions: dict[str, Predictions],
     fitted: OperatingPoint,
     protocol: Protocol,
 ) -> Evaluation:
-    split, shards = protocol.selection.name, candidates[0].shards
+    split, shards = protocol.selection.name, scored_runs[0].shards
     scored = predictions[split]
     calibrated = None if fitted.calibration is None else fitted.calibration.apply(scored.probabilities)
     resampled, intervals = None, None
@@ -252,12 +252,12 @@ def _score(
     scores = score(scored.labels, scored.probabilities, fitted.thresholds, FINDINGS)
     return Evaluation(
         name=name,
-        runs=tuple(each.run for each in candidates),
-        headers=tuple(each.header for each in candidates),
-        scored_on=tuple(each.shards.digest for each in candidates),
+        runs=tuple(each.run for each in scored_runs),
+        headers=tuple(each.header for each in scored_runs),
+        scored_on=tuple(each.shards.digest for each in scored_runs),
         shards=shards,
         split=split,
-        tta=candidates[0].predicting.tta,
+        tta=scored_runs[0].options.tta,
         predictions=predictions,
         rule=fitted.rule,
         thresholds=dict(zip(FINDINGS, fitted.thresholds.tolist(), strict=True)),

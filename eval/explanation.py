@@ -1,4 +1,4 @@
-"""Where the model of an evaluation looks: gallery and localization, made once, kept with their proof."""
+"""Heat-map gallery and localization of an evaluation, computed once and cached."""
 
 import dataclasses
 import hashlib
@@ -22,7 +22,7 @@ from eval.heatmaps.keeping import (
     remove_other_gallery,
 )
 from eval.heatmaps.localization import Localization, localize
-from eval.predict.scored_run import Candidate, require_torch
+from eval.predict.scored_run import ScoredRun, require_torch
 from shards.boxes import by_row, to_csv
 from shards.errors import BadData, ResourceMissing
 from shards.folder import ShardFolder
@@ -32,7 +32,7 @@ Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
-class Explaining:
+class HeatmapOptions:
     """What is asked for."""
 
     per_kind: int = 6
@@ -55,7 +55,7 @@ class Explaining:
             )
 
 
-def explain(evaluation: Evaluation, candidate: Candidate, asked: Explaining) -> Evaluation:
+def explain(evaluation: Evaluation, scored_run: ScoredRun, asked: HeatmapOptions) -> Evaluation:
     """Return the evaluation of one run with its gallery and, where boxes are known, its localization.
 
     Both are kept in the folder heatmaps/ of the evaluation, and are read from there where they are of the
@@ -71,8 +71,8 @@ def explain(evaluation: Evaluation, candidate: Candidate, asked: Explaining) -> 
     scored = evaluation.predictions[evaluation.split]
     folder = evaluation.folder / FOLDER
     proof: dict[str, Any] = {
-        "weights_sha256": candidate.header.weights_sha256,
-        "manifest_sha256": candidate.shards.digest,
+        "weights_sha256": scored_run.header.weights_sha256,
+        "manifest_sha256": scored_run.shards.digest,
         "rows_sha256": hashlib.sha256(scored.rows.tobytes()).hexdigest(),
     }
     cuts = {name: None if math.isnan(cut) else cut for name, cut in evaluation.thresholds.items()}
@@ -80,11 +80,11 @@ def explain(evaluation: Evaluation, candidate: Candidate, asked: Explaining) -> 
     remove_other_gallery(folder, {**proof, **decisions})
     if not asked.per_kind:
         return evaluation
-    boxes = asked.boxes_of(candidate.shards)
+    boxes = asked.boxes_of(scored_run.shards)
     proof["boxes_sha256"] = None if boxes is None else hashlib.sha256(to_csv(boxes).encode()).hexdigest()
 
     def new_gallery() -> tuple[HeatMap, ...]:
-        model, shards = candidate.model, candidate.shards
+        model, shards = scored_run.model, scored_run.shards
         return gallery(model, shards, scored, evaluation.thresholds, asked.per_kind, boxes)
 
     of_decisions = {**proof, **decisions, "per_kind": asked.per_kind}
@@ -95,25 +95,25 @@ def explain(evaluation: Evaluation, candidate: Candidate, asked: Explaining) -> 
     found = None
     # A list that was asked for and has no box of these images is an error, which localize names.
     if boxes is not None and (asked.boxes is not None or boxes["row"].isin(scored.rows).any()):
-        found = _localization(candidate, evaluation.split, folder, proof, scored.rows, boxes)
+        found = _localization(scored_run, evaluation.split, folder, proof, scored.rows, boxes)
     return dataclasses.replace(evaluation, gallery=maps, localization=found)
 
 
 def _localization(
-    candidate: Candidate, split: str, folder: Path, proof: dict[str, Any], rows: Any, boxes: pd.DataFrame
+    scored_run: ScoredRun, split: str, folder: Path, proof: dict[str, Any], rows: Any, boxes: pd.DataFrame
 ) -> Localization:
     # It does not depend on rule or calibration: what a plain evaluation measured holds for a what-if.
-    plain = candidate.folder(split) / FOLDER
+    plain = scored_run.folder(split) / FOLDER
     found = read_localization(folder, proof) or read_localization(plain, proof)
     if found is None:
         found = _run(
             lambda: localize(
-                candidate.model,
-                candidate.shards,
+                scored_run.model,
+                scored_run.shards,
                 rows,
                 boxes,
-                device=candidate.device,
-                batch_size=candidate.predicting.batch_size,
+                device=scored_run.device,
+                batch_size=scored_run.options.batch_size,
             )
         )
         keep_localization(folder, proof, found)

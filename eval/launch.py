@@ -1,4 +1,4 @@
-"""Runs scored, averaged and compared: predicted where they must be, shown, and written into their folders."""
+"""Run an evaluation command: lock the runs, predict, score, average, compare, print and write."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -17,9 +17,9 @@ from eval.evaluation import (
     evaluate_average,
     joint_folder,
 )
-from eval.explanation import Explaining, explain
+from eval.explanation import HeatmapOptions, explain
 from eval.options import EvaluationOptions
-from eval.predict.scored_run import Candidate, Predicting, open_candidate
+from eval.predict.scored_run import PredictOptions, ScoredRun, open_run
 from eval.predict.selection import Selection
 from eval.report import metrics_record, write_report, write_scores
 from eval.report.comparison_page import write_comparison
@@ -43,24 +43,32 @@ def launch(runs: Sequence[RunDirectory], options: EvaluationOptions) -> None:
         resamples=options.resamples,
         seed=options.seed,
     )
-    predicting = Predicting(
-        device=options.device, batch_size=options.batch_size, tta=options.tta, again=options.again
+    predict_options = PredictOptions(
+        device=options.device, batch_size=options.batch_size, tta=options.tta, force=options.force
     )
     together = options.average or options.compare
     # All are opened before the first is predicted: what is wrong shows at once.
-    candidates = [
-        open_candidate(run, predicting, options.shards, other_shards=options.other_shards, read_only=together)
+    scored_runs = [
+        open_run(
+            run,
+            predict_options,
+            options.shards,
+            allow_other_shards=options.allow_other_shards,
+            read_only=together,
+        )
         for run in runs
     ]
-    explaining = Explaining(options.heatmaps, options.boxes)
-    _check(candidates, protocol.selection, explaining, together=together)
+    heatmap_options = HeatmapOptions(options.heatmaps, options.boxes)
+    _check(scored_runs, protocol.selection, heatmap_options, together=together)
     with _locked(runs):
         if together:
-            evaluations = [_score_member(candidate, protocol) for candidate in candidates]
+            evaluations = [_score_member(scored_run, protocol) for scored_run in scored_runs]
         else:
-            evaluations = [_score(candidate, protocol, explaining, options) for candidate in candidates]
+            evaluations = [
+                _score(scored_run, protocol, heatmap_options, options) for scored_run in scored_runs
+            ]
         if options.average:
-            joint = evaluate_average(candidates, protocol)
+            joint = evaluate_average(scored_runs, protocol)
             _show(joint)
             _write(joint, options.report)
             evaluations.append(joint)
@@ -88,13 +96,13 @@ def _locked(runs: Sequence[RunDirectory]) -> Iterator[None]:
 
 
 def _check(
-    candidates: list[Candidate], selection: Selection, explaining: Explaining, *, together: bool
+    scored_runs: list[ScoredRun], selection: Selection, heatmap_options: HeatmapOptions, *, together: bool
 ) -> None:
     """Raise BadData for what can be known to be wrong before hours of prediction."""
     parts: dict[str, list[Images]] = {FITTED_ON: [], selection.name: []}
-    for each in candidates:
+    for each in scored_runs:
         rows = np.sort(np.concatenate(list(selection.rows(each.shards).values())))
-        explaining.require_boxes(each.shards, rows)
+        heatmap_options.require_boxes(each.shards, rows)
         if together:
             for part, its_rows in {FITTED_ON: each.shards.rows(FITTED_ON), selection.name: rows}.items():
                 parts[part].append(Images.of_rows(each.run.name, each.shards, its_rows))
@@ -102,30 +110,30 @@ def _check(
         require_same_images(images, part)
 
 
-def _score_member(candidate: Candidate, protocol: Protocol) -> Evaluation:
+def _score_member(scored_run: ScoredRun, protocol: Protocol) -> Evaluation:
     """Score a run of an average or a comparison; only predictions that it lacks are written into it."""
-    evaluation = evaluate(candidate, protocol)
-    candidate.release()
+    evaluation = evaluate(scored_run, protocol)
+    scored_run.release()
     _show(evaluation)
     return evaluation
 
 
 def _score(
-    candidate: Candidate, protocol: Protocol, explaining: Explaining, options: EvaluationOptions
+    scored_run: ScoredRun, protocol: Protocol, heatmap_options: HeatmapOptions, options: EvaluationOptions
 ) -> Evaluation:
     """Score a run; whatever fails after its scores are known leaves them shown and written."""
-    evaluation = evaluate(candidate, protocol, set_decisions=options.set_decisions)
+    evaluation = evaluate(scored_run, protocol, set_decisions=options.set_decisions)
     _show(evaluation)
     _show_decisions(evaluation)
-    if explaining.per_kind:  # which may take long; else all is written in a moment
+    if heatmap_options.per_kind:  # which may take long; else all is written in a moment
         write_scores(evaluation)
     try:
-        evaluation = explain(evaluation, candidate, explaining)
+        evaluation = explain(evaluation, scored_run, heatmap_options)
     except click.ClickException:
         _write(evaluation, options.report)
         raise
     finally:
-        candidate.release()
+        scored_run.release()
     _write(evaluation, options.report)
     return evaluation
 

@@ -1,4 +1,4 @@
-"""decisions.json: thresholds, rule, calibration and mirror that a run decides by, bound to its weights."""
+"""decisions.json: the thresholds, rule, calibration and mirror a run decides by, bound to its weights."""
 
 from dataclasses import dataclass
 from pathlib import Path

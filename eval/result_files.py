@@ -1,4 +1,4 @@
-"""Files of results: JSON without NaN, tables, and nothing of earlier results left beside them."""
+"""Write result files: JSON without NaN, CSV tables, and no leftovers of earlier results."""
 
 import json
 from collections.abc import Iterable

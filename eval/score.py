@@ -1,4 +1,4 @@
-"""The scorer's command line: `python -m eval.score`, for predictions of any model; needs no torch."""
+"""Command line of the scorer: `python -m eval.score`, for predictions of any model; needs no torch."""
 
 if __name__ == "__main__":
     import shards.startup  # noqa: F401  first: Ctrl-C ends in one line while the rest is imported

@@ -1,4 +1,4 @@
-"""How a run was trained, read from its folder: epochs, data wait, command, environment, cost."""
+"""How a run was trained, read from its folder: epochs, throughput, data wait, command, environment."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from trainer.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
-class History:
+class TrainingLog:
     """One run's training; a part whose file is not there is empty."""
 
     name: str
@@ -51,13 +51,13 @@ class History:
         return next((int(line["epoch"]) for line in reversed(self.epochs) if line.get("best")), None)
 
 
-def read_history(run: RunDirectory) -> History:
+def read_training_log(run: RunDirectory) -> TrainingLog:
     """Read metrics.jsonl, config.json and environment.json of a run, those of them that are there.
 
     A last line of metrics.jsonl that a kill cut off is left out. Raises BadData naming the file, and
     the line of metrics.jsonl, that is damaged.
     """
-    return History(
+    return TrainingLog(
         name=run.name,
         # The lines of a sweep stand before step 1.
         epochs=tuple(line for line in run.read_metrics() if line["kind"] == "epoch" and line["step"]),

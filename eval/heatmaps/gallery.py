@@ -1,4 +1,4 @@
-"""The gallery: heat maps of some right and some wrong decisions, chosen by a stated rule."""
+"""The gallery: heat maps of randomly chosen right and wrong decisions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -98,9 +98,9 @@ def _decisions(
     predictions: Predictions, cuts: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     # [N, 14] each: which decisions are of the first, the second, the third of KINDS.
-    alarms = apply_thresholds(predictions.probabilities, cuts)
+    predicted = apply_thresholds(predictions.probabilities, cuts)
     truth = predictions.labels.astype(np.bool_)
-    return truth & alarms, ~truth & alarms, truth & ~alarms & ~np.isnan(cuts)
+    return truth & predicted, ~truth & predicted, truth & ~predicted & ~np.isnan(cuts)
 
 
 def _choose(

@@ -1,4 +1,4 @@
-"""Localization: how often the heat maps of a model point into the boxes of a split."""
+"""Localization: how well the heat maps of a model agree with the boxes of a split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from eval.heatmaps.pointing_game import CUT, Pointing, point
+from eval.heatmaps.pointing_game import CUT, PointingGame, pointing_game
 from eval.predict.images import ImageReader
-from eval.scores.bootstrap import draw, percentiles
+from eval.scores.bootstrap import bootstrap_counts, percentiles
 from shards.boxes import by_row_and_finding
 from shards.errors import BadData
 from shards.findings import FINDINGS
@@ -128,7 +128,7 @@ def localize(
     model.to(device)
     reader = ImageReader(shards)
     drawn = by_row_and_finding(mine)
-    found: list[tuple[str, int, int, Pointing]] = []
+    found: list[tuple[str, int, int, PointingGame]] = []
     with progress_bar(len(drawn), "heat maps", "img") as bar:
         for finding in FINDINGS:
             with_box = np.array([row for row, name in drawn if name == finding], dtype=np.int32)
@@ -138,14 +138,14 @@ def localize(
                 maps = heatmaps(model, images, [FINDINGS.index(finding)])[:, 0].cpu().numpy()
                 for row, heat in zip(batch.tolist(), maps, strict=True):
                     here = drawn[row, finding]
-                    found.append((finding, row, len(here), point(heat, here)))
+                    found.append((finding, row, len(here), pointing_game(heat, here)))
                 bar.update(len(batch))
     patients = shards.entries["patient"].loc[[row for _, row, _, _ in found]].to_numpy(dtype=np.int64)
     return summarize(found, patients, resamples=resamples, seed=seed)
 
 
 def summarize(
-    found: Sequence[tuple[str, int, int, Pointing]],
+    found: Sequence[tuple[str, int, int, PointingGame]],
     patients: npt.NDArray[np.int64],
     *,
     resamples: int = 1000,
@@ -157,7 +157,7 @@ def summarize(
     mean over the findings that the resample has boxes of.
     """
     pairs = pd.DataFrame([(finding, boxes, *each) for finding, _, boxes, each in found])
-    pairs.columns = pd.Index(["finding", "boxes", *Pointing._fields])
+    pairs.columns = pd.Index(["finding", "boxes", *PointingGame._fields])
     findings = [finding for finding in FINDINGS if (pairs["finding"] == finding).any()]
     table = pd.DataFrame({name: _measures(pairs[pairs["finding"] == name]) for name in findings}).T
     macro, micro = table.mean(), _measures(pairs)
@@ -194,7 +194,7 @@ def _intervals(
     place = patient, pairs["finding"].map(findings.index).to_numpy()
     np.add.at(images, place, 1)
     np.add.at(hits, place, pairs["hit"].to_numpy(dtype=np.float64))
-    weights = np.stack([draw(len(names), seed, number) for number in range(resamples)])
+    weights = np.stack([bootstrap_counts(len(names), seed, number) for number in range(resamples)])
     drawn_hits, drawn_images = weights @ hits, weights @ images
     rates = np.divide(drawn_hits, drawn_images, out=np.full_like(drawn_hits, np.nan), where=drawn_images > 0)
     micro = drawn_hits.sum(axis=1) / drawn_images.sum(axis=1)

@@ -1,4 +1,4 @@
-"""One heat map against the boxes of its finding: does it point into one, how well does it cover one."""
+"""The pointing game: whether a heat map points into a box, and how well its hottest region overlaps one."""
 
 from typing import NamedTuple
 
@@ -16,8 +16,8 @@ Boxes = npt.NDArray[np.float64]
 """[B, 4]: x and y of the upper left corner, width, height, as shares 0..1 of the image."""
 
 
-class Pointing(NamedTuple):
-    """How one map lies to the boxes of one finding in one image."""
+class PointingGame(NamedTuple):
+    """One heat map against the boxes of its finding in one image."""
 
     hit: bool
     """Whether the centre of the hottest pixel is in one of the boxes."""
@@ -29,7 +29,7 @@ class Pointing(NamedTuple):
     """Intersection over the area of the region's box, with the box that gives the most, 0..1."""
 
 
-def point(heat: Map, boxes: Boxes) -> Pointing:
+def pointing_game(heat: Map, boxes: Boxes) -> PointingGame:
     """Compare a map [S, S], 0 or more, with at least one box.
 
     The pointing game is that of Zhang et al., "Top-down neural attention by excitation backprop",
@@ -40,12 +40,12 @@ def point(heat: Map, boxes: Boxes) -> Pointing:
     """
     inside = _inside(boxes, heat.shape[0])
     if heat.max() <= 0:
-        return Pointing(False, float(inside.mean()), 0.0, 0.0)
+        return PointingGame(False, float(inside.mean()), 0.0, 0.0)
     hottest = np.unravel_index(int(heat.argmax()), heat.shape)
     region = region_box(heat)
     shared = _intersections(region, boxes)
     own, theirs = region[2] * region[3], boxes[:, 2] * boxes[:, 3]
-    return Pointing(
+    return PointingGame(
         bool(inside[hottest]),
         float(inside.mean()),
         float((shared / (own + theirs - shared)).max()),

@@ -1,1 +1,1 @@
-"""From a run and shards that belong together to probabilities, made once and kept with their proof."""
+"""Probabilities of a run on its shards, computed once and cached."""

@@ -1,4 +1,4 @@
-"""Predicted probabilities beside their labels, as a CSV too, and the proof of what they are of."""
+"""Predicted probabilities with their labels, as arrays and as CSV."""
 
 import dataclasses
 import json

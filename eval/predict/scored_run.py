@@ -1,4 +1,4 @@
-"""A finished run beside the shards it is scored on, proved to belong together; its predictions, made once."""
+"""A finished run with the shards it is scored on, verified to match; its predictions, computed once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # stored predictions are scored without it
 
 
 @dataclass(frozen=True)
-class Predicting:
+class PredictOptions:
     """How predictions are made where they are not stored."""
 
     device: str = "auto"
@@ -32,18 +32,18 @@ class Predicting:
     """Images a step; changes speed and memory only."""
     tta: bool = False
     """Average each image with its mirror."""
-    again: bool = False
-    """Pass over what is stored."""
+    force: bool = False
+    """Predict even where predictions are stored."""
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ScoredRun:
     """A run and shards that fit it."""
 
     run: RunDirectory
     shards: ShardFolder
     header: ModelHeader
-    predicting: Predicting
+    options: PredictOptions
     read_only: bool = False
     """Whether nothing of the run may change but that predictions which it lacks are stored in it."""
     _stored: dict[Path, Predictions] = field(default_factory=dict, compare=False, repr=False)
@@ -55,7 +55,7 @@ class Candidate:
         return str(self.header.metadata["manifest_sha256"])
 
     @property
-    def own_shards(self) -> bool:
+    def on_training_shards(self) -> bool:
         """Whether these are the shards that the run was trained on."""
         return self.shards.digest == self.trained_on
 
@@ -69,7 +69,7 @@ class Candidate:
     @cached_property
     def device(self) -> "torch.device":
         """Where the model runs. Imports torch."""
-        return choose_device(self.predicting.device)
+        return choose_device(self.options.device)
 
     def release(self) -> None:
         """Forget the model, so that its memory can go to the next one's."""
@@ -89,7 +89,7 @@ class Candidate:
         if path in self._stored:
             return self._stored[path]
         proof, found = self.proof(split), None
-        if split in self._made or not self.predicting.again:
+        if split in self._made or not self.options.force:
             found = find_stored(self.run.evaluations, proof, self.shards, path)
         if found is None:
             predictions = self._run_model(split)
@@ -104,7 +104,7 @@ class Candidate:
 
     def proof(self, split: str) -> Proof:
         """Return what decides the predictions on a split."""
-        return Proof(self.header.weights_sha256, self.shards.digest, split, self.predicting.tta)
+        return Proof(self.header.weights_sha256, self.shards.digest, split, self.options.tta)
 
     def predict_selected(self, selection: Selection) -> Predictions:
         """Return the predictions on a selection, in row order; whole splits are predicted for it.
@@ -131,14 +131,14 @@ class Candidate:
         require_torch("predicting", f"predict {self.run.name} where it is, and its scores need it no more")
         from eval.predict.inference import predict
 
-        how = self.predicting
-        return predict(self.model, self.shards, split, self.device, how.batch_size, tta=how.tta)
+        options = self.options
+        return predict(self.model, self.shards, split, self.device, options.batch_size, tta=options.tta)
 
 
-def folder_name(name: str, candidates: Sequence[Candidate]) -> str:
+def folder_name(name: str, scored_runs: Sequence[ScoredRun]) -> str:
     """Return NAME, with -tta and, where one of them is scored on other shards than its own, -DIGEST."""
-    tta = "-tta" if candidates[0].predicting.tta else ""
-    foreign = [each.shards.digest[:12] for each in candidates if not each.own_shards]
+    tta = "-tta" if scored_runs[0].options.tta else ""
+    foreign = [each.shards.digest[:12] for each in scored_runs if not each.on_training_shards]
     return f"{name}{tta}{f'-{foreign[0]}' if foreign else ''}"
 
 
@@ -150,18 +150,18 @@ def require_torch(what: str, instead: str) -> None:
         raise ResourceMissing(f"{what} needs torch, which is not installed here; {instead}") from error
 
 
-def open_candidate(
+def open_run(
     run: RunDirectory,
-    predicting: Predicting,
+    options: PredictOptions,
     shards_path: Path | None = None,
     *,
-    other_shards: bool = False,
+    allow_other_shards: bool = False,
     read_only: bool = False,
-) -> Candidate:
+) -> ScoredRun:
     """Open a run and its shards, or those in `shards_path`, and prove that they go together.
 
     Raises BadData for a run without finished weights, for weights of other findings or other than the run
-    decides by, and for shards with another manifest than the run's, unless `other_shards` asks for that, or
+    decides by, and for shards with another manifest than the run's, unless `allow_other_shards`, or
     of another size.
     """
     config = run.read_config()
@@ -173,12 +173,12 @@ def open_candidate(
     if shards_path is None and "shards" not in config:
         raise BadData(f"{run.config} does not say where its shards are; give --shards")
     shards = open_shards(shards_path or Path(config["shards"]))
-    if shards.digest != trained_on and not other_shards:
+    if shards.digest != trained_on and not allow_other_shards:
         raise BadData(
             f"{shards.path} is not what {run.name} was trained on (manifest {shards.digest[:12]}, trained on "
             f"{trained_on[:12]}): its val and test may hold patients of that train split. "
-            "Give the right --shards, or --other-shards to score on it all the same"
+            "Give the right --shards, or --allow-other-shards to score on it all the same"
         )
     if shards.manifest.size != size:
         raise BadData(f"{shards.path} holds images of {shards.manifest.size} px, {run.name} takes {size} px")
-    return Candidate(run, shards, header, predicting, read_only)
+    return ScoredRun(run, shards, header, options, read_only)

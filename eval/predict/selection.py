@@ -1,4 +1,4 @@
-"""Which images are scored: those of val, of test, or those on a list."""
+"""Select the images to score: val, test, or a list of names."""
 
 import re
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The report of an evaluation: one page that needs nothing else, and the files beside it."""
+"""The report of an evaluation: one self-contained page, and the files beside it."""
 
 from eval.report.files import metrics_record, thresholds_record, write_report, write_scores
 from eval.report.page import render

@@ -1,4 +1,4 @@
-"""What all pictures share: colours, a figure without a window, a grid of panels, the PNG file."""
+"""Figures and colours that all plots share."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""comparison.html: several runs on the same images side by side, and what each cost."""
+"""comparison.html: several runs on the same images side by side, with their costs."""
 
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ def _costs_table(comparison: RunComparison) -> Table:
                 text_cell(cost.device),
             )
         )
-    return Table("costs-table", "Runs and what they cost", columns, tuple(rows))
+    return Table("costs-table", "Runs and their cost", columns, tuple(rows))
 
 
 def _measure_table(comparison: RunComparison, measure: str) -> Table:

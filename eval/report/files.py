@@ -12,7 +12,7 @@ from eval.report.pictures import draw_pictures
 from eval.result_files import remove, write_json, write_table
 from eval.scores.bootstrap import LEVEL, Resampled
 from eval.scores.thresholds import parse_rule
-from eval.training_log import read_history
+from eval.training_log import read_training_log
 from shards.files import atomic_write_text
 
 
@@ -97,7 +97,11 @@ def write_scores(evaluation: Evaluation) -> Path:
         write_table(folder / "calibration.csv", evaluation.calibrated)
     groups = evaluation.subgroups
     if groups is not None:
-        for name, frame in (("subgroups", groups.table), ("gaps", groups.gaps), ("floor", groups.floor)):
+        for name, frame in (
+            ("subgroups", groups.table),
+            ("gaps", groups.gaps),
+            ("floor", groups.view_baseline),
+        ):
             write_table(folder / f"{name}.csv", frame, index=False)
     if evaluation.localization is not None:
         atomic_write_text(folder / "localization.csv", evaluation.localization.to_csv())
@@ -111,7 +115,7 @@ def write_report(evaluation: Evaluation) -> Path:
     environment.json of a run.
     """
     folder = write_scores(evaluation)
-    histories = tuple(read_history(run) for run in evaluation.runs)
-    pictures = draw_pictures(evaluation, histories)
-    atomic_write_text(folder / "report.html", render(evaluation, histories, pictures))
+    logs = tuple(read_training_log(run) for run in evaluation.runs)
+    pictures = draw_pictures(evaluation, logs)
+    atomic_write_text(folder / "report.html", render(evaluation, logs, pictures))
     return folder

@@ -114,7 +114,7 @@ def draw_comparison(auroc: pd.DataFrame, runs: Sequence[str], title: str, path: 
     axes.set_yticks(range(len(rows)), [readable(str(row)) for row in rows], fontsize=9)
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.invert_yaxis()
-    axes.set_xlabel("AUROC with its 95 % interval")
+    axes.set_xlabel("AUROC, 95 % confidence interval")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)

@@ -1,4 +1,4 @@
-"""report.html: an evaluation as one page that asks nothing of the network."""
+"""report.html: an evaluation as one self-contained page."""
 
 from collections.abc import Mapping
 from itertools import groupby
@@ -11,18 +11,18 @@ from eval.report.tables import (
     calibration_table,
     decisions_table,
     epochs_table,
-    floor_table,
     gaps_table,
     groups_table,
     localization_table,
     prevalence_table,
     published_table,
     scores_table,
+    view_baseline_table,
 )
 from eval.report.text import definitions, not_published, notes, run_facts, subtitle, warnings
 from eval.scores.metrics import ECE_BINS
 from eval.scores.subgroups import MACRO
-from eval.training_log import History
+from eval.training_log import TrainingLog
 
 _SECTIONS = (
     ("findings", "Per finding"),
@@ -39,10 +39,10 @@ _SECTIONS = (
 )
 
 
-def render(evaluation: Evaluation, histories: tuple[History, ...], pictures: Mapping[str, Picture]) -> str:
+def render(evaluation: Evaluation, logs: tuple[TrainingLog, ...], pictures: Mapping[str, Picture]) -> str:
     """Return the text of report.html.
 
-    `histories` are those of the evaluation's runs, `pictures` what `draw_pictures` drew. Parts that the
+    `logs` are those of the evaluation's runs, `pictures` what `draw_pictures` drew. Parts that the
     evaluation does not have (intervals, calibration, subgroups, localization, gallery, epochs) leave
     no empty section. Styles, script and pictures stand in the page, and its content security policy
     forbids any request. All text from files is escaped.
@@ -63,7 +63,7 @@ def render(evaluation: Evaluation, histories: tuple[History, ...], pictures: Map
         "template.html",
         name=evaluation.name,
         split=evaluation.split,
-        subtitle=subtitle(evaluation, histories),
+        subtitle=subtitle(evaluation, logs),
         contents=[(key, title) for key, title in _SECTIONS if key not in absent],
         images=f"{len(evaluation.predictions[evaluation.split].rows):,}",
         patients=f"{evaluation.patients:,}",
@@ -78,7 +78,7 @@ def render(evaluation: Evaluation, histories: tuple[History, ...], pictures: Map
         tables=tables,
         pictures=pictures,
         gallery=_gallery(evaluation),
-        runs=[_run(place, each, pictures) for place, each in enumerate(histories, start=1)],
+        runs=[_run(place, each, pictures) for place, each in enumerate(logs, start=1)],
         definitions=definitions(evaluation),
     )
 
@@ -133,12 +133,12 @@ def _tables(evaluation: Evaluation) -> dict[str, Any]:
         "published": None,
         "groups": None,
         "gaps": None,
-        "floor": None,
+        "view_baseline": None,
     }
     if groups is not None:
         tables["groups"] = groups_table(groups.table[groups.table["finding"] == MACRO])
         tables["gaps"] = gaps_table(groups.gaps)
-        tables["floor"] = floor_table(groups.floor, scores, evaluation.intervals)
+        tables["view_baseline"] = view_baseline_table(groups.view_baseline, scores, evaluation.intervals)
     if evaluation.localization is not None:
         tables["localization"] = localization_table(evaluation.localization)
     if not_published(evaluation) is None:
@@ -174,11 +174,11 @@ def _gallery(evaluation: Evaluation) -> list[tuple[str, list[dict[str, str]]]]:
     ]
 
 
-def _run(place: int, history: History, pictures: Mapping[str, Picture]) -> dict[str, Any]:
+def _run(place: int, log: TrainingLog, pictures: Mapping[str, Picture]) -> dict[str, Any]:
     return {
-        "name": history.name,
-        "facts": run_facts(history),
-        "command": history.environment.get("command"),
+        "name": log.name,
+        "facts": run_facts(log),
+        "command": log.environment.get("command"),
         "picture": pictures.get(f"training-{place}"),
-        "epochs": epochs_table(history.epochs, history.name, place) if history.epochs else None,
+        "epochs": epochs_table(log.epochs, log.name, place) if log.epochs else None,
     }

@@ -7,11 +7,11 @@ from eval.report.finding_plots import draw_confusion, draw_precision_recall, dra
 from eval.report.html import Picture, read_picture
 from eval.report.overview_plots import draw_prevalence, draw_subgroups, draw_training
 from eval.scores.subgroups import MACRO
-from eval.training_log import History
+from eval.training_log import TrainingLog
 from shards.findings import FINDINGS
 
 
-def draw_pictures(evaluation: Evaluation, histories: tuple[History, ...]) -> dict[str, Picture]:
+def draw_pictures(evaluation: Evaluation, logs: tuple[TrainingLog, ...]) -> dict[str, Picture]:
     """Draw every picture of the report into the evaluation's folder; return them by name.
 
     These are roc, precision_recall, confusion, reliability, prevalence, where there are groups
@@ -53,10 +53,8 @@ def draw_pictures(evaluation: Evaluation, histories: tuple[History, ...]) -> dic
         "Prevalence of the findings in each split",
         new("prevalence", "Prevalence of each finding in each split"),
     )
-    for place, history in enumerate(histories, start=1):
-        if history.epochs:
+    for place, log in enumerate(logs, start=1):
+        if log.epochs:
             name = f"training-{place}"  # not by the run's name: two averaged runs may share one
-            draw_training(
-                history.epochs, history.name, new(name, f"Losses, time and data wait of {history.name}")
-            )
+            draw_training(log.epochs, log.name, new(name, f"Losses, time and data wait of {log.name}"))
     return {name: read_picture(name, path, alt, caption) for name, (path, alt, caption) in drawn.items()}

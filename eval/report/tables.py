@@ -1,4 +1,4 @@
-"""The tables of the pages."""
+"""The tables of report.html."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -219,7 +219,7 @@ def gaps_table(gaps: pd.DataFrame) -> Table | None:
     return Table("gaps-table", "Gaps in the true-positive rate", columns, tuple(rows.values()), means)
 
 
-def floor_table(floor: pd.DataFrame, scores: Scores, intervals: pd.DataFrame | None) -> Table:
+def view_baseline_table(baseline: pd.DataFrame, scores: Scores, intervals: pd.DataFrame | None) -> Table:
     """Return the model's AUROC beside what view position alone scores, and the difference."""
     columns = (
         Column("Finding", is_number=False),
@@ -230,7 +230,7 @@ def floor_table(floor: pd.DataFrame, scores: Scores, intervals: pd.DataFrame | N
     )
     ours = scores.to_frame()["auroc"]
     rows = {}
-    for row in floor.to_dict("records"):
+    for row in baseline.to_dict("records"):
         name = str(row["finding"])
         between = "" if intervals is None else interval(*intervals.loc[name, ["auroc_low", "auroc_high"]])
         rows[name] = (
@@ -241,7 +241,7 @@ def floor_table(floor: pd.DataFrame, scores: Scores, intervals: pd.DataFrame | N
             text_cell(row.get("view")),
         )
     means = tuple(rows.pop(name) for name in MEANS if name in rows)
-    return Table("floor-table", "The floor: view position alone", columns, tuple(rows.values()), means)
+    return Table("view-baseline-table", "View-only baseline", columns, tuple(rows.values()), means)
 
 
 def prevalence_table(manifest: Manifest, scored: str) -> Table:

@@ -1,4 +1,4 @@
-"""The sentences of the report: what was scored on what, by which rule, and what was left out."""
+"""The sentences of report.html."""
 
 from typing import Any
 
@@ -6,15 +6,15 @@ from eval.evaluation import FITTED_ON, Evaluation
 from eval.report.published import why_not_comparable
 from eval.scores.metrics import ECE_BINS
 from eval.scores.thresholds import parse_rule
-from eval.training_log import History, duration
+from eval.training_log import TrainingLog, duration
 from shards.splits import SPLITS
 
 _LEVEL = "95\N{NO-BREAK SPACE}%"
 
 
-def subtitle(evaluation: Evaluation, histories: tuple[History, ...]) -> str:
+def subtitle(evaluation: Evaluation, logs: tuple[TrainingLog, ...]) -> str:
     """Return one line: arch, the split's rule, mirror averaging, the shards."""
-    archs = list(dict.fromkeys(str(history.config.get("arch", "unknown arch")) for history in histories))
+    archs = list(dict.fromkeys(str(log.config.get("arch", "unknown arch")) for log in logs))
     recipe = evaluation.shards.manifest.recipe
     parts = [", ".join(archs), f"split by the rule {recipe['split']}", f"{recipe['size']} px"]
     if evaluation.tta:
@@ -50,32 +50,32 @@ def not_published(evaluation: Evaluation) -> str | None:
         evaluation.shards,
         evaluation.split,
         len(evaluation.predictions[evaluation.split].rows),
-        own_shards=not evaluation.on_other_shards,
+        on_training_shards=not evaluation.on_other_shards,
     )
 
 
-def run_facts(history: History) -> list[tuple[str, str]]:
+def run_facts(log: TrainingLog) -> list[tuple[str, str]]:
     """Return what is known of a run's training and machine, title and text; nothing that is not recorded."""
-    config, machine = history.config, history.environment
+    config, machine = log.config, log.environment
     facts: list[tuple[str, Any]] = [
         ("Arch", config.get("arch")),
         ("Weights at the start", config.get("weights")),
     ]
-    if history.epochs:
-        seconds = [line["seconds"] for line in history.epochs]
-        best = history.best_epoch
+    if log.epochs:
+        seconds = [line["seconds"] for line in log.epochs]
+        best = log.best_epoch
         facts += [
             ("Epochs", f"{len(seconds)}" + (f", the best on val was {best}" if best else "")),
             (
                 "Epoch time",
-                f"{duration(history.seconds / len(seconds))} on average, {duration(min(seconds))} to "
-                f"{duration(max(seconds))}; {duration(history.seconds)} in all, without validation",
+                f"{duration(log.seconds / len(seconds))} on average, {duration(min(seconds))} to "
+                f"{duration(max(seconds))}; {duration(log.seconds)} in all, without validation",
             ),
-            ("Throughput", f"{history.images_per_second:,.1f} images/s"),
-            ("Data wait", f"{100 * history.data_wait:.1f} % of the training time"),
+            ("Throughput", f"{log.images_per_second:,.1f} images/s"),
+            ("Data wait", f"{100 * log.data_wait:.1f} % of the training time"),
         ]
     facts += [
-        ("Device", history.device),
+        ("Device", log.device),
         ("Ranks", machine["world_size"] if machine.get("world_size", 1) != 1 else None),
         ("Precision", machine.get("precision")),
         ("CUDA", machine.get("cuda")),
@@ -91,16 +91,16 @@ def run_facts(history: History) -> list[tuple[str, str]]:
 def definitions(evaluation: Evaluation) -> list[tuple[str, str]]:
     """Return how each kind of number is made, title and text."""
     found = [
-        ("Macro", "Mean over the findings that can be scored, each with the same weight."),
+        ("Macro", "Unweighted mean over the findings that can be scored."),
         ("Micro", "All findings pooled into one list of decisions and probabilities."),
         (
             "AUROC, AUPRC",
             "Areas under the ROC and the precision-recall curve, the latter as average precision (steps, "
-            "not trapezoids). Its chance level is the prevalence.",
+            "not trapezoids). The chance level of AUPRC is the prevalence.",
         ),
         (
             "Decisions",
-            "Positive where the probability is at or above the threshold, always of the raw probability. "
+            "Positive where the raw probability is at or above the threshold. "
             "A measure that would divide by zero is 0.",
         ),
         (
@@ -114,10 +114,11 @@ def definitions(evaluation: Evaluation) -> list[tuple[str, str]]:
         found.append(
             (
                 "Intervals",
-                f"{_LEVEL} percentile intervals of {resampled.resamples:,} resamples of the patients, seed "
-                f"{resampled.seed}, with thresholds and calibration kept. Patients, not images, are drawn: "
-                "images of one patient resemble each other. Those of the ECE take back what chance "
-                "adds to it, so they can lie below it.",
+                f"{_LEVEL} confidence intervals: bootstrap percentiles of {resampled.resamples:,} "
+                f"resamples of the patients, seed {resampled.seed}, with fixed thresholds and calibration. "
+                "Patients are resampled, not images, because images of one patient resemble each other. The "
+                "intervals of the ECE are corrected "
+                "for its upward bias, so they can lie below the ECE itself.",
             )
         )
     found.append(("Manifest", evaluation.shards.digest))
@@ -126,9 +127,12 @@ def definitions(evaluation: Evaluation) -> list[tuple[str, str]]:
 
 def _intervals(evaluation: Evaluation) -> str:
     if evaluation.resampled is None:
-        return "Without intervals."
+        return "Without confidence intervals."
     count = evaluation.resampled.resamples
-    return f"The small numbers are {_LEVEL} intervals, from {count:,} resamples of the patients."
+    return (
+        f"The small numbers are {_LEVEL} confidence intervals from {count:,} bootstrap resamples of the "
+        "patients."
+    )
 
 
 def _means(evaluation: Evaluation) -> str:
@@ -138,23 +142,23 @@ def _means(evaluation: Evaluation) -> str:
         return f"Macro and micro are over all {scored} findings."
     left_out = list(scores.skipped) + [f"{name} (no threshold)" for name in scores.without_threshold]
     return (
-        f"Macro and micro are over {scored} of {len(scores.per_finding)} findings; left out in whole or "
-        f"part: {', '.join(left_out)}."
+        f"Macro and micro are over {scored} of {len(scores.per_finding)} findings; left out, wholly or "
+        f"partly: {', '.join(left_out)}."
     )
 
 
 def _calibration(evaluation: Evaluation) -> str:
     if evaluation.calibration is None:
-        return "The probabilities as they were predicted; nothing was calibrated."
+        return "Probabilities as predicted; not calibrated."
     return (
         f"One curve per finding by the method {evaluation.calibration.method}, fitted on {FITTED_ON} and "
-        f"applied to {evaluation.split}. It changes the probabilities shown, not the decisions and not the "
+        f"applied to {evaluation.split}. It changes the probabilities shown, not the decisions or the "
         "ranking."
     )
 
 
 def _subgroups(evaluation: Evaluation) -> str:
-    between = f" Bars are {_LEVEL} intervals." if evaluation.resampled is not None else ""
+    between = f" Bars are {_LEVEL} confidence intervals." if evaluation.resampled is not None else ""
     return (
         "The same thresholds decide in every group. The macro means of one attribute are over the findings "
         f"that can be scored in all of its groups, so they can differ from the mean of all images.{between}"
@@ -167,7 +171,7 @@ def _data(evaluation: Evaluation) -> str:
         f"{split}: {manifest.splits[split].images:,} images of {manifest.splits[split].patients:,} patients"
         for split in SPLITS
     )
-    return f"{sizes}. No patient is in two splits: this was proved when the shards were packed."
+    return f"{sizes}. No patient is in two splits: this was verified when the shards were packed."
 
 
 def _versions(machine: Any) -> list[tuple[str, Any]]:

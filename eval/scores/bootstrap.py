@@ -1,4 +1,4 @@
-"""Bootstrap over patients: every measure and mean on resamples of the patients, and their 95 % intervals."""
+"""Bootstrap over patients: every metric on resamples of the patients, and confidence intervals."""
 
 import math
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class Resampled:
     values: dict[str, Floats]
     """Of each measure of metrics.MEASURES, float64 [R, F + 2]: the findings, macro, micro. NaN where a
     resample has one class only."""
-    whole: dict[str, Floats]
+    point_estimate: dict[str, Floats]
     """The same of the split itself, [F + 2]; equal to `metrics.score` but for rounding."""
     signed_ece: Floats
     """[R, F + 2], as `WeightedScores.signed_ece` has it: how an ECE varies, without its bias."""
@@ -91,21 +91,20 @@ class Resampled:
     def estimates(self, measure: str) -> Floats:
         """Return what the intervals of a measure are read from, float64 [R, F + 2].
 
-        These are the resampled values, but for `ece` whole - bias - (signed_ece - whole), where bias
-        is the mean of the resampled values minus whole (the basic bootstrap with its bias taken off,
-        Davison and Hinkley, sections 2.2 and 5.2). Gaps within bins are absolute values: chance
-        makes an ECE greater than it is, resampling does so once more, and folding at zero makes it
-        vary less than it does. So the bias is read from the values and the spread from the gaps
-        without folding, and the interval can lie below the ECE of the split. In the simulation, where
-        the true ECE is 0.03, the values themselves hold it in 1 to 64 %, their reflection in 86 to 91 %.
+        These are the resampled values, except for `ece`: point - bias - (signed_ece - point), with bias =
+        mean of the resampled values - point (the bias-corrected basic bootstrap, Davison and Hinkley,
+        sections 2.2 and 5.2). ECE adds absolute gaps, so chance inflates it, resampling inflates it again,
+        and taking absolute values narrows its spread. Hence the bias comes from the values and the spread
+        from the signed gaps, and the interval can lie below the ECE of the split. In the simulation with
+        a true ECE of 0.03, the values themselves cover it in 1 to 64 %, their reflection in 86 to 91 %.
         """
         values = self.values[measure]
         if measure != "ece":
             return values
         known = ~np.isnan(values)
         counts = np.maximum(known.sum(axis=0), 1)
-        bias = np.where(known, values, 0).sum(axis=0) / counts - self.whole[measure]
-        return np.where(known, 2 * self.whole[measure] - bias - self.signed_ece, np.nan)
+        bias = np.where(known, values, 0).sum(axis=0) / counts - self.point_estimate[measure]
+        return np.where(known, 2 * self.point_estimate[measure] - bias - self.signed_ece, np.nan)
 
 
 def bootstrap(
@@ -141,20 +140,20 @@ def bootstrap(
     names, units = np.unique(patients, return_inverse=True)
     weighted = weighted_scores(truth, probabilities, thresholds, units)
 
-    chunks, unfolded = [], []
+    chunks, signed = [], []
     for start in range(0, resamples, _CHUNK):
         numbers = range(start, min(start + _CHUNK, resamples))
-        weights = np.stack([draw(len(names), seed, number) for number in numbers], axis=1)
+        weights = np.stack([bootstrap_counts(len(names), seed, number) for number in numbers], axis=1)
         chunks.append(weighted.measure(weights))
-        unfolded.append(weighted.signed_ece(weights))
+        signed.append(weighted.signed_ece(weights))
     values = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in MEASURES}
     once = weighted.measure(np.ones((len(names), 1)))
-    whole = {name: row[0] for name, row in once.items()}
+    point_estimate = {name: row[0] for name, row in once.items()}
     return Resampled(
         findings=tuple(findings),
         values=values,
-        whole=whole,
-        signed_ece=np.concatenate(unfolded),
+        point_estimate=point_estimate,
+        signed_ece=np.concatenate(signed),
         seed=seed,
         patients=np.sort(patients).astype(np.int64),
     )
@@ -168,7 +167,7 @@ def percentiles(values: Floats, level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def draw(units: int, seed: int, number: int) -> Floats:
+def bootstrap_counts(units: int, seed: int, number: int) -> Floats:
     """Return how often resample `number` holds each of the units: float64 [U], whole, with sum U."""
     drawn = np.random.default_rng([seed, number]).integers(0, units, units)
     return np.bincount(drawn, minlength=units).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Groups of images by sex, age, view and visit, summed up per patient for any weights of the patients."""
+"""Groups of images by sex, age, view and visit, with the per-patient statistics to resample them."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -64,7 +64,7 @@ of the patients then lacks one of the two with a probability of at most 2 exp(-1
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class GroupStats:
     """Some images, summed up per patient as far as weights of the patients allow."""
 
     images: int
@@ -87,12 +87,12 @@ class Part:
             return auroc, np.asarray((self.recalled @ weights) / (self.recallable @ weights))
 
 
-def sum_up(
-    truth: Bools, probabilities: Floats, alarms: Bools, units: npt.NDArray[np.intp], patients: int
-) -> Part:
-    """Sum up images: `truth`, `probabilities` and `alarms` are [N, F], `units` is [N], below `patients`."""
+def group_stats(
+    truth: Bools, probabilities: Floats, predicted: Bools, units: npt.NDArray[np.intp], patients: int
+) -> GroupStats:
+    """Sum up images: `units` is [N], below `patients`; the other arrays are [N, F]."""
     recallable, lacking = _per_patient(truth, units, patients), _per_patient(~truth, units, patients)
-    return Part(
+    return GroupStats(
         images=len(truth),
         patients=len(np.unique(units)),
         positives=truth.sum(axis=0),
@@ -101,7 +101,7 @@ def sum_up(
             rank(positive, column, units, patients)
             for positive, column in zip(truth.T, probabilities.T, strict=True)
         ),
-        recalled=_per_patient(truth & alarms, units, patients),
+        recalled=_per_patient(truth & predicted, units, patients),
         recallable=recallable,
     )
 

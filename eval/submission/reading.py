@@ -1,4 +1,4 @@
-"""Predictions of any model: a CSV read, checked, and joined with the labels of the same images."""
+"""Read predictions of any model from CSV, check them, and join them with the labels."""
 
 import csv
 import gzip

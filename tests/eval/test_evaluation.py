@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from eval.evaluation import Evaluation, Protocol, evaluate
-from eval.predict.scored_run import Predicting, open_candidate
+from eval.predict.scored_run import PredictOptions, open_run
 from eval.predict.selection import Selection
 from eval.scores.metrics import score as score_arrays
 from eval.scores.thresholds import parse_rule
@@ -42,7 +42,7 @@ def decisions(runs: Path) -> dict[str, Any]:
 
 
 def evaluated(runs: Path, split: str, **changes: Any) -> Evaluation:
-    candidate = open_candidate(RunDirectory(runs / "small"), Predicting(device="cpu"))
+    candidate = open_run(RunDirectory(runs / "small"), PredictOptions(device="cpu"))
     return evaluate(candidate, Protocol(Selection.parse(split), resamples=0, **changes))
 
 
@@ -124,7 +124,7 @@ def test_no_test_label_reaches_a_threshold_or_a_calibration(
     results = {}
     for runs in (tmp_path / "true", tmp_path / "runs"):
         for rule, method in (("f1", "platt"), ("youden", "isotonic")):
-            options = ("--rule", rule, "--calibration", method)
+            options = ("--threshold-rule", rule, "--calibration", method)
             done = score("small", "--runs", runs, *options, *NUMBERS)
             assert done.exit_code == 0, done.output
             folder = (
@@ -194,7 +194,7 @@ def test_shards_with_another_split_are_refused_unless_asked_for(
     stamped = decisions(runs)
     metrics = runs / "small" / "eval" / "test" / "metrics.json"
     before = metrics.read_bytes()
-    assert score("small", "--runs", runs, "--shards", other, "--other-shards", *NUMBERS).exit_code == 0
+    assert score("small", "--runs", runs, "--shards", other, "--allow-other-shards", *NUMBERS).exit_code == 0
     assert metrics.read_bytes() == before
     (foreign,) = (runs / "small" / "eval").glob("test-*/metrics.json")
     assert json.loads(foreign.read_text())["manifest_sha256"] == sha256_of(other / NAME)
@@ -204,7 +204,9 @@ def test_shards_with_another_split_are_refused_unless_asked_for(
 def test_shards_of_another_size_are_refused(runs: Path, phantom_tree: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     pack(make_plan(phantom_tree, SplitRecipe(val_fraction=0.2)), other, PixelRecipe(size=32))
-    expect_refusal(score("small", "--runs", runs, "--shards", other, "--other-shards"), 3, "takes 64 px")
+    expect_refusal(
+        score("small", "--runs", runs, "--shards", other, "--allow-other-shards"), 3, "takes 64 px"
+    )
 
 
 def test_weights_of_other_findings_or_another_arch_are_refused(runs: Path) -> None:

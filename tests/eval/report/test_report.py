@@ -17,12 +17,12 @@ from PIL import Image
 from eval.evaluation import Evaluation
 from eval.heatmaps.gallery import HeatMap
 from eval.heatmaps.localization import summarize
-from eval.heatmaps.pointing_game import Pointing
+from eval.heatmaps.pointing_game import PointingGame
 from eval.report import render, write_report, write_scores
 from eval.report.pictures import read_picture
 from eval.report.published import OFFICIAL, OWN_SPLIT, why_not_comparable
 from eval.scores.metrics import score
-from eval.training_log import read_history
+from eval.training_log import read_training_log
 from shards.errors import BadData, ResourceMissing
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
@@ -51,7 +51,7 @@ def shown(folder: Path) -> Callable[[Evaluation], Page]:
     pictures = {name: read_picture(name, path, name) for name, path in files.items()}
 
     def show(evaluation: Evaluation) -> Page:
-        return Page(render(evaluation, tuple(read_history(run) for run in evaluation.runs), pictures))
+        return Page(render(evaluation, tuple(read_training_log(run) for run in evaluation.runs), pictures))
 
     return show
 
@@ -101,7 +101,7 @@ def test_the_headline_names_mean_interval_split_and_size(page: Page, folder: Pat
     row = metrics["intervals"]["values"]["macro"]
     scored, patients = metrics["macro"]["scored"], metrics["patients"]
     assert (
-        f"Macro AUROC, {scored} of 14 findings {metrics['macro']['auroc']:.3f} 95 % interval "
+        f"Macro AUROC, {scored} of 14 findings {metrics['macro']['auroc']:.3f} 95 % confidence interval "
         f"{row['auroc_low']:.3f} to {row['auroc_high']:.3f} test, {metrics['macro']['images']} images of "
         f"{patients} patients" in page.words()
     )
@@ -197,9 +197,9 @@ def test_parts_that_were_not_asked_for_leave_no_trace(phantom_shards: ShardFolde
     for path in run.path.iterdir():
         path.unlink()
     plain = Page((write_report(evaluation(phantom_shards, run, **PLAIN)) / "report.html").read_text())
-    whole = {"subgroups", "gaps-table", "floor-table", "heat-maps", "localization", "epochs-1"}
+    whole = {"subgroups", "gaps-table", "view-baseline-table", "heat-maps", "localization", "epochs-1"}
     assert not whole & set(plain.ids())
-    assert not re.search(r"\bNone\b|\bnan\b|<NA>|95 % interval", plain.text)
+    assert not re.search(r"\bNone\b|\bnan\b|<NA>|95 % confidence interval", plain.text)
     assert {link[1:] for link in plain.attributes("a", "href")} <= set(plain.ids())
     assert not (run.path / "eval" / "test" / "intervals.csv").exists()
 
@@ -243,7 +243,10 @@ def test_heat_maps_stand_by_kind_with_probability_and_threshold(
 def test_localization_stands_beside_chance_and_says_how_it_was_measured(
     shown: Shown, phantom_shards: ShardFolder, tmp_path: Path
 ) -> None:
-    found = [("Mass", 1, 1, Pointing(True, 0.25, 0.6, 0.8)), ("Mass", 2, 1, Pointing(False, 0.15, 0.2, 0.3))]
+    found = [
+        ("Mass", 1, 1, PointingGame(True, 0.25, 0.6, 0.8)),
+        ("Mass", 2, 1, PointingGame(False, 0.15, 0.2, 0.3)),
+    ]
     localization = summarize(found, np.array([1, 2]), resamples=20)
     page = shown(evaluation(phantom_shards, a_run(tmp_path / "demo"), localization=localization))
     titles, mass, macro, micro = page.tables["localization-table"]
@@ -338,13 +341,13 @@ def test_published_results_are_not_shown_beside_another_split(
     phantom_shards: ShardFolder, rule: str, packed: int, split: str, scored: int, why: str
 ) -> None:
     shards = as_nih(phantom_shards, rule=rule, images=packed)
-    assert why in (why_not_comparable(shards, split, scored, own_shards=True) or "")
-    assert "other shards" in (why_not_comparable(shards, split, scored, own_shards=False) or "")
+    assert why in (why_not_comparable(shards, split, scored, on_training_shards=True) or "")
+    assert "other shards" in (why_not_comparable(shards, split, scored, on_training_shards=False) or "")
 
 
 def test_phantoms_never_stand_beside_published_results(page: Page) -> None:
     assert "published" not in page.ids()
-    assert "No published results stand beside these: the test split holds" in page.words()
+    assert "Not compared with published results: the test split holds" in page.words()
 
 
 def test_published_results_are_shown_on_the_whole_official_test_split(

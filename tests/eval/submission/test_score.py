@@ -28,7 +28,7 @@ def test_the_official_test_list_scores_as_scikit_learn_says_at_thresholds_from_v
         *("--entries", metadata),
         *("--val", write(val, tmp_path / "val.csv")),
         *("--split", nih_data / "nih_metadata" / "test_list.txt"),
-        *("--rule", "youden"),
+        *("--threshold-rule", "youden"),
     )
     assert (record["images"], record["patients"]) == (25596, 2797)
     assert record["fitted"]["images"] == 11212
@@ -99,7 +99,7 @@ def test_the_halves_and_the_interval_of_the_headline_are_said(sample: Path) -> N
     assert "thresholds (f1) from one half of the patients, drawn with seed 0: " in done.output
     assert "precision, recall, specificity, NPV, F1 and the counts are of the other half: " in done.output
     assert "macro AUROC 0." in done.output
-    assert "95 % interval over patients 0." in done.output
+    assert "95 % confidence interval over patients 0." in done.output
 
 
 def test_a_shard_folder_s_entries_are_scored_on_their_test_split(
