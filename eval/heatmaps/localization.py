@@ -11,7 +11,8 @@ import pandas as pd
 
 from eval.heatmaps.pointing_game import CUT, PointingGame, pointing_game
 from eval.predict.images import ImageReader
-from eval.scores.bootstrap import bootstrap_counts, percentiles
+from eval.scores.bootstrap import percentiles, resample
+from eval.scores.thresholds import Floats
 from shards.boxes import by_row_and_finding
 from shards.errors import BadData
 from shards.findings import FINDINGS
@@ -24,7 +25,6 @@ if TYPE_CHECKING:  # a stored localization is read without it
     from models import Classifier
 
 OVERLAPS = (0.1, 0.25, 0.5, 0.75)
-_LEVEL = 0.95
 _COUNTS = ["images", "boxes"]
 _RATES = ["hit_rate", "hit_rate_low", "hit_rate_high", "chance", "ratio"]
 _SHARES = [f"{measure}_{overlap}" for measure in ("iou", "iobb") for overlap in OVERLAPS]
@@ -185,18 +185,21 @@ def _measures(pairs: pd.DataFrame) -> "pd.Series[float]":
 def _intervals(
     pairs: pd.DataFrame, findings: list[str], patients: npt.NDArray[np.int64], resamples: int, seed: int
 ) -> npt.NDArray[np.float64]:
-    # Of the hit rates of the findings, macro and micro: [F + 2, 2].
-    if not resamples:
-        return np.full((len(findings) + 2, 2), np.nan)
+    """Return the confidence intervals of the hit rates of the findings, macro and micro: [F + 2, 2]."""
     names, patient = np.unique(patients, return_inverse=True)
-    images = np.zeros((len(names), len(findings)))
+    images = np.zeros((len(findings), len(names)))
     hits = np.zeros_like(images)
-    place = patient, pairs["finding"].map(findings.index).to_numpy()
-    np.add.at(images, place, 1)
-    np.add.at(hits, place, pairs["hit"].to_numpy(dtype=np.float64))
-    weights = np.stack([bootstrap_counts(len(names), seed, number) for number in range(resamples)])
-    drawn_hits, drawn_images = weights @ hits, weights @ images
-    rates = np.divide(drawn_hits, drawn_images, out=np.full_like(drawn_hits, np.nan), where=drawn_images > 0)
-    micro = drawn_hits.sum(axis=1) / drawn_images.sum(axis=1)
-    columns = [*rates.T, np.nanmean(rates, axis=1), micro]
-    return np.array([percentiles(column[~np.isnan(column)], _LEVEL) for column in columns])
+    cells = pairs["finding"].map(findings.index).to_numpy(), patient
+    np.add.at(images, cells, 1)
+    np.add.at(hits, cells, pairs["hit"].to_numpy(dtype=np.float64))
+
+    def hit_rates(weights: Floats) -> list[Floats]:
+        drawn_hits, drawn_images = hits @ weights, images @ weights
+        rates = np.divide(
+            drawn_hits, drawn_images, out=np.full_like(drawn_hits, np.nan), where=drawn_images > 0
+        )
+        micro = drawn_hits.sum(axis=0) / drawn_images.sum(axis=0)
+        return [np.stack([*rates, np.nanmean(rates, axis=0), micro])]
+
+    (drawn,) = resample(hit_rates, len(names), resamples=resamples, seed=seed)
+    return np.array([percentiles(row) for row in drawn[:, 1:]])

@@ -1,7 +1,6 @@
 """Subgroup analysis: metrics by sex, age, view and visit, and the view-only baseline."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -10,14 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from eval.scores.bootstrap import LEVEL, bootstrap_counts, percentiles
+from eval.scores.bootstrap import percentiles, resample
 from eval.scores.groups import FEWEST, Group, GroupStats, group_images, group_stats
 from eval.scores.thresholds import Floats, apply_thresholds, paired
-from shards.cores import available_cores
 
 MACRO = "macro"
-
-_CHUNK = 32  # resamples at once, as in eval.scores.bootstrap
 
 Bools = npt.NDArray[np.bool_]
 
@@ -86,7 +82,7 @@ def subgroups(
     groups = group_images(entries)
     names, units = np.unique(entries["patient"].to_numpy(), return_inverse=True)
     patients = len(names)
-    parts = [
+    stats = [
         group_stats(truth[here], probabilities[here], predicted[here], units[here], patients)
         for *_, here in groups
     ]
@@ -96,27 +92,19 @@ def subgroups(
     for name, here in views.items():
         view_alone[here] = shares[name]
     baseline = group_stats(truth, view_alone, predicted, units, patients)
-    ranked = np.stack([part.enough for part in parts])
+    ranked = np.stack([group.enough for group in stats])
     decided = ranked & ~np.isnan(np.asarray(thresholds, dtype=np.float64))
 
     def measure(weights: Floats) -> tuple[Floats, Floats, Floats]:
-        measured = [part.measure(weights) for part in parts]
+        measured = [group.measure(weights) for group in stats]
         auroc, recall = (np.stack(values) for values in zip(*measured, strict=True))
         auroc[~ranked], recall[~decided] = np.nan, np.nan
         return auroc, recall, baseline.measure(weights)[0]
 
-    def resample(start: int) -> tuple[Floats, Floats, Floats]:
-        numbers = range(start, min(start + _CHUNK, resamples))
-        return measure(np.stack([bootstrap_counts(patients, seed, number) for number in numbers], axis=1))
-
-    # Threads: numpy's and scipy's loops leave Python to the others.
-    with ThreadPoolExecutor(available_cores()) as pool:
-        chunks = list(pool.map(resample, range(0, resamples, _CHUNK)))
-    point = measure(np.ones((patients, 1)))
-    # The last axis of each: first the value itself, then those of the resamples.
-    auroc, recall, viewed = (np.concatenate(parts, axis=-1) for parts in zip(point, *chunks, strict=True))
+    # The last axis of each: the sample itself, then the resamples.
+    auroc, recall, viewed = resample(measure, patients, resamples=resamples, seed=seed)
     return Subgroups(
-        _table(groups, parts, findings, auroc, recall),
+        _table(groups, stats, findings, auroc, recall),
         _gaps(groups, findings, recall),
         _view_baseline(shares, findings, viewed),
         _warnings(groups, ranked),
@@ -131,7 +119,7 @@ def _compared(scored: Bools) -> tuple[Bools, Bools]:
 
 def _table(
     groups: Sequence[Group],
-    parts: Sequence[GroupStats],
+    stats: Sequence[GroupStats],
     findings: Sequence[str],
     auroc: Floats,
     recall: Floats,
@@ -142,14 +130,14 @@ def _table(
         peers = [member for member, counts in zip(members, compared, strict=True) if counts]
         decided = shared & ~np.isnan(recall[peers, :, 0]).any(axis=0)
         for member in members:
-            part = parts[member]
+            group = stats[member]
             start = {"attribute": attribute, "group": groups[member].name}
-            sizes = {"images": part.images, "patients": part.patients}
+            sizes = {"images": group.images, "patients": group.patients}
             has_macro = member in peers
             for column, finding in enumerate(findings):
                 rows.append(
-                    {**start, "finding": finding, "findings": int(part.enough[column]), **sizes}
-                    | {"positives": int(part.positives[column])}
+                    {**start, "finding": finding, "findings": int(group.enough[column]), **sizes}
+                    | {"positives": int(group.positives[column])}
                     | _interval("auroc", auroc[member, column])
                     | _interval("recall", recall[member, column])
                 )
@@ -225,6 +213,5 @@ def _mean(values: Floats) -> Floats:
 
 def _interval(measure: str, values: Floats) -> dict[str, float]:
     """Name a value and, of its resamples that have a number, the ends of the 95 % interval."""
-    drawn = values[1:][~np.isnan(values[1:])]
-    low, high = (np.nan, np.nan) if np.isnan(values[0]) else percentiles(drawn, LEVEL)
+    low, high = (np.nan, np.nan) if np.isnan(values[0]) else percentiles(values[1:])
     return {measure: float(values[0]), f"{measure}_low": low, f"{measure}_high": high}
