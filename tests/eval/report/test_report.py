@@ -113,7 +113,7 @@ def test_what_is_left_out_is_said(page: Page, phantom_shards: ShardFolder, tmp_p
     assert whole.subgroups is not None
     for warning in (*whole.warnings, *whole.subgroups.warnings):
         assert warning in page.words()
-    assert "over 13 of 14 findings; left out in whole or part: Hernia" in page.words()
+    assert "over 13 of 14 findings; left out, wholly or partly: Hernia" in page.words()
 
 
 def test_every_table_is_rectangular_and_sorts_by_each_column(page: Page) -> None:
