@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from eval.ensemble import Images, require_same_images
-from eval.evaluation import FITTED_ON, Evaluation, joint_folder
+from eval.ensemble import Images, joint_folder, require_same_images
+from eval.evaluation import FITTED_ON, Evaluation
 from eval.result_files import remove, write_json, write_table
 from eval.scores.comparison import compare
 from eval.scores.metrics import MEASURES
@@ -98,7 +98,7 @@ class RunComparison:
             "images": len(first.predictions[first.split].rows),
             "patients": first.patients,
             "thresholds_fitted_on": FITTED_ON,
-            "rule": first.rule,
+            "rule": first.operating_point.rule,
             "first": self.names[0],
             "runs": {
                 name: {"manifest_sha256": each.shards.digest, **dataclasses.asdict(cost)}

@@ -1,7 +1,9 @@
 """Average the predictions of several runs on the same images, and check that they are the same."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,9 @@ from eval.predict.predictions import Predictions
 from shards.errors import BadData
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
+from trainer.run_directory import RunDirectory
+
+_LONGEST_NAME = 200  # bytes; file systems stop at 255, and temporary files add a little
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,3 +90,16 @@ def average(members: Sequence[Named], split: str) -> Predictions:
     total = sum(predictions.probabilities.astype(np.float64) for _, _, predictions in members)
     mean = np.asarray(total / len(members), dtype=np.float32)
     return Predictions(first.rows, first.labels, mean, first.patients)
+
+
+def joint_folder(runs: Sequence[RunDirectory], sign: str) -> Path:
+    """Return where results of several runs go: A+B/eval or A-vs-B/eval beside the first run."""
+    return runs[0].path.parent / joint_name(runs, sign) / "eval"
+
+
+def joint_name(runs: Sequence[RunDirectory], sign: str) -> str:
+    """Return the runs' names joined by the sign; a digest of them where that is too long."""
+    name = sign.join(run.name for run in runs)
+    if len(name.encode()) <= _LONGEST_NAME:
+        return name
+    return f"{len(runs)}-runs-{hashlib.sha256(name.encode()).hexdigest()[:12]}"

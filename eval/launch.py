@@ -1,6 +1,7 @@
 """Run an evaluation command: lock the runs, predict, score, average, compare, print and write."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,16 +9,10 @@ import click
 import numpy as np
 
 from eval.compare import RunComparison, compare_runs
-from eval.ensemble import Images, require_same_images
-from eval.evaluation import (
-    FITTED_ON,
-    Evaluation,
-    Protocol,
-    evaluate,
-    evaluate_average,
-    joint_folder,
-)
+from eval.ensemble import Images, joint_folder, require_same_images
+from eval.evaluation import FITTED_ON, Evaluation, Protocol, evaluate, evaluate_average, is_plain
 from eval.explanation import HeatmapOptions, explain
+from eval.operating_point import read_operating_point, write_operating_point
 from eval.options import EvaluationOptions
 from eval.predict.scored_run import PredictOptions, ScoredRun, open_run
 from eval.predict.selection import Selection
@@ -31,11 +26,11 @@ from shards.locking import exclusive_lock
 from trainer.run_directory import RunDirectory
 
 WAIT = 60
-"""Seconds that another evaluation of a run is waited for. One of stored predictions takes some seconds."""
+"""Seconds to wait for another evaluation of a run; one of stored predictions takes a few seconds."""
 
 
 def launch(runs: Sequence[RunDirectory], options: EvaluationOptions) -> None:
-    """Score the runs as the options ask; their folders are locked while anything is written there."""
+    """Score the runs as the options say; their folders are locked meanwhile."""
     protocol = Protocol(
         selection=options.selection,
         rule=options.rule,
@@ -47,7 +42,7 @@ def launch(runs: Sequence[RunDirectory], options: EvaluationOptions) -> None:
         device=options.device, batch_size=options.batch_size, tta=options.tta, force=options.force
     )
     together = options.average or options.compare
-    # All are opened before the first is predicted: what is wrong shows at once.
+    # Open all before predicting the first: errors show at once.
     scored_runs = [
         open_run(
             run,
@@ -84,7 +79,7 @@ def launch(runs: Sequence[RunDirectory], options: EvaluationOptions) -> None:
 
 @contextlib.contextmanager
 def _locked(runs: Sequence[RunDirectory]) -> Iterator[None]:
-    """Keep other commands out of the runs, and remove what killed ones left there and beside them."""
+    """Lock the runs, and remove partial files that killed commands left in and beside them."""
     with contextlib.ExitStack() as held:
         for path in sorted(run.path.resolve() for run in runs):
             held.enter_context(exclusive_lock(path, wait=WAIT))
@@ -99,19 +94,19 @@ def _check(
     scored_runs: list[ScoredRun], selection: Selection, heatmap_options: HeatmapOptions, *, together: bool
 ) -> None:
     """Raise BadData for what can be known to be wrong before hours of prediction."""
-    parts: dict[str, list[Images]] = {FITTED_ON: [], selection.name: []}
+    images: dict[str, list[Images]] = {FITTED_ON: [], selection.name: []}
     for each in scored_runs:
         rows = np.sort(np.concatenate(list(selection.rows(each.shards).values())))
         heatmap_options.require_boxes(each.shards, rows)
         if together:
-            for part, its_rows in {FITTED_ON: each.shards.rows(FITTED_ON), selection.name: rows}.items():
-                parts[part].append(Images.of_rows(each.run.name, each.shards, its_rows))
-    for part, images in parts.items():
-        require_same_images(images, part)
+            for split, its_rows in {FITTED_ON: each.shards.rows(FITTED_ON), selection.name: rows}.items():
+                images[split].append(Images.of_rows(each.run.name, each.shards, its_rows))
+    for split, of_runs in images.items():
+        require_same_images(of_runs, split)
 
 
 def _score_member(scored_run: ScoredRun, protocol: Protocol) -> Evaluation:
-    """Score a run of an average or a comparison; only predictions that it lacks are written into it."""
+    """Score a run of an average or a comparison; only missing predictions are written into it."""
     evaluation = evaluate(scored_run, protocol)
     scored_run.release()
     _show(evaluation)
@@ -121,14 +116,15 @@ def _score_member(scored_run: ScoredRun, protocol: Protocol) -> Evaluation:
 def _score(
     scored_run: ScoredRun, protocol: Protocol, heatmap_options: HeatmapOptions, options: EvaluationOptions
 ) -> Evaluation:
-    """Score a run; whatever fails after its scores are known leaves them shown and written."""
-    evaluation = evaluate(scored_run, protocol, set_decisions=options.set_decisions)
+    """Score a run; whatever fails once its scores are known, they are shown and written."""
+    evaluation = evaluate(scored_run, protocol)
     _show(evaluation)
-    _show_decisions(evaluation)
+    _decide(scored_run, evaluation, sets=options.set_decisions or is_plain(scored_run, protocol))
     if heatmap_options.per_kind:  # which may take long; else all is written in a moment
         write_scores(evaluation)
     try:
-        evaluation = explain(evaluation, scored_run, heatmap_options)
+        explanation = explain(evaluation, scored_run, heatmap_options)
+        evaluation = dataclasses.replace(evaluation, explanation=explanation)
     except click.ClickException:
         _write(evaluation, options.report)
         raise
@@ -142,7 +138,7 @@ def _show(evaluation: Evaluation) -> None:
     images = len(evaluation.predictions[evaluation.split].rows)
     echo(
         f"{evaluation.name} on {evaluation.split}: {images} images of {evaluation.patients} patients, "
-        f"thresholds ({evaluation.rule}) from val"
+        f"thresholds ({evaluation.operating_point.rule}) from val"
     )
     echo(evaluation.scores.to_text())
     for warning in evaluation.warnings:
@@ -150,26 +146,29 @@ def _show(evaluation: Evaluation) -> None:
             echo(warning)
 
 
-def _show_decisions(evaluation: Evaluation) -> None:
-    """Say what prediction decides by from now on, unless it is what this evaluation was made with anyway."""
-    name, point, before = evaluation.name, evaluation.operating_point, evaluation.decided_before
-    if before is not None and point is not None and before.to_json("") == point.to_json(""):
+def _decide(scored_run: ScoredRun, evaluation: Evaluation, *, sets: bool) -> None:
+    """Have the run decide as evaluated if this evaluation `sets` that; print whether that is a change."""
+    name, point = evaluation.name, evaluation.operating_point
+    before = read_operating_point(scored_run.run, scored_run.header)
+    if sets:
+        write_operating_point(scored_run.run, scored_run.header, point)
+    if before is not None and before.to_json("") == point.to_json(""):
         return
-    if evaluation.decides:
+    if sets:
         echo(f"{name} now decides by {point}{'' if before is None else f'; before by {before}'}")
     else:
         still = "has no decisions yet" if before is None else f"still decides by {before}"
-        ask = "a plain evaluation sets them" if before is None else "this was a what-if"
+        reason = "a plain evaluation sets them" if before is None else "this was a what-if"
         own = not evaluation.on_other_shards
-        echo(f"{name} {still}; {ask}{', and --set-decisions makes this one count' if own else ''}")
+        echo(f"{name} {still}; {reason}{', and --set-decisions makes this one count' if own else ''}")
 
 
 def _write(evaluation: Evaluation, report: bool) -> None:
-    if evaluation.localization is not None:
-        echo(evaluation.localization.to_text())
+    if evaluation.explanation.localization is not None:
+        echo(evaluation.explanation.localization.to_text())
     folder = write_report(evaluation) if report else write_scores(evaluation)
     written = sorted(path for path in folder.iterdir() if path.is_file())
-    # The page is last, where the eye is when a command has ended.
+    # The page last: the end of the output is what a user sees.
     for path in sorted(written, key=lambda path: path.suffix == ".html"):
         echo(path)
 

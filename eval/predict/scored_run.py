@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from eval.cache import CacheKey, write_csv
 from eval.operating_point import read_operating_point
-from eval.predict.predictions import Predictions, Proof, find_stored, forget, store
+from eval.predict.predictions import Predictions, find_stored, forget_stored
 from eval.predict.selection import Selection
 from shards.errors import BadData, ResourceMissing
+from shards.files import atomic_write_text
 from shards.folder import ShardFolder, open_shards
 from trainer.devices import choose_device
 from trainer.model_header import ModelHeader, read_header
@@ -25,27 +27,27 @@ if TYPE_CHECKING:  # stored predictions are scored without it
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """How predictions are made where they are not stored."""
+    """How to predict where no predictions are stored."""
 
     device: str = "auto"
     batch_size: int = 64
-    """Images a step; changes speed and memory only."""
+    """Images a step; affects speed and memory only."""
     tta: bool = False
-    """Average each image with its mirror."""
+    """Average the probabilities of each image and its mirror image."""
     force: bool = False
     """Predict even where predictions are stored."""
 
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """A run and shards that fit it."""
+    """A run and shards that match it."""
 
     run: RunDirectory
     shards: ShardFolder
     header: ModelHeader
     options: PredictOptions
     read_only: bool = False
-    """Whether nothing of the run may change but that predictions which it lacks are stored in it."""
+    """Whether nothing of the run may change, except that missing predictions are stored."""
     _stored: dict[Path, Predictions] = field(default_factory=dict, compare=False, repr=False)
     _made: set[str] = field(default_factory=set, compare=False, repr=False)
 
@@ -68,11 +70,11 @@ class ScoredRun:
 
     @cached_property
     def device(self) -> "torch.device":
-        """Where the model runs. Imports torch."""
+        """Where the model runs; imports torch."""
         return choose_device(self.options.device)
 
     def release(self) -> None:
-        """Forget the model, so that its memory can go to the next one's."""
+        """Release the model and its memory."""
         self.__dict__.pop("model", None)
 
     def folder(self, name: str) -> Path:
@@ -80,51 +82,52 @@ class ScoredRun:
         return self.run.evaluations / folder_name(name, [self])
 
     def predict(self, split: str, path: Path) -> Predictions:
-        """Return the predictions on a whole split, which then also stand in the CSV `path`.
+        """Return the predictions on a whole split, and see that the CSV `path` holds them.
 
-        Where the run has predictions of these weights on this split of these shards, they are read, and not
-        copied where nothing of the run may change; else the model runs, which imports torch. Errors are
-        those of `eval.predict.inference.predict`, and ResourceMissing where torch is not installed.
+        Predictions of these weights on this split of these shards are reused; a read-only run is not
+        given a copy of them. Else the model runs, which imports torch. Errors are those of
+        `eval.predict.inference.predict`, and ResourceMissing where torch is not installed.
         """
         if path in self._stored:
             return self._stored[path]
-        proof, found = self.proof(split), None
+        key, found = self.key(split=split, tta=self.options.tta), None
         if split in self._made or not self.options.force:
-            found = find_stored(self.run.evaluations, proof, self.shards, path)
+            found = find_stored(self.run.evaluations, key, self.shards, path)
         if found is None:
             predictions = self._run_model(split)
-            forget(self.run.evaluations, proof)
+            forget_stored(self.run.evaluations, key)
             self._made.add(split)
         else:
             stored_at, predictions = found
         if found is None or (stored_at != path and not self.read_only):
-            store(predictions, path, proof, self.shards)
+            write_csv(path, predictions.to_csv(self.shards), key)
         self._stored[path] = predictions
         return predictions
 
-    def proof(self, split: str) -> Proof:
-        """Return what decides the predictions on a split."""
-        return Proof(self.header.weights_sha256, self.shards.digest, split, self.options.tta)
+    def key(self, *, nested: bool = False, **options: Any) -> CacheKey:
+        """Return the key of a result of these weights and shards that also depends on `options`."""
+        return CacheKey(self.header.weights_sha256, self.shards.digest, options, nested)
 
     def predict_selected(self, selection: Selection) -> Predictions:
         """Return the predictions on a selection, in row order; whole splits are predicted for it.
 
-        A whole split's stand in `folder(split)`, a list's as its own predictions.csv.
+        Those on a whole split are stored in `folder(split)`, those on a list in predictions.csv of its own.
         """
         rows = selection.rows(self.shards)
-        whole = {split: self.predict(split, self.folder(split) / "predictions.csv") for split in rows}
+        splits = {split: self.predict(split, self.folder(split) / "predictions.csv") for split in rows}
         if selection.images is None:
-            return whole[selection.name]
-        parts = [whole[split].select(chosen) for split, chosen in rows.items()]
-        order = np.argsort(np.concatenate([part.rows for part in parts]), kind="stable")
+            return splits[selection.name]
+        chosen = [splits[split].select(its_rows) for split, its_rows in rows.items()]
+        order = np.argsort(np.concatenate([each.rows for each in chosen]), kind="stable")
         joined = Predictions(
             *(
-                np.concatenate([getattr(part, field) for part in parts])[order]
+                np.concatenate([getattr(each, field) for each in chosen])[order]
                 for field in ("rows", "labels", "probabilities", "patients")
             )
         )
         if not self.read_only:
-            joined.to_csv(self.folder(selection.name) / "predictions.csv", self.shards)
+            path = self.folder(selection.name) / "predictions.csv"
+            atomic_write_text(path, joined.to_csv(self.shards))
         return joined
 
     def _run_model(self, split: str) -> Predictions:
@@ -158,7 +161,7 @@ def open_run(
     allow_other_shards: bool = False,
     read_only: bool = False,
 ) -> ScoredRun:
-    """Open a run and its shards, or those in `shards_path`, and prove that they go together.
+    """Open a run and its shards, or those in `shards_path`, and verify that they match.
 
     Raises BadData for a run without finished weights, for weights of other findings or other than the run
     decides by, and for shards with another manifest than the run's, unless `allow_other_shards`, or

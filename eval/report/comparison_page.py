@@ -59,7 +59,7 @@ def render_comparison(comparison: RunComparison, picture: Path) -> str:
         images=f"{len(first.predictions[split].rows):,}",
         patients=f"{first.patients:,}",
         fitted_on=FITTED_ON,
-        rule=first.rule,
+        rule=first.operating_point.rule,
         warnings=comparison.warnings,
         picture=read_picture("comparison", picture, "AUROC of every run on every finding"),
         costs=_costs_table(comparison),

@@ -19,8 +19,8 @@ from shards.files import atomic_write_text
 def thresholds_record(evaluation: Evaluation) -> dict[str, Any]:
     """Return thresholds.json: the rule, the split they were fitted on, and one number a finding."""
     return {
-        "rule": evaluation.rule,
-        "meaning": f"probability >= threshold; {parse_rule(evaluation.rule).meaning}",
+        "rule": evaluation.operating_point.rule,
+        "meaning": f"probability >= threshold; {parse_rule(evaluation.operating_point.rule).meaning}",
         "fitted_on": FITTED_ON,
         "thresholds": {name: None if math.isnan(cut) else cut for name, cut in evaluation.thresholds.items()},
     }
@@ -37,9 +37,9 @@ def metrics_record(evaluation: Evaluation) -> dict[str, Any]:
         "manifest_sha256": evaluation.shards.digest,
         "scored_on_manifest_sha256": list(evaluation.scored_on),
         "trained_on_manifest_sha256": list(evaluation.trained_on),
-        "mirror_averaged": evaluation.tta,
+        "mirror_averaged": evaluation.operating_point.tta,
         "patients": evaluation.patients,
-        "threshold_rule": evaluation.rule,
+        "threshold_rule": evaluation.operating_point.rule,
         "thresholds_fitted_on": FITTED_ON,
         **evaluation.scores.to_json(),
         "warnings": list(evaluation.warnings),
@@ -49,7 +49,9 @@ def metrics_record(evaluation: Evaluation) -> dict[str, Any]:
         else _intervals(resampled, evaluation.intervals),
         "calibration": None if evaluation.calibrated is None else _frame(evaluation.calibrated),
         "subgroups": None if evaluation.subgroups is None else evaluation.subgroups.to_json(),
-        "localization": None if evaluation.localization is None else _frame(evaluation.localization.table),
+        "localization": None
+        if evaluation.explanation.localization is None
+        else _frame(evaluation.explanation.localization.table),
     }
 
 
@@ -92,8 +94,8 @@ def write_scores(evaluation: Evaluation) -> Path:
     write_table(folder / "metrics.csv", evaluation.scores.to_frame())
     if evaluation.intervals is not None:
         write_table(folder / "intervals.csv", evaluation.intervals)
-    if evaluation.calibration is not None and evaluation.calibrated is not None:
-        write_json(folder / "calibration.json", evaluation.calibration.to_json())
+    if evaluation.operating_point.calibration is not None and evaluation.calibrated is not None:
+        write_json(folder / "calibration.json", evaluation.operating_point.calibration.to_json())
         write_table(folder / "calibration.csv", evaluation.calibrated)
     groups = evaluation.subgroups
     if groups is not None:
@@ -103,8 +105,8 @@ def write_scores(evaluation: Evaluation) -> Path:
             ("floor", groups.view_baseline),
         ):
             write_table(folder / f"{name}.csv", frame, index=False)
-    if evaluation.localization is not None:
-        atomic_write_text(folder / "localization.csv", evaluation.localization.to_csv())
+    if evaluation.explanation.localization is not None:
+        atomic_write_text(folder / "localization.csv", evaluation.explanation.localization.to_csv())
     return folder
 
 

@@ -53,7 +53,7 @@ def render(evaluation: Evaluation, logs: tuple[TrainingLog, ...], pictures: Mapp
         for name, part in (
             ("subgroups", tables["groups"]),
             ("localization", tables["localization"]),
-            ("heat-maps", evaluation.gallery),
+            ("heat-maps", evaluation.explanation.gallery),
             ("published", tables["published"]),
         )
         if not part
@@ -112,9 +112,9 @@ def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
         card("Macro precision", "macro", "precision", at),
         card("Macro ECE", "macro", "ece", f"as predicted, {ECE_BINS} bins"),
     ]
-    if evaluation.calibrated is not None and evaluation.calibration is not None:
+    if evaluation.calibrated is not None and evaluation.operating_point.calibration is not None:
         after = evaluation.calibrated.at["macro", "calibrated_ece"]
-        note = f"by {evaluation.calibration.method}, fitted on {FITTED_ON}"
+        note = f"by {evaluation.operating_point.calibration.method}, fitted on {FITTED_ON}"
         cell = number(after, small=_interval(evaluation, "macro", "calibrated_ece"))
         cards.append({"what": "Macro ECE, calibrated", "cell": cell, "note": note})
     return cards
@@ -139,8 +139,8 @@ def _tables(evaluation: Evaluation) -> dict[str, Any]:
         tables["groups"] = groups_table(groups.table[groups.table["finding"] == MACRO])
         tables["gaps"] = gaps_table(groups.gaps)
         tables["view_baseline"] = view_baseline_table(groups.view_baseline, scores, evaluation.intervals)
-    if evaluation.localization is not None:
-        tables["localization"] = localization_table(evaluation.localization)
+    if evaluation.explanation.localization is not None:
+        tables["localization"] = localization_table(evaluation.explanation.localization)
     if not_published(evaluation) is None:
         tables["published"] = published_table(
             evaluation.name,
@@ -154,8 +154,8 @@ def _tables(evaluation: Evaluation) -> dict[str, Any]:
 
 def _gallery(evaluation: Evaluation) -> list[tuple[str, list[dict[str, str]]]]:
     """Return the heat maps by kind, in the order they come."""
-    kinds = list(dict.fromkeys(each.kind for each in evaluation.gallery))
-    ordered = sorted(evaluation.gallery, key=lambda each: kinds.index(each.kind))
+    kinds = list(dict.fromkeys(each.kind for each in evaluation.explanation.gallery))
+    ordered = sorted(evaluation.explanation.gallery, key=lambda each: kinds.index(each.kind))
     return [
         (
             kind,

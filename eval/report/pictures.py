@@ -35,7 +35,7 @@ def draw_pictures(evaluation: Evaluation, logs: tuple[TrainingLog, ...]) -> dict
         f"{title}, thresholds fitted on {FITTED_ON}",
         new("confusion", "Confusion matrices of all findings"),
     )
-    curves = evaluation.calibration
+    curves = evaluation.operating_point.calibration
     calibrated = None if curves is None else curves.apply(scored.probabilities)
     draw_reliability(*arrays, calibrated, title, new("reliability", "Reliability diagrams of all findings"))
     if evaluation.subgroups is not None:

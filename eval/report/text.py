@@ -17,7 +17,7 @@ def subtitle(evaluation: Evaluation, logs: tuple[TrainingLog, ...]) -> str:
     archs = list(dict.fromkeys(str(log.config.get("arch", "unknown arch")) for log in logs))
     recipe = evaluation.shards.manifest.recipe
     parts = [", ".join(archs), f"split by the rule {recipe['split']}", f"{recipe['size']} px"]
-    if evaluation.tta:
+    if evaluation.operating_point.tta:
         parts.append("each image averaged with its mirror")
     parts.append(f"manifest {evaluation.shards.digest[:12]}")
     return " · ".join(parts)
@@ -32,13 +32,15 @@ def warnings(evaluation: Evaluation) -> list[str]:
 def notes(evaluation: Evaluation) -> dict[str, str | None]:
     """Return the sentence under each heading of the page."""
     return {
-        "thresholds": f"Thresholds by the rule {evaluation.rule}, fitted on {FITTED_ON}: "
-        f"{parse_rule(evaluation.rule).meaning}.",
+        "thresholds": f"Thresholds by the rule {evaluation.operating_point.rule}, fitted on {FITTED_ON}: "
+        f"{parse_rule(evaluation.operating_point.rule).meaning}.",
         "intervals": _intervals(evaluation),
         "means": _means(evaluation),
         "calibration": _calibration(evaluation),
         "subgroups": _subgroups(evaluation),
-        "localization": None if evaluation.localization is None else evaluation.localization.method,
+        "localization": None
+        if evaluation.explanation.localization is None
+        else evaluation.explanation.localization.method,
         "data": _data(evaluation),
         "not_published": not_published(evaluation),
     }
@@ -148,10 +150,11 @@ def _means(evaluation: Evaluation) -> str:
 
 
 def _calibration(evaluation: Evaluation) -> str:
-    if evaluation.calibration is None:
+    calibration = evaluation.operating_point.calibration
+    if calibration is None:
         return "Probabilities as predicted; not calibrated."
     return (
-        f"One curve per finding by the method {evaluation.calibration.method}, fitted on {FITTED_ON} and "
+        f"One curve per finding by the method {calibration.method}, fitted on {FITTED_ON} and "
         f"applied to {evaluation.split}. It changes the probabilities shown, not the decisions or the "
         "ranking."
     )

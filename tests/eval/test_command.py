@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from eval.__main__ import main
-from eval.evaluation import joint_name
+from eval.ensemble import joint_name
 from shards.files import sha256_of
 from shards.folder import ShardFolder
 from tests.eval.commanding import NUMBERS, contents, expect_refusal, score, succeed

@@ -23,7 +23,7 @@ from shards.packing import pack
 from shards.packing.planning import SplitRecipe, make_plan
 from shards.pixels import PixelRecipe
 from shards.splits import read_list
-from tests.eval.commanding import NUMBERS, expect_refusal, score
+from tests.eval.commanding import NUMBERS, expect_refusal, score, succeed
 from tests.trainer.running import train
 from trainer.model_file import load_model, save_model
 from trainer.model_header import read_header
@@ -42,8 +42,8 @@ def decisions(runs: Path) -> dict[str, Any]:
 
 
 def evaluated(runs: Path, split: str, **changes: Any) -> Evaluation:
-    candidate = open_run(RunDirectory(runs / "small"), PredictOptions(device="cpu"))
-    return evaluate(candidate, Protocol(Selection.parse(split), resamples=0, **changes))
+    run = open_run(RunDirectory(runs / "small"), PredictOptions(device="cpu"))
+    return evaluate(run, Protocol(Selection.parse(split), resamples=0, **changes))
 
 
 def test_every_file_is_written(scored: Path) -> None:
@@ -91,14 +91,16 @@ def test_the_macro_auroc_is_the_mean_of_its_own_table(scored: Path) -> None:
 
 
 def test_thresholds_and_calibration_come_from_val_alone(runs: Path) -> None:
-    on_test = evaluated(runs, "test")
+    succeed("small", "--runs", runs, *NUMBERS)
     stored = decisions(runs)
-    on_val = evaluated(runs, "val")
+    on_test, on_val = evaluated(runs, "test"), evaluated(runs, "val")
+    succeed("small", "--runs", runs, "--split", "val", *NUMBERS)
     assert np.array_equal(list(on_test.thresholds.values()), list(on_val.thresholds.values()), equal_nan=True)
-    assert on_test.calibration == on_val.calibration
-    assert on_val.calibration is not None
+    calibration = on_val.operating_point.calibration
+    assert on_test.operating_point.calibration == calibration
+    assert calibration is not None
     assert decisions(runs) == stored
-    assert stored["calibration"] == on_val.calibration.to_json()
+    assert stored["calibration"] == calibration.to_json()
     assert stored["rule"] == "f1"
     assert stored["thresholds"] == {
         finding: None if np.isnan(cut) else cut for finding, cut in on_val.thresholds.items()
@@ -145,12 +147,14 @@ def test_a_rule_and_a_calibration_can_be_chosen(runs: Path) -> None:
         evaluated(runs, "test"),
         evaluated(runs, "test", rule=parse_rule("youden"), calibration="platt"),
     )
-    assert other.rule == "youden"
+    assert other.operating_point.rule == "youden"
     assert other.thresholds != plain.thresholds
     assert other.scores.macro["auroc"] == plain.scores.macro["auroc"]
-    assert other.calibration is not None and other.calibration.method == "platt"
+    assert (
+        other.operating_point.calibration is not None and other.operating_point.calibration.method == "platt"
+    )
     bare = evaluated(runs, "test", calibration=None)
-    assert bare.calibration is None and bare.calibrated is None
+    assert bare.operating_point.calibration is None and bare.calibrated is None
     assert len({each.folder for each in (plain, other, bare)}) == 3
 
 

@@ -1,4 +1,4 @@
-"""Predictions: their CSV, the proof that lets them be reused, and the mirror."""
+"""Predictions: their CSV, the key that lets them be reused, and the mirror."""
 
 import dataclasses
 import json
@@ -9,15 +9,16 @@ import pandas as pd
 import pytest
 import torch
 
+from eval.cache import CacheKey, write_csv
 from eval.predict.inference import predict
-from eval.predict.predictions import Predictions, Proof, find_stored, store
+from eval.predict.predictions import Predictions, find_stored
 from loaders import LoaderSpec, streaming_loader
 from models import create_model
 from shards.errors import BadData
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
 
-PROOF = Proof(weights_sha256="a", manifest_sha256="b", split="test", tta=False)
+KEY = CacheKey("a", "b", {"split": "test", "tta": False})
 CPU = torch.device("cpu")
 
 
@@ -47,10 +48,10 @@ def expect_equal(one: Predictions, other: Predictions) -> None:
 def test_a_csv_gives_the_predictions_back_to_the_last_bit(
     predictions: Predictions, phantom_shards: ShardFolder, tmp_path: Path
 ) -> None:
-    predictions.to_csv(tmp_path / "p.csv", phantom_shards)
+    (tmp_path / "p.csv").write_text(predictions.to_csv(phantom_shards))
     read = Predictions.from_csv(tmp_path / "p.csv", phantom_shards)
     expect_equal(read, predictions)
-    read.to_csv(tmp_path / "again.csv", phantom_shards)
+    (tmp_path / "again.csv").write_text(read.to_csv(phantom_shards))
     assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "p.csv").read_bytes()
 
 
@@ -58,7 +59,7 @@ def test_a_csv_of_other_images_or_without_a_column_is_refused(
     predictions: Predictions, phantom_shards: ShardFolder, tmp_path: Path
 ) -> None:
     path = tmp_path / "p.csv"
-    predictions.to_csv(path, phantom_shards)
+    path.write_text(predictions.to_csv(phantom_shards))
     table = pd.read_csv(path)
     table.assign(image="00000000_000.png").to_csv(path, index=False)
     with pytest.raises(BadData, match=r"row \d+ is 00000000_000\.png, in the shards"):
@@ -71,16 +72,17 @@ def test_a_csv_of_other_images_or_without_a_column_is_refused(
         Predictions.from_csv(path, phantom_shards)
 
 
-def test_stored_predictions_are_found_by_their_proof_alone(
+def test_stored_predictions_are_found_by_their_key_alone(
     predictions: Predictions, phantom_shards: ShardFolder, tmp_path: Path
 ) -> None:
-    store(predictions, tmp_path / "anywhere" / "val_predictions.csv", PROOF, phantom_shards)
-    found = find_stored(tmp_path, PROOF, phantom_shards)
+    write_csv(tmp_path / "anywhere" / "val_predictions.csv", predictions.to_csv(phantom_shards), KEY)
+    found = find_stored(tmp_path, KEY, phantom_shards)
     assert found is not None
     expect_equal(found[1], predictions)
-    others = {"weights_sha256": "c", "manifest_sha256": "c", "split": "val", "tta": True}
-    for field, value in others.items():
-        other = dataclasses.replace(PROOF, **{field: value})
+    others = [{"weights_sha256": "c"}, {"manifest_sha256": "c"}]
+    others += [{"options": {**KEY.options, **option}} for option in ({"split": "val"}, {"tta": True})]
+    for changes in others:
+        other = dataclasses.replace(KEY, **changes)
         assert find_stored(tmp_path, other, phantom_shards) is None
 
 
@@ -88,16 +90,16 @@ def test_changed_predictions_are_not_taken_for_those_that_were_stored(
     predictions: Predictions, phantom_shards: ShardFolder, tmp_path: Path
 ) -> None:
     path = tmp_path / "test" / "predictions.csv"
-    store(predictions, path, PROOF, phantom_shards)
+    write_csv(path, predictions.to_csv(phantom_shards), KEY)
     whole = path.read_text()
     path.write_text(whole.replace("0.1", "0.2", 1))
-    assert find_stored(tmp_path, PROOF, phantom_shards) is None
+    assert find_stored(tmp_path, KEY, phantom_shards) is None
     path.write_text(whole)
-    assert find_stored(tmp_path, PROOF, phantom_shards) is not None
+    assert find_stored(tmp_path, KEY, phantom_shards) is not None
     note = path.with_suffix(".json")
     for text in ("", "{", "[]", json.dumps({**json.loads(note.read_text()), "csv_sha256": None})):
         note.write_text(text)
-        assert find_stored(tmp_path, PROOF, phantom_shards) is None
+        assert find_stored(tmp_path, KEY, phantom_shards) is None
 
 
 def test_a_selection_keeps_row_order_and_passes_over_what_is_not_there(predictions: Predictions) -> None:

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from eval.evaluation import Evaluation
+from eval.evaluation import Evaluation, Explanation
 from eval.heatmaps.gallery import HeatMap
 from eval.heatmaps.localization import summarize
 from eval.heatmaps.pointing_game import PointingGame
@@ -219,7 +219,7 @@ def test_text_from_files_stays_text(
     run = a_run(tmp_path / "a&b<i>")
     (run.path / "environment.json").write_text(json.dumps({"command": evil, "versions": {evil: "1"}}))
     gallery = (HeatMap(evil, "Mass", "true positive", 0.75, 0.5, (folder / "roc.png").read_bytes()),)
-    page = shown(evaluation(phantom_shards, run, **PLAIN, gallery=gallery))
+    page = shown(evaluation(phantom_shards, run, **PLAIN, explanation=Explanation(gallery)))
     assert not [source for source in page.attributes("img", "src") if not source.startswith("data:")]
     assert page.words().count(evil) == 3
     assert page.words().startswith("a&b<i> on test a&b<i> on test")
@@ -234,7 +234,7 @@ def test_heat_maps_stand_by_kind_with_probability_and_threshold(
         for finding in ("Mass", "Pleural_Thickening")
         for kind in ("true positive", "false positive")
     )
-    page = shown(evaluation(phantom_shards, a_run(tmp_path / "demo"), gallery=gallery))
+    page = shown(evaluation(phantom_shards, a_run(tmp_path / "demo"), explanation=Explanation(gallery)))
     entry = "0.750 at threshold 0.500 00000001_000.png"
     both = f"Mass {entry} Pleural Thickening {entry}"
     assert f"True positives {both} False positives {both}" in page.words()
@@ -248,7 +248,9 @@ def test_localization_stands_beside_chance_and_says_how_it_was_measured(
         ("Mass", 2, 1, PointingGame(False, 0.15, 0.2, 0.3)),
     ]
     localization = summarize(found, np.array([1, 2]), resamples=20)
-    page = shown(evaluation(phantom_shards, a_run(tmp_path / "demo"), localization=localization))
+    page = shown(
+        evaluation(phantom_shards, a_run(tmp_path / "demo"), explanation=Explanation((), localization))
+    )
     titles, mass, macro, micro = page.tables["localization-table"]
     cells = dict(zip((text.strip() for _, text in titles), mass, strict=True))
     for title, value in (

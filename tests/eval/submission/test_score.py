@@ -129,7 +129,7 @@ def test_the_predictions_that_a_run_leaves_are_read_to_the_last_bit(
         labels = entries[list(FINDINGS)].to_numpy(dtype=np.uint8)
         probabilities = random.random(labels.shape, dtype=np.float32)
         stored[split] = Predictions(rows, labels, probabilities, entries["patient"].to_numpy(dtype=np.int64))
-        stored[split].to_csv(tmp_path / f"{split}.csv", phantom_shards)
+        (tmp_path / f"{split}.csv").write_text(stored[split].to_csv(phantom_shards))
     record = score(tmp_path / "test.csv", "--entries", phantom_shards.path, "--val", tmp_path / "val.csv")
     val, test = stored["val"], stored["test"]
     thresholds = pick_thresholds(val.labels, val.probabilities)
