@@ -3,6 +3,7 @@
 import base64
 import math
 import struct
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from eval.report.canvas import readable
+from eval.scores.bootstrap import MEANS
 
 MISSING = "\N{EN DASH}"
 
@@ -48,13 +50,20 @@ TITLES = {
 }
 
 
+Row = Mapping[str, Any]
+CellOf = Callable[[Row], "Cell"]
+
+
 @dataclass(frozen=True)
 class Column:
-    """One column: its title, what hovering over it says, and whether its cells are numbers."""
+    """One column of a table."""
 
     title: str
     hint: str = ""
+    """Shown when hovering over the title."""
     is_number: bool = True
+    cell: CellOf | None = None
+    """How `frame_table` makes the column's cell from a row."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +92,51 @@ class Table:
     means: tuple[tuple[Cell, ...], ...] = field(default=())
 
 
-def measure_column(measure: str) -> Column:
-    """Return the column of a measure, given by its name in metrics.csv."""
-    return Column(TITLES.get(measure, measure.capitalize()), HINTS.get(measure, ""))
+def frame_table(name: str, caption: str, columns: Sequence[Column], frame: pd.DataFrame) -> Table:
+    """Return a table with a row of each of the frame; those indexed macro and micro stay below.
+
+    The columns' `cell` is given the row by column name, and its index as `name`.
+    """
+    rows: list[tuple[Cell, ...]] = []
+    means: list[tuple[Cell, ...]] = []
+    for index, values in zip(frame.index, frame.to_dict("records"), strict=True):
+        row: dict[str, Any] = {"name": str(index), **{str(key): value for key, value in values.items()}}
+        cells = tuple(column.cell(row) for column in columns if column.cell is not None)
+        (means if index in MEANS else rows).append(cells)
+    return Table(name, caption, tuple(columns), tuple(rows), tuple(means))
+
+
+def measure_column(measure: str, cell: CellOf | None = None) -> Column:
+    """Return the column of a measure, given by its name in metrics.csv; by default of numbers."""
+    title = TITLES.get(measure, measure.capitalize())
+    return Column(title, HINTS.get(measure, ""), cell=cell or number_of(measure))
+
+
+def name_column(title: str, cell: CellOf | None = None) -> Column:
+    """Return the first column, which names the rows."""
+    return Column(title, is_number=False, cell=cell or (lambda row: name_cell(row["name"])))
+
+
+def number_of(key: str, digits: int = 3) -> CellOf:
+    """Cells of a number, with its interval where the row has KEY_low and KEY_high."""
+    return lambda row: number(
+        row[key], digits, interval(row.get(f"{key}_low"), row.get(f"{key}_high"), digits)
+    )
+
+
+def count_of(key: str) -> CellOf:
+    """Cells of a whole number."""
+    return lambda row: count(row[key])
+
+
+def percent_of(key: str, digits: int = 1) -> CellOf:
+    """Cells of a share as a percentage."""
+    return lambda row: percent(row[key], digits)
+
+
+def text_of(key: str) -> CellOf:
+    """Cells of text."""
+    return lambda row: text_cell(row[key])
 
 
 def name_cell(name: str) -> Cell:
