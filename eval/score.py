@@ -74,7 +74,7 @@ def main(
 
     It names the image in a column `Image Index` or `image`, and has a probability for each of the 14
     findings, in a column named as the finding, or with prob_ before it. Every image of --split must be
-    there once; predictions on other images of the entries are passed over.
+    there once; predictions on other images are ignored.
 
     AUROC, AUPRC, Brier and ECE are over all images. Thresholds are picked on --val, of which no patient
     may be among the scored ones; without it on one half of the patients, and precision, recall,

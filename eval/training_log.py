@@ -47,7 +47,7 @@ class TrainingLog:
 
     @property
     def best_epoch(self) -> int | None:
-        """The epoch whose weights were kept."""
+        """The epoch of the best weights, which the run has."""
         return next((int(line["epoch"]) for line in reversed(self.epochs) if line.get("best")), None)
 
 

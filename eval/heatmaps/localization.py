@@ -107,7 +107,7 @@ def localize(
         model: moved to `device`, else left as it was.
         shards: where the images are.
         split: a split's name, or rows of entries.csv: the images that are looked at.
-        boxes: as `shards.boxes.read_boxes` returns them; those of other images are passed over.
+        boxes: as `shards.boxes.read_boxes` returns them; those of other images are ignored.
         device: where the model runs.
         batch_size: images a step; changes speed and memory only.
         resamples: of the patients, for the intervals of the hit rate; 0: no intervals.

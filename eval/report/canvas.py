@@ -48,7 +48,7 @@ def readable(finding: str) -> str:
 
 
 def write(figure: Figure, path: Path) -> None:
-    """Write the PNG `path`, whole or not at all. Raises ResourceMissing from the disk."""
+    """Write the PNG `path` atomically. Raises ResourceMissing from the disk."""
     with atomic_write(path) as partial:
         # The fastest compression: the same pixels in a twelfth more bytes.
         figure.savefig(partial, format="png", pil_kwargs={"compress_level": 1})

@@ -84,7 +84,7 @@ def write_scores(evaluation: Evaluation) -> Path:
 
     metrics.json, metrics.csv and thresholds.json always; intervals.csv, calibration.json,
     calibration.csv, subgroups.csv, gaps.csv, floor.csv and localization.csv where the evaluation has
-    them. Each appears whole or not at all; what an earlier evaluation left there is removed first, so
+    them. Each is written atomically; the files of an earlier evaluation are removed first, so
     that nothing stands beside numbers that it does not belong to. Raises ResourceMissing from the disk.
     """
     folder = evaluation.folder

@@ -28,7 +28,7 @@ def draw_roc(
     `labels` is 0 or 1 and `probabilities` a float in [0, 1], both [N, F] in the order of FINDINGS.
     `title` names the run and the split; the number of images is put behind it. The legend gives each
     AUROC and number of positives, and names the findings with one class only, which have no curve.
-    The file appears whole or not at all. Raises ValueError for bad arrays, ResourceMissing from the disk.
+    The file is written atomically. Raises ValueError for bad arrays, ResourceMissing from the disk.
     """
     figure, axes, curves = _start_curves(labels, probabilities, title)
     for finding, truth, scores, look in curves:
@@ -110,7 +110,7 @@ def draw_confusion(per_finding: pd.DataFrame, title: str, path: Path) -> Figure:
     `per_finding` is the table of Scores: index finding, columns tp, fp, fn, tn and threshold. A
     row is the label, a column the decision. The colour, and the percentage under each count, is
     the share of its row: sensitivity and specificity lie on the diagonal. A finding without a
-    threshold keeps its panel, which says so. The file appears whole or not at all.
+    threshold keeps its panel, which says so. The file is written atomically.
     """
     figure, axes, key = new_panels(len(per_finding), title)
     for finding, panel in zip(per_finding.index, axes, strict=True):
@@ -174,7 +174,7 @@ def draw_reliability(
     mean probability in it against the share of its images that show the finding, its area growing
     with the bin's share of the images. A calibrated model has its dots on the diagonal. Each panel
     gives the ECE, before and after. A finding of one class has its dots all the same. The file
-    appears whole or not at all. Raises ValueError for bad arrays.
+    is written atomically. Raises ValueError for bad arrays.
     """
     truth, raw = paired(labels, probabilities)
     curves = [("as predicted", COLOURS[1], raw)]

@@ -19,7 +19,7 @@ def draw_subgroups(macro: pd.DataFrame, overall: float, title: str, path: Path) 
     `macro` has one row a group, in the order to draw: attribute, group, images, auroc, and where
     they are known auroc_low and auroc_high (a bar through the dot). `overall` is the AUROC of all
     images, a dotted line. A group whose AUROC is NaN keeps its line, which says so. The file
-    appears whole or not at all.
+    is written atomically.
     """
     attributes = list(dict.fromkeys(macro["attribute"]))
     # One free line between attributes sets them apart.
@@ -61,7 +61,7 @@ def draw_prevalence(
     """Write a line a finding with a dot per split to the PNG `path`; return the figure.
 
     `prevalence` gives each split's shares 0..1 in the order of FINDINGS; `images` its size, for
-    the legend. A split without images has no dots. The file appears whole or not at all.
+    the legend. A split without images has no dots. The file is written atomically.
     """
     figure = new_figure(9, 1.2 + 0.28 * len(FINDINGS))
     axes = figure.add_subplot()
@@ -96,7 +96,7 @@ def draw_comparison(auroc: pd.DataFrame, runs: Sequence[str], title: str, path: 
     """Write a dot per run and finding with its interval to the PNG `path`; return the figure.
 
     `auroc` has the columns run, finding, value, low and high; its findings are drawn in their order.
-    A value that is NaN has no dot. The file appears whole or not at all.
+    A value that is NaN has no dot. The file is written atomically.
     """
     rows = list(dict.fromkeys(auroc["finding"]))
     figure = new_figure(9, 1.2 + (0.2 + 0.14 * len(runs)) * len(rows))
@@ -128,7 +128,7 @@ def draw_training(epochs: Sequence[Mapping[str, Any]], title: str, path: Path) -
 
     `epochs` are the lines of metrics.jsonl of kind `epoch`, in order: train and val loss with the
     best epoch marked, seconds an epoch, and the share of them spent waiting for the loader in
-    percent. The file appears whole or not at all.
+    percent. The file is written atomically.
     """
     figure = new_figure(9, 6)
     losses, seconds, wait = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))

@@ -18,7 +18,7 @@ from shards.cores import available_cores
 MEANS = ("macro", "micro")
 
 LEVEL = 0.95
-"""Of intervals, where nothing else is asked for."""
+"""Default confidence level."""
 
 # Resamples measured at once: their weights of 2,797 patients, NIH's test split, then fit a core's cache.
 # Measured fastest of 16, 32, 64 and 128.

@@ -50,8 +50,8 @@ class WeightedScores:
         micro |= _pool(sums, images, self.scored, ERRORS) | _pool(sums, images, self.decided, DECIDED)
         values = {}
         for measure in MEASURES:
-            kept = single[measure][self.decided if measure in DECIDED else self.scored]
-            macro = kept.mean(axis=0) if len(kept) else np.full(len(images), np.nan)
+            averaged = single[measure][self.decided if measure in DECIDED else self.scored]
+            macro = averaged.mean(axis=0) if len(averaged) else np.full(len(images), np.nan)
             values[measure] = np.column_stack([*single[measure], macro, micro[measure]])
         for measure in DECIDED:
             values[measure][:, :-2][:, ~self.decided] = np.nan
@@ -118,15 +118,17 @@ def _unit_sums(
 
 def _signed_gaps(gaps: Sequence[Floats], scored: npt.NDArray[np.bool_]) -> csr_array:
     """Add the gaps [ECE_BINS, U] of each finding, and of the scored ones pooled, as `signed_gaps` says."""
-    pooled = sum((gap for gap, kept in zip(gaps, scored, strict=True) if kept), np.zeros_like(gaps[0]))
+    pooled = sum(
+        (gap for gap, is_scored in zip(gaps, scored, strict=True) if is_scored), np.zeros_like(gaps[0])
+    )
     return csr_array(np.stack([np.sign(gap.sum(axis=1)) @ gap for gap in (*gaps, pooled)]))
 
 
 def _pool(
-    sums: Floats, images: Floats, kept: npt.NDArray[np.bool_], measures: Sequence[str]
+    sums: Floats, images: Floats, chosen: npt.NDArray[np.bool_], measures: Sequence[str]
 ) -> dict[str, Floats]:
-    """Return measures [R] over the images of all the kept findings together."""
-    together = _from_sums(sums[kept].sum(axis=0), images * kept.sum())
+    """Return measures [R] over the images of the chosen findings pooled."""
+    together = _from_sums(sums[chosen].sum(axis=0), images * chosen.sum())
     return {measure: together[measure] for measure in measures}
 
 

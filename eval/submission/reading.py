@@ -25,7 +25,7 @@ def read_csv(path: Path, *, typed: bool) -> pd.DataFrame:
 
     Raises BadData naming the file and what is wrong with it: it is no CSV; two columns have one name;
     a row has more cells than the header, so that nobody can tell under which column its values
-    belong. Such cells at the end of a row that are empty are passed over.
+    belong. Empty cells beyond the header are ignored.
     """
     try:
         width = _check_shape(path)
@@ -143,7 +143,7 @@ def read_labels(path: Path) -> Entries:
 
 
 def choose_entries(entries: Entries, selection: Selection | None) -> tuple[pd.DataFrame, str]:
-    """Return the rows that are asked for, and what they are called.
+    """Return the selected rows and the name of the selection.
 
     Without a selection these are `test`, or `all` where the entries have no split. Raises BadData for
     a split that they do not have, and naming images on a list that are none of theirs.
@@ -173,7 +173,7 @@ def read_submission(path: Path, entries: Entries) -> Submission:
     """Read a CSV of predictions (or .gz): the image's name and one probability per finding.
 
     The image's column is `Image Index` or `image`, a finding's is called as the finding, or that with
-    `prob_` before it; other columns are passed over, and the order of rows and columns is free.
+    `prob_` before it; other columns are ignored, and the order of rows and columns is free.
     Raises BadData naming the file and: a column that is missing or there twice, a row that is wider
     than the header, an image that stands there twice or that `entries` do not have, or the image and
     finding of what is no number from 0 to 1.
