@@ -1,1 +1,1 @@
-"""A run in, scores out, each with its split and its rule."""
+"""Score trained runs: predictions, thresholds, metrics with confidence intervals, reports."""

@@ -1,4 +1,4 @@
-"""The evaluation's command line: `python -m eval RUN`, or `python -m eval` for the list of runs."""
+"""Command line of the evaluation: `python -m eval RUN`; `python -m eval` lists the runs."""
 
 if __name__ == "__main__":
     import shards.startup  # noqa: F401  first: Ctrl-C ends in one line while the rest is imported
@@ -19,9 +19,9 @@ from eval.options import (
     runs_option,
     seed_option,
 )
-from eval.predicting.selection import Selection
+from eval.predict.selection import Selection
 from shards.boxes import read_box_list
-from shards.console import PATH, Command, echo
+from shards.console import PATH, Command, RenamedOption, echo
 from shards.documents import read_json
 from shards.errors import BadData, ResourceMissing
 from shards.manifest import read_manifest
@@ -48,54 +48,68 @@ class _Metrics(TypedDict):
     "--split",
     default="test",
     metavar="val|test|FILE",
-    help="Images to score; FILE lists names of val or test images, one a line.",
+    help="Images to score; FILE lists names of val or test images, one per line.",
 )
 @click.option(
     "--shards",
     type=PATH,
     metavar="FOLDER",
-    help="Where the runs' shards are now.  [default: where they were]",
+    help="Where the runs' shards are now.  [default: where they were in training]",
 )
-@click.option("--other-shards", is_flag=True, help="Score on shards the run was not trained on.")
+@click.option(
+    "--allow-other-shards",
+    cls=RenamedOption,
+    formerly="--other-shards",
+    is_flag=True,
+    help="Score on shards the run was not trained on.",
+)
 @rule_option()
 @click.option(
     "--calibration",
     type=click.Choice(CALIBRATIONS),
     default="platt",
-    help="Fitted on val per finding, for the probabilities that are shown; decisions and ranks never use it.",
+    help="Fitted per finding on val, for the probabilities shown; decisions and rankings never use it.",
 )
-@resamples_option(besides=" Those of localization are always of 1,000.")
+@resamples_option(besides=" Localization always uses 1,000.")
 @seed_option("the resamples")
-@click.option("--tta/--no-tta", default=False, help="Average each image with its mirror.")
+@click.option(
+    "--tta/--no-tta", default=False, help="Average the probabilities of each image and its mirror image."
+)
 @click.option(
     "--set-decisions",
     is_flag=True,
-    help="Have RUN decide by this rule, calibration and mirror from now on, as it does after a plain evaluation.",
+    help="Make this rule, calibration and mirror what RUN decides by, as a plain evaluation does.",
 )
-@click.option("--average", is_flag=True, help="Score the mean of the runs' probabilities as well.")
-@click.option("--compare", is_flag=True, help="Set the runs side by side, each against the first.")
+@click.option("--average", is_flag=True, help="Also score the mean of the runs' probabilities.")
+@click.option("--compare", is_flag=True, help="Compare each run with the first.")
 @click.option(
     "--heatmaps",
     type=click.IntRange(0, 10_000),
     default=6,
     metavar="N",
-    help="Pictures each of true positives, false positives, false negatives; 0: no heat map, no localization, "
-    "so that scoring stored predictions by another rule needs no torch.",
+    help="Heat maps each of true positives, false positives and false negatives; 0: no heat maps and no "
+    "localization, so that scoring stored predictions needs no torch.",
 )
 @click.option(
     "--boxes",
     type=PATH,
     metavar="FILE",
-    help="A list of boxes as NIH's BBox_List_2017.csv, for localization.  [default: the shards' own]",
+    help="Boxes in the format of NIH's BBox_List_2017.csv, for localization.  [default: the shards' own]",
 )
-@click.option("--again", is_flag=True, help="Predict anew, where stored predictions would do.")
-@click.option("--report/--no-report", default=True, help="Draw the pictures and report.html, too.")
+@click.option(
+    "--force",
+    cls=RenamedOption,
+    formerly="--again",
+    is_flag=True,
+    help="Predict even where predictions are stored.",
+)
+@click.option("--report/--no-report", default=True, help="Also draw the plots and write report.html.")
 @batch_size_option()
 @click.option(
     "--device",
     default="auto",
     metavar=DEVICE_CHOICES,
-    help="Where the model runs, if it must; auto: the first GPU if there is one.",
+    help="Where the model runs, if it has to; auto: the first GPU, else the CPU.",
 )
 @json_option()
 def main(
@@ -103,7 +117,7 @@ def main(
     runs: Path,
     split: str,
     shards: Path | None,
-    other_shards: bool,
+    allow_other_shards: bool,
     rule: str,
     calibration: str,
     resamples: int,
@@ -114,7 +128,7 @@ def main(
     compare: bool,
     heatmaps: int,
     boxes: Path | None,
-    again: bool,
+    force: bool,
     report: bool,
     batch_size: int,
     device: str,
@@ -123,7 +137,7 @@ def main(
     """Score each RUN, given by name or path: thresholds and calibration from val, all else on the split.
 
     Writes predictions, thresholds, scores, pictures and report.html to RUN/eval/SPLIT/. A plain evaluation
-    sets what RUN decides by, in decisions.json; one by another --rule or --calibration or with --tta is a
+    sets what RUN decides by, in decisions.json; one by another --threshold-rule or --calibration or with --tta is a
     what-if: it writes to SPLIT-RULE/, and sets nothing without --set-decisions. Predictions are made once:
     scoring again needs neither torch nor a GPU, but heat maps of other decisions do; --heatmaps 0 leaves
     them out. --average writes to A+B/eval/SPLIT/ beside the first run, --compare to A-vs-B/eval/SPLIT/; the
@@ -139,13 +153,15 @@ def main(
     if boxes is not None and not heatmaps:
         raise click.UsageError("--boxes needs heat maps, which --heatmaps 0 leaves out")
     together = average or compare
-    if together and (option := _of_one_run(boxes, again=again, set_decisions=set_decisions)):
+    if together and (option := _of_one_run(boxes, force=force, set_decisions=set_decisions)):
         raise click.UsageError(
             f"{option} is for a run of its own: --average and --compare only read the runs; leave it out, or "
             "leave them out"
         )
-    if set_decisions and other_shards:
-        raise click.UsageError("--set-decisions needs the shards the run was trained on, not --other-shards")
+    if set_decisions and allow_other_shards:
+        raise click.UsageError(
+            "--set-decisions needs the shards the run was trained on, not --allow-other-shards"
+        )
     chosen_rule, selection = read_rule(rule), Selection.parse(split)
     found = [find_run(name, runs) for name in names]
     if len({run.path.resolve() for run in found}) < len(found):
@@ -153,22 +169,22 @@ def main(
     options = EvaluationOptions(
         selection=selection, rule=chosen_rule, calibration=calibration, resamples=resamples, seed=seed, tta=tta,
         set_decisions=set_decisions, average=average, compare=compare, heatmaps=heatmaps,
-        boxes=None if boxes is None else read_box_list(boxes), again=again, report=report,
-        batch_size=batch_size, device=device, shards=shards, other_shards=other_shards, json_file=json_file,
+        boxes=None if boxes is None else read_box_list(boxes), force=force, report=report,
+        batch_size=batch_size, device=device, shards=shards, allow_other_shards=allow_other_shards, json_file=json_file,
     )  # fmt: skip
     for run in found:
         if shards is not None or isinstance(run.read_config().get("shards"), str):
             read_manifest(shards or Path(run.read_config()["shards"]))
-    with graceful_exit("what was finished is kept; the same command goes on from there"):
-        # Imports scikit-learn and more, which takes seconds: what is wrong with a name was told before.
+    with graceful_exit("finished results are saved; the same command continues from there"):
+        # Imports scikit-learn and more, which takes seconds: a wrong name was reported before.
         from eval.launch import launch
 
         launch(found, options)
 
 
-def _of_one_run(boxes: Path | None, *, again: bool, set_decisions: bool) -> str | None:
-    """Return an option that was given and changes what a run holds, or shows what only its report does."""
-    given = {"--boxes": boxes is not None, "--again": again, "--set-decisions": set_decisions}
+def _of_one_run(boxes: Path | None, *, force: bool, set_decisions: bool) -> str | None:
+    """Return a given option that changes a run or shows in its report alone, if there is one."""
+    given = {"--boxes": boxes is not None, "--force": force, "--set-decisions": set_decisions}
     return next((option for option, is_given in given.items() if is_given), None)
 
 

@@ -1,52 +1,43 @@
-"""Where the model of an evaluation looks: gallery and localization, made once, kept with their proof."""
+"""Heat-map gallery and localization of an evaluation, computed once and cached."""
 
-import dataclasses
 import hashlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from eval.evaluation import Evaluation
-from eval.heatmaps.gallery import HeatMap, gallery
-from eval.heatmaps.keeping import (
-    keep_gallery,
-    keep_localization,
-    read_gallery,
-    read_localization,
-    remove_other_gallery,
-)
+from eval.cache import CacheKey, is_valid, write_csv
+from eval.evaluation import Evaluation, Explanation
+from eval.heatmaps.gallery import HeatMap, gallery, load_gallery, remove_other_gallery, save_gallery
 from eval.heatmaps.localization import Localization, localize
-from eval.predicting.candidate import Candidate, require_torch
+from eval.predict.scored_run import ScoredRun, require_torch
 from shards.boxes import by_row, to_csv
 from shards.errors import BadData, ResourceMissing
 from shards.folder import ShardFolder
 
 FOLDER = "heatmaps"
-Made = TypeVar("Made")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Explaining:
-    """What is asked for."""
+class HeatmapOptions:
+    """Which heat maps to make."""
 
     per_kind: int = 6
-    """Pictures of each kind in the gallery; 0: no heat map at all, so no localization either, and no need
-    of torch where predictions are stored."""
+    """Pictures of each kind in the gallery; 0: no heat map at all and no localization, so that stored
+    predictions need no torch."""
     boxes: pd.DataFrame | None = None
-    """A list of boxes as `read_box_list` returns it; None: the shards' own boxes.csv."""
+    """Boxes as `read_box_list` returns them; None: the shards' own boxes.csv."""
 
     def boxes_of(self, shards: ShardFolder) -> pd.DataFrame | None:
-        """Return those of images of the shards, as `read_boxes` does; None where no boxes are known."""
+        """Return the boxes of images of the shards, as `read_boxes` does; None where none are known."""
         return shards.boxes if self.boxes is None else by_row(self.boxes, shards.entries["image"])
 
     def require_boxes(self, shards: ShardFolder, rows: npt.NDArray[np.int32]) -> None:
-        """Raise BadData where a list was asked for, and has no box of the images in these rows."""
+        """Raise BadData where a list of boxes was given that has no box of the images in these rows."""
         mine = None if self.boxes is None else self.boxes_of(shards)
         if mine is not None and not mine["row"].isin(rows).any():
             raise BadData(
@@ -55,73 +46,68 @@ class Explaining:
             )
 
 
-def explain(evaluation: Evaluation, candidate: Candidate, asked: Explaining) -> Evaluation:
-    """Return the evaluation of one run with its gallery and, where boxes are known, its localization.
+def explain(evaluation: Evaluation, scored_run: ScoredRun, options: HeatmapOptions) -> Explanation:
+    """Return the gallery of the evaluation of one run and, where boxes are known, its localization.
 
-    Both are kept in the folder heatmaps/ of the evaluation, and are read from there where they are of the
-    same weights, images, thresholds and boxes; only else the model runs, which imports torch: by another
-    rule other decisions are shown. Where torch is not wanted, no heat map must be asked for. So that no
-    other interval of the scores needs the model, those of the hit rates are always of 1,000 resamples.
-    Without a box in the scored images there is no localization. A gallery of other weights, images or
-    thresholds is removed, also where none is asked for: its captions would contradict the scores.
+    Both are cached in the folder heatmaps/ of the evaluation. A cached one of the same weights, images,
+    thresholds and boxes is reused; else the model runs, which imports torch. Localization does not depend
+    on thresholds, and its intervals always use 1,000 resamples. It needs a box in the scored images. A
+    gallery of other weights, images or thresholds is removed even if none is made: its captions would
+    contradict the scores.
 
     Raises BadData for a list of boxes that has none of these images, and for an image that does not
     decode; ResourceMissing where torch is not installed or the device has too little memory.
     """
-    scored = evaluation.predictions[evaluation.split]
-    folder = evaluation.folder / FOLDER
-    proof: dict[str, Any] = {
-        "weights_sha256": candidate.header.weights_sha256,
-        "manifest_sha256": candidate.shards.digest,
-        "rows_sha256": hashlib.sha256(scored.rows.tobytes()).hexdigest(),
-    }
-    cuts = {name: None if math.isnan(cut) else cut for name, cut in evaluation.thresholds.items()}
-    decisions = {"tta": evaluation.tta, "thresholds": cuts}
-    remove_other_gallery(folder, {**proof, **decisions})
-    if not asked.per_kind:
-        return evaluation
-    boxes = asked.boxes_of(candidate.shards)
-    proof["boxes_sha256"] = None if boxes is None else hashlib.sha256(to_csv(boxes).encode()).hexdigest()
-
-    def new_gallery() -> tuple[HeatMap, ...]:
-        model, shards = candidate.model, candidate.shards
-        return gallery(model, shards, scored, evaluation.thresholds, asked.per_kind, boxes)
-
-    of_decisions = {**proof, **decisions, "per_kind": asked.per_kind}
-    maps = read_gallery(folder, of_decisions)
+    scored, point = evaluation.predictions[evaluation.split], evaluation.operating_point
+    folder, shards = evaluation.folder / FOLDER, scored_run.shards
+    images: dict[str, str | None] = {"rows_sha256": hashlib.sha256(scored.rows.tobytes()).hexdigest()}
+    decisions = {"tta": point.tta, "thresholds": point.by_finding()}
+    remove_other_gallery(folder, scored_run.key(nested=True, **images, **decisions))
+    if not options.per_kind:
+        return Explanation()
+    boxes = options.boxes_of(shards)
+    images["boxes_sha256"] = None if boxes is None else hashlib.sha256(to_csv(boxes).encode()).hexdigest()
+    key = scored_run.key(nested=True, **images, **decisions, per_kind=options.per_kind)
+    maps = load_gallery(folder, key)
     if maps is None:
-        maps = _run(new_gallery)
-        keep_gallery(folder, of_decisions, maps)
-    found = None
-    # A list that was asked for and has no box of these images is an error, which localize names.
-    if boxes is not None and (asked.boxes is not None or boxes["row"].isin(scored.rows).any()):
-        found = _localization(candidate, evaluation.split, folder, proof, scored.rows, boxes)
-    return dataclasses.replace(evaluation, gallery=maps, localization=found)
+        cuts = evaluation.thresholds
+
+        def new_gallery() -> tuple[HeatMap, ...]:
+            return gallery(scored_run.model, shards, scored, cuts, options.per_kind, boxes)
+
+        maps = _with_torch(new_gallery)
+        save_gallery(folder, key, maps)
+    # A list that was given and has no box of these images is an error, which localize reports.
+    if boxes is None or (options.boxes is None and not boxes["row"].isin(scored.rows).any()):
+        return Explanation(maps)
+    key = scored_run.key(nested=True, **images)
+    return Explanation(maps, _localization(evaluation, scored_run, key, boxes))
 
 
 def _localization(
-    candidate: Candidate, split: str, folder: Path, proof: dict[str, Any], rows: Any, boxes: pd.DataFrame
+    evaluation: Evaluation, scored_run: ScoredRun, key: CacheKey, boxes: pd.DataFrame
 ) -> Localization:
-    # It does not depend on rule or calibration: what a plain evaluation measured holds for a what-if.
-    plain = candidate.folder(split) / FOLDER
-    found = read_localization(folder, proof) or read_localization(plain, proof)
-    if found is None:
-        found = _run(
-            lambda: localize(
-                candidate.model,
-                candidate.shards,
-                rows,
-                boxes,
-                device=candidate.device,
-                batch_size=candidate.predicting.batch_size,
-            )
-        )
-        keep_localization(folder, proof, found)
+    path = evaluation.folder / FOLDER / "localization.csv"
+    # What a plain evaluation measured holds for a what-if.
+    for cached in (path, scored_run.folder(evaluation.split) / FOLDER / path.name):
+        if is_valid(cached, key):
+            try:
+                return Localization.from_csv(cached)
+            except BadData:
+                continue
+    rows, batch_size = evaluation.predictions[evaluation.split].rows, scored_run.options.batch_size
+
+    def new_localization() -> Localization:
+        model, device = scored_run.model, scored_run.device
+        return localize(model, scored_run.shards, rows, boxes, device=device, batch_size=batch_size)
+
+    found = _with_torch(new_localization)
+    write_csv(path, found.to_csv(), key)
     return found
 
 
-def _run(make: Callable[[], Made]) -> Made:
-    require_torch("drawing heat maps", "all else is done; with --heatmaps 0 it is not asked for")
+def _with_torch(make: Callable[[], T]) -> T:
+    require_torch("drawing heat maps", "all else is done; --heatmaps 0 leaves them out")
     import torch
 
     try:

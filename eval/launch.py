@@ -1,41 +1,36 @@
-"""Runs scored, averaged and compared: predicted where they must be, shown, and written into their folders."""
+"""Run an evaluation command: lock the runs, predict, score, average, compare, print and write."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
 import numpy as np
 
-from eval.evaluation import (
-    FITTED_ON,
-    Evaluation,
-    Protocol,
-    evaluate,
-    evaluate_average,
-    joint_folder,
-)
-from eval.explanation import Explaining, explain
+from eval.compare import RunComparison, compare_runs
+from eval.ensemble import Images, joint_folder, require_same_images
+from eval.evaluation import FITTED_ON, Evaluation, Protocol, evaluate, evaluate_average, is_plain
+from eval.explanation import HeatmapOptions, explain
+from eval.operating_point import read_operating_point, write_operating_point
 from eval.options import EvaluationOptions
-from eval.predicting.candidate import Candidate, Predicting, open_candidate
-from eval.predicting.selection import Selection
+from eval.predict.scored_run import PredictOptions, ScoredRun, open_run
+from eval.predict.selection import Selection
 from eval.report import metrics_record, write_report, write_scores
 from eval.report.comparison_page import write_comparison
 from eval.result_files import write_json
 from eval.scores.calibration import METHODS
-from eval.several.comparison import RunComparison, compare_runs
-from eval.several.same_images import Images, require_same_images
 from shards.console import echo
 from shards.files import remove_partials
 from shards.locking import exclusive_lock
 from trainer.run_directory import RunDirectory
 
 WAIT = 60
-"""Seconds that another evaluation of a run is waited for. One of stored predictions takes some seconds."""
+"""Seconds to wait for another evaluation of a run; one of stored predictions takes a few seconds."""
 
 
 def launch(runs: Sequence[RunDirectory], options: EvaluationOptions) -> None:
-    """Score the runs as the options ask; their folders are locked while anything is written there."""
+    """Score the runs as the options say; their folders are locked meanwhile."""
     protocol = Protocol(
         selection=options.selection,
         rule=options.rule,
@@ -43,24 +38,32 @@ def launch(runs: Sequence[RunDirectory], options: EvaluationOptions) -> None:
         resamples=options.resamples,
         seed=options.seed,
     )
-    predicting = Predicting(
-        device=options.device, batch_size=options.batch_size, tta=options.tta, again=options.again
+    predict_options = PredictOptions(
+        device=options.device, batch_size=options.batch_size, tta=options.tta, force=options.force
     )
     together = options.average or options.compare
-    # All are opened before the first is predicted: what is wrong shows at once.
-    candidates = [
-        open_candidate(run, predicting, options.shards, other_shards=options.other_shards, read_only=together)
+    # Open all before predicting the first: errors show at once.
+    scored_runs = [
+        open_run(
+            run,
+            predict_options,
+            options.shards,
+            allow_other_shards=options.allow_other_shards,
+            read_only=together,
+        )
         for run in runs
     ]
-    explaining = Explaining(options.heatmaps, options.boxes)
-    _check(candidates, protocol.selection, explaining, together=together)
+    heatmap_options = HeatmapOptions(options.heatmaps, options.boxes)
+    _check(scored_runs, protocol.selection, heatmap_options, together=together)
     with _locked(runs):
         if together:
-            evaluations = [_score_member(candidate, protocol) for candidate in candidates]
+            evaluations = [_score_member(scored_run, protocol) for scored_run in scored_runs]
         else:
-            evaluations = [_score(candidate, protocol, explaining, options) for candidate in candidates]
+            evaluations = [
+                _score(scored_run, protocol, heatmap_options, options) for scored_run in scored_runs
+            ]
         if options.average:
-            joint = evaluate_average(candidates, protocol)
+            joint = evaluate_average(scored_runs, protocol)
             _show(joint)
             _write(joint, options.report)
             evaluations.append(joint)
@@ -76,7 +79,7 @@ def launch(runs: Sequence[RunDirectory], options: EvaluationOptions) -> None:
 
 @contextlib.contextmanager
 def _locked(runs: Sequence[RunDirectory]) -> Iterator[None]:
-    """Keep other commands out of the runs, and remove what killed ones left there and beside them."""
+    """Lock the runs, and remove partial files that killed commands left in and beside them."""
     with contextlib.ExitStack() as held:
         for path in sorted(run.path.resolve() for run in runs):
             held.enter_context(exclusive_lock(path, wait=WAIT))
@@ -88,44 +91,45 @@ def _locked(runs: Sequence[RunDirectory]) -> Iterator[None]:
 
 
 def _check(
-    candidates: list[Candidate], selection: Selection, explaining: Explaining, *, together: bool
+    scored_runs: list[ScoredRun], selection: Selection, heatmap_options: HeatmapOptions, *, together: bool
 ) -> None:
     """Raise BadData for what can be known to be wrong before hours of prediction."""
-    parts: dict[str, list[Images]] = {FITTED_ON: [], selection.name: []}
-    for each in candidates:
+    images: dict[str, list[Images]] = {FITTED_ON: [], selection.name: []}
+    for each in scored_runs:
         rows = np.sort(np.concatenate(list(selection.rows(each.shards).values())))
-        explaining.require_boxes(each.shards, rows)
+        heatmap_options.require_boxes(each.shards, rows)
         if together:
-            for part, its_rows in {FITTED_ON: each.shards.rows(FITTED_ON), selection.name: rows}.items():
-                parts[part].append(Images.of_rows(each.run.name, each.shards, its_rows))
-    for part, images in parts.items():
-        require_same_images(images, part)
+            for split, its_rows in {FITTED_ON: each.shards.rows(FITTED_ON), selection.name: rows}.items():
+                images[split].append(Images.of_rows(each.run.name, each.shards, its_rows))
+    for split, of_runs in images.items():
+        require_same_images(of_runs, split)
 
 
-def _score_member(candidate: Candidate, protocol: Protocol) -> Evaluation:
-    """Score a run of an average or a comparison; only predictions that it lacks are written into it."""
-    evaluation = evaluate(candidate, protocol)
-    candidate.release()
+def _score_member(scored_run: ScoredRun, protocol: Protocol) -> Evaluation:
+    """Score a run of an average or a comparison; only missing predictions are written into it."""
+    evaluation = evaluate(scored_run, protocol)
+    scored_run.release()
     _show(evaluation)
     return evaluation
 
 
 def _score(
-    candidate: Candidate, protocol: Protocol, explaining: Explaining, options: EvaluationOptions
+    scored_run: ScoredRun, protocol: Protocol, heatmap_options: HeatmapOptions, options: EvaluationOptions
 ) -> Evaluation:
-    """Score a run; whatever fails after its scores are known leaves them shown and written."""
-    evaluation = evaluate(candidate, protocol, set_decisions=options.set_decisions)
+    """Score a run; whatever fails once its scores are known, they are shown and written."""
+    evaluation = evaluate(scored_run, protocol)
     _show(evaluation)
-    _show_decisions(evaluation)
-    if explaining.per_kind:  # which may take long; else all is written in a moment
+    _decide(scored_run, evaluation, sets=options.set_decisions or is_plain(scored_run, protocol))
+    if heatmap_options.per_kind:  # which may take long; else all is written in a moment
         write_scores(evaluation)
     try:
-        evaluation = explain(evaluation, candidate, explaining)
+        explanation = explain(evaluation, scored_run, heatmap_options)
+        evaluation = dataclasses.replace(evaluation, explanation=explanation)
     except click.ClickException:
         _write(evaluation, options.report)
         raise
     finally:
-        candidate.release()
+        scored_run.release()
     _write(evaluation, options.report)
     return evaluation
 
@@ -134,7 +138,7 @@ def _show(evaluation: Evaluation) -> None:
     images = len(evaluation.predictions[evaluation.split].rows)
     echo(
         f"{evaluation.name} on {evaluation.split}: {images} images of {evaluation.patients} patients, "
-        f"thresholds ({evaluation.rule}) from val"
+        f"thresholds ({evaluation.operating_point.rule}) from val"
     )
     echo(evaluation.scores.to_text())
     for warning in evaluation.warnings:
@@ -142,26 +146,29 @@ def _show(evaluation: Evaluation) -> None:
             echo(warning)
 
 
-def _show_decisions(evaluation: Evaluation) -> None:
-    """Say what prediction decides by from now on, unless it is what this evaluation was made with anyway."""
-    name, point, before = evaluation.name, evaluation.operating_point, evaluation.decided_before
-    if before is not None and point is not None and before.to_json("") == point.to_json(""):
+def _decide(scored_run: ScoredRun, evaluation: Evaluation, *, sets: bool) -> None:
+    """Have the run decide as evaluated if this evaluation `sets` that; print whether that is a change."""
+    name, point = evaluation.name, evaluation.operating_point
+    before = read_operating_point(scored_run.run, scored_run.header)
+    if sets:
+        write_operating_point(scored_run.run, scored_run.header, point)
+    if before is not None and before.to_json("") == point.to_json(""):
         return
-    if evaluation.decides:
+    if sets:
         echo(f"{name} now decides by {point}{'' if before is None else f'; before by {before}'}")
     else:
         still = "has no decisions yet" if before is None else f"still decides by {before}"
-        ask = "a plain evaluation sets them" if before is None else "this was a what-if"
+        reason = "a plain evaluation sets them" if before is None else "this was a what-if"
         own = not evaluation.on_other_shards
-        echo(f"{name} {still}; {ask}{', and --set-decisions makes this one count' if own else ''}")
+        echo(f"{name} {still}; {reason}{', and --set-decisions makes this one count' if own else ''}")
 
 
 def _write(evaluation: Evaluation, report: bool) -> None:
-    if evaluation.localization is not None:
-        echo(evaluation.localization.to_text())
+    if evaluation.explanation.localization is not None:
+        echo(evaluation.explanation.localization.to_text())
     folder = write_report(evaluation) if report else write_scores(evaluation)
     written = sorted(path for path in folder.iterdir() if path.is_file())
-    # The page is last, where the eye is when a command has ended.
+    # The page last: the end of the output is what a user sees.
     for path in sorted(written, key=lambda path: path.suffix == ".html"):
         echo(path)
 

@@ -1,4 +1,4 @@
-"""decisions.json: thresholds, rule, calibration and mirror that a run decides by, bound to its weights."""
+"""decisions.json: the thresholds, rule, calibration and mirror a run decides by, bound to its weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,28 +31,32 @@ class _Record(TypedDict, total=False):
 
 @dataclass(frozen=True, eq=False)
 class OperatingPoint:
-    """What val taught, and with it how images are decided on."""
+    """Thresholds and calibration fitted on val: how a run decides."""
 
     rule: str
     """By which the thresholds were picked, as `Rule.name`."""
     thresholds: Floats
-    """[14], of raw probabilities; NaN for a finding that the rule finds nothing in val to go by."""
+    """[14], of raw probabilities; NaN for a finding for which the rule is undefined on val."""
     calibration: Calibration | None
-    """For the probabilities that are shown; None shows them as they are."""
+    """For the probabilities shown; None shows raw ones."""
     tta: bool
-    """Whether each image is averaged with its mirror."""
+    """Whether each image is averaged with its mirror image."""
 
     def to_json(self, weights_sha256: str) -> dict[str, Any]:
         """Return decisions.json for the weights of this digest."""
-        cuts = zip(FINDINGS, self.thresholds.tolist(), strict=True)
         return {
             "weights_sha256": weights_sha256,
             "fitted_on": FITTED_ON,
             "rule": self.rule,
             "tta": self.tta,
-            "thresholds": {finding: None if np.isnan(cut) else cut for finding, cut in cuts},
+            "thresholds": self.by_finding(),
             "calibration": None if self.calibration is None else self.calibration.to_json(),
         }
+
+    def by_finding(self) -> dict[str, float | None]:
+        """Return the thresholds as JSON values: None for a finding without one."""
+        cuts = zip(FINDINGS, self.thresholds.tolist(), strict=True)
+        return {finding: None if np.isnan(cut) else cut for finding, cut in cuts}
 
     def summary(self) -> dict[str, Any]:
         """Return rule, mirror and calibration as JSON values, by these names."""
@@ -65,11 +69,10 @@ class OperatingPoint:
 
 
 def read_operating_point(run: RunDirectory, header: ModelHeader) -> OperatingPoint | None:
-    """Return what the run decides by; None where nothing was decided on yet.
+    """Return what the run decides by; None before its first plain evaluation.
 
-    That is decisions.json; of a run of before it existed, what stands in the header of its weights.
-    Raises BadData where it is damaged, or was fitted for other weights; ResourceMissing where it may not be
-    read.
+    Read from decisions.json; for runs older than that file, from the header of the weights. Raises BadData
+    where it is damaged or was fitted for other weights, ResourceMissing where it cannot be read.
     """
     if run.decisions.exists():
         record = read_json(run.decisions, _Record)
@@ -87,7 +90,7 @@ def read_operating_point(run: RunDirectory, header: ModelHeader) -> OperatingPoi
 def write_operating_point(run: RunDirectory, header: ModelHeader, point: OperatingPoint) -> None:
     """Make `point` what the run decides by; whoever calls this holds the run's lock.
 
-    A file that says all this already is not written again. Raises ResourceMissing from the disk.
+    An identical file is not written again. Raises ResourceMissing from the disk.
     """
     text = json_text(point.to_json(header.weights_sha256))
     if not run.decisions.is_file() or run.decisions.read_bytes() != text.encode():

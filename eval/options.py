@@ -1,4 +1,4 @@
-"""Options of `python -m eval` and `python -m eval.score`, and how they are read."""
+"""Options that `python -m eval` and `python -m eval.score` share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from typing import Any
 import click
 import pandas as pd
 
-from eval.predicting.selection import Selection
+from eval.predict.selection import Selection
 from eval.scores.thresholds import RULES, Rule, parse_rule
-from shards.console import PATH, SEED
+from shards.console import PATH, SEED, RenamedOption
 
 CALIBRATIONS = ("temperature", "platt", "isotonic", "none")
 """Those of `eval.scores.calibration`, which takes a second to import, and none."""
@@ -18,7 +18,7 @@ CALIBRATIONS = ("temperature", "platt", "isotonic", "none")
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What `python -m eval` was asked for, each field as its option."""
+    """The options of `python -m eval`, by their names."""
 
     selection: Selection
     """--split"""
@@ -32,13 +32,13 @@ class EvaluationOptions:
     compare: bool
     heatmaps: int
     boxes: pd.DataFrame | None
-    """The list's boxes as `shards.boxes.read_box_list` returns them."""
-    again: bool
+    """As `shards.boxes.read_box_list` returns them."""
+    force: bool
     report: bool
     batch_size: int
     device: str
     shards: Path | None
-    other_shards: bool
+    allow_other_shards: bool
     json_file: Path | None
 
 
@@ -46,19 +46,28 @@ Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def rule_option() -> Option:
-    """--rule, to be read by `read_rule`."""
-    return click.option("--rule", default="f1", metavar="RULE", help=f"How thresholds are picked: {RULES}.")
+    """--threshold-rule; `read_rule` parses it."""
+    return click.option(
+        "--threshold-rule",
+        "rule",
+        cls=RenamedOption,
+        formerly="--rule",
+        envvar="CXRAPID_THRESHOLD_RULE",
+        default="f1",
+        metavar="RULE",
+        help=f"How to pick each threshold: {RULES}.",
+    )
 
 
 def resamples_option(besides: str = "") -> Option:
-    """--resamples; `besides` is put behind its help."""
-    help = f"Of the patients, for 95 % intervals; 0: none.{besides}"
+    """--resamples; `besides` is appended to its help."""
+    help = f"Bootstrap resamples of the patients for 95 % confidence intervals; 0: no intervals.{besides}"
     return click.option("--resamples", type=click.IntRange(0, 100_000), default=1000, metavar="N", help=help)
 
 
 def seed_option(of: str) -> Option:
-    """--seed, of what is drawn with it."""
-    return click.option("--seed", type=SEED, default=0, metavar="N", help=f"Of {of}.")
+    """--seed; `of` names what it seeds."""
+    return click.option("--seed", type=SEED, default=0, metavar="N", help=f"Seed of {of}.")
 
 
 def json_option() -> Option:
@@ -69,7 +78,7 @@ def json_option() -> Option:
         envvar="CXRAPID_JSON",
         type=PATH,
         metavar="FILE",
-        help="Write everything there, too.",
+        help="Also write all results to FILE.",
     )
 
 
@@ -80,7 +89,7 @@ def batch_size_option() -> Option:
         type=click.IntRange(1, 2**20),
         default=64,
         metavar="IMAGES",
-        help="Images a step; changes speed and memory only.",
+        help="Images a step; affects speed and memory only.",
     )
 
 
@@ -91,13 +100,13 @@ def runs_option() -> Option:
         type=PATH,
         default="runs",
         metavar="FOLDER",
-        help="Folder that holds the runs.",
+        help="Folder of the runs.",
     )
 
 
 def read_rule(text: str) -> Rule:
-    """Return the threshold rule that --rule names; UsageError says which there are."""
+    """Parse --threshold-rule; UsageError lists the rules."""
     try:
         return parse_rule(text)
     except ValueError as error:
-        raise click.UsageError(f"--rule: {error}") from error
+        raise click.UsageError(f"--threshold-rule: {error}") from error

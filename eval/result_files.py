@@ -1,4 +1,4 @@
-"""Files of results: JSON without NaN, tables, and nothing of earlier results left beside them."""
+"""Write result files: JSON without NaN, CSV tables, and no leftovers of earlier results."""
 
 import json
 from collections.abc import Iterable
@@ -18,12 +18,12 @@ def json_text(record: dict[str, Any]) -> str:
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write `json_text` to `path`, whole or not at all; ResourceMissing from the disk."""
+    """Write `json_text` to `path` atomically; ResourceMissing from the disk."""
     atomic_write_text(path, json_text(record))
 
 
 def write_table(path: Path, frame: pd.DataFrame, *, index: bool = True) -> None:
-    """Write a table as CSV, with all digits, whole or not at all; ResourceMissing from the disk.
+    """Write a table as CSV with all digits, atomically; ResourceMissing from the disk.
 
     Text that a spreadsheet would calculate is escaped as `shards.formulas` does it.
     """

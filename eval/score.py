@@ -1,4 +1,4 @@
-"""The scorer's command line: `python -m eval.score`, for predictions of any model; needs no torch."""
+"""Command line of the scorer: `python -m eval.score`, for predictions of any model; needs no torch."""
 
 if __name__ == "__main__":
     import shards.startup  # noqa: F401  first: Ctrl-C ends in one line while the rest is imported
@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from eval.options import json_option, read_rule, resamples_option, rule_option, seed_option
-from eval.predicting.selection import Selection
+from eval.predict.selection import Selection
 from eval.result_files import write_json, write_table
 from eval.submission.reading import (
     choose_entries,
@@ -74,7 +74,7 @@ def main(
 
     It names the image in a column `Image Index` or `image`, and has a probability for each of the 14
     findings, in a column named as the finding, or with prob_ before it. Every image of --split must be
-    there once; predictions on other images of the entries are passed over.
+    there once; predictions on other images are ignored.
 
     AUROC, AUPRC, Brier and ECE are over all images. Thresholds are picked on --val, of which no patient
     may be among the scored ones; without it on one half of the patients, and precision, recall,

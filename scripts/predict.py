@@ -1,4 +1,4 @@
-"""Predict findings for image files with a trained run: `python scripts/predict.py RUN IMAGE...`."""
+"""Predict the findings of image files with a run: `python scripts/predict.py RUN IMAGE...`."""
 
 if __name__ == "__main__":
     import shards.startup  # noqa: F401  first: Ctrl-C ends in one line while the rest is imported
@@ -26,14 +26,14 @@ from trainer.run_directory import RunDirectory, find_run
 @runs_option()
 @click.option(
     "--heatmaps", "folder", type=PATH, metavar="FOLDER",
-    help="Draw there where the model looks for every finding that it calls positive.",
+    help="Draw a heat map of every positive finding into FOLDER.",
 )  # fmt: skip
 @click.option("--device", default="auto", metavar=DEVICE_CHOICES, help="Where the model runs.")
 @json_option()
 def main(
     run: str, images: tuple[Path, ...], runs: Path, folder: Path | None, device: str, json_file: Path | None
 ) -> None:
-    """Say what RUN, trained and scored, finds in each PNG or JPEG file IMAGE.
+    """Predict the findings of each PNG or JPEG file IMAGE with RUN, trained and scored.
 
     Probabilities are calibrated, and thresholds are on the same scale, as `python -m eval` fitted
     both on val. For research only: not a medical device.
@@ -49,16 +49,15 @@ def main(
 
 
 def _predict(run: RunDirectory, images: tuple[Path, ...], folder: Path | None, device: str) -> dict[str, Any]:
-    """Print what the run says of each image, draw its heat maps, and return the same as a record."""
-    # Takes seconds: what is wrong with a name was told before.
+    """Print the decisions on each image, draw its heat maps, and return the decisions as a record."""
+    # Importing torch takes seconds: a wrong name was reported before.
     import torch
 
     from eval.heatmaps.drawing import draw_heat_map
     from eval.heatmaps.gradients import heatmaps
     from eval.operating_point import read_operating_point
-    from eval.predicting.full_precision import full_precision
-    from eval.predicting.images import decide, read_image
-    from eval.predicting.predict import probabilities_of
+    from eval.predict.images import decide, read_image
+    from eval.predict.inference import full_precision, probabilities_of
     from trainer.model_file import load_model
     from trainer.model_header import read_header
 
@@ -68,34 +67,36 @@ def _predict(run: RunDirectory, images: tuple[Path, ...], folder: Path | None, d
         raise BadData(f"{run.path} has no decisions yet; score it first with: python -m eval {run.path}")
     pixels = np.stack([read_image(path, header.metadata["size"]) for path in images])[:, None]
     model, _ = load_model(run.model)
-    model.to(place := choose_device(device))
-    given = torch.from_numpy(pixels).to(place)
+    model.to(chosen := choose_device(device))
+    given = torch.from_numpy(pixels).to(chosen)
     with full_precision():
         # One at a time: any number of images fits.
         raw = torch.cat([probabilities_of(model, one[None], tta=point.tta) for one in given]).cpu().numpy()
     if not np.isfinite(raw).all():
         raise BadData(f"{run.model} gives outputs that are not all numbers; train the run anew")
-    said = decide(point, raw)
+    decisions = decide(point, raw)
     echo(f"{run.name} decides by {point}")
     record: dict[str, Any] = {"decisions": point.summary()}
     for number, path in enumerate(images):
         echo(f"{path}\n  {'finding':20} probability  threshold")
-        rows = zip(FINDINGS, said.shown[number], said.thresholds, said.positive[number], strict=True)
+        rows = zip(
+            FINDINGS, decisions.shown[number], decisions.thresholds, decisions.positive[number], strict=True
+        )
         for finding, probability, threshold, positive in rows:
             echo(f"  {finding:20} {probability:11.3f}  {threshold:9.3f}{'  positive' if positive else ''}")
         record[str(path)] = {
             finding: {"probability": float(probability), "positive": bool(positive)}
             for finding, probability, positive in zip(
-                FINDINGS, said.shown[number], said.positive[number], strict=True
+                FINDINGS, decisions.shown[number], decisions.positive[number], strict=True
             )
         }
-        columns = np.flatnonzero(said.positive[number]).tolist()
+        columns = np.flatnonzero(decisions.positive[number]).tolist()
         if folder is not None and columns:
             maps = heatmaps(model, given[number : number + 1], columns)[0].cpu().numpy()
             for column, heat in zip(columns, maps, strict=True):
                 drawn = draw_heat_map(
                     pixels[number, 0], heat, finding=FINDINGS[column],
-                    probability=float(said.shown[number, column]), threshold=float(said.thresholds[column]), note=path.name,
+                    probability=float(decisions.shown[number, column]), threshold=float(decisions.thresholds[column]), note=path.name,
                 )  # fmt: skip
                 with atomic_write(folder / f"{path.stem}-{FINDINGS[column]}.png") as partial:
                     partial.write_bytes(drawn)

@@ -39,6 +39,28 @@ JOBS = click.IntRange(1, 1024)
 """Of an option that says how many processes."""
 
 
+class RenamedOption(click.Option):
+    """An option whose old name still works, on the command line and in the environment; help hides it."""
+
+    def __init__(self, *args: Any, formerly: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._formerly = formerly
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """Have the parser know both names."""
+        names, self.opts = self.opts, [*self.opts, self._formerly]
+        super().add_to_parser(parser, ctx)
+        self.opts = names
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        """Return the new variable's value, else the old one's."""
+        value = super().resolve_envvar_value(ctx)
+        if value is None and ctx.auto_envvar_prefix is not None:
+            name = self._formerly.lstrip("-").replace("-", "_").upper()
+            value = os.environ.get(f"{ctx.auto_envvar_prefix}_{name}") or None
+        return value
+
+
 class FiniteRange(click.FloatRange):
     """A click.FloatRange without NaN and infinity."""
 

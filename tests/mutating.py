@@ -38,7 +38,7 @@ _WARM = (
     "trainer.launch",
     "eval.launch",
     "eval.heatmaps.gradients",
-    "eval.predicting.predict",
+    "eval.predict.inference",
     "trainer.model_file",
     "loaders.dali",
     "loaders.torch_loader",

@@ -166,7 +166,7 @@ class Case:
         return draw.choice(sorted(self.tree.rglob("*.png")))
 
     def on_shards(self, draw: Draw) -> Command:
-        others = ["--other-shards", "--again", *SCORES]
+        others = ["--allow-other-shards", "--force", *SCORES]
         commands = [self.verify, self.pack, lambda: self.train_anew(draw), lambda: self.eval(*others)]
         return draw.choice(commands)()
 
@@ -192,7 +192,7 @@ def entries(case: Case, draw: Draw) -> Command:
 def boxes(case: Case, draw: Draw) -> Command:
     case.change(case.shards / BOXES, mutate_csv, draw)
     case.sign_shards()
-    located = ["--other-shards", "--resamples", "0", "--no-report", "--heatmaps", "1"]
+    located = ["--allow-other-shards", "--resamples", "0", "--no-report", "--heatmaps", "1"]
     return draw.choice([case.verify, case.pack, lambda: case.eval(*located)])()
 
 
@@ -239,7 +239,7 @@ def model_header(case: Case, draw: Draw) -> Command:
         case.change(case.done / "model.safetensors", mutate_header, draw)
         if (case.done / "model.safetensors.sha256").is_file():
             case.sign(case.done / "model.safetensors")
-    anew = ("--again", *SCORES)
+    anew = ("--force", *SCORES)
     return draw.choice([case.eval(*SCORES), case.eval(*anew), case.predict(case.an_image(draw))])
 
 

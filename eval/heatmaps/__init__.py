@@ -1,1 +1,1 @@
-"""Where a model looks: heat maps, their pictures, and how well they point at boxes."""
+"""Heat maps: where a model looks, drawn over images and compared with boxes."""

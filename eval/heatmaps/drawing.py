@@ -1,4 +1,4 @@
-"""One heat map drawn over its image: the boxes outlined, finding, probability and threshold beneath."""
+"""Draw one heat map over its image, with boxes and a caption."""
 
 import functools
 import io

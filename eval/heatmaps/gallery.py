@@ -1,23 +1,33 @@
-"""The gallery: heat maps of some right and some wrong decisions, chosen by a stated rule."""
+"""The gallery: heat maps of randomly chosen right and wrong decisions."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from msgspec import Meta
 
+from eval.cache import CacheKey, has_key, invalidate, read_record, write_record
 from eval.heatmaps.drawing import draw_heat_map
-from eval.heatmaps.images import ImageReader
-from eval.predicting.predictions import Predictions
+from eval.predict.images import ImageReader
+from eval.predict.predictions import Predictions
 from eval.scores.thresholds import apply_thresholds
 from shards.boxes import by_row_and_finding
+from shards.documents import convert, read_bytes
+from shards.errors import BadData, ResourceMissing
+from shards.files import atomic_write
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
 
 if TYPE_CHECKING:  # a stored gallery is shown without it
     from models import Classifier
+
+_RECORD = "gallery.json"
+_Share = Annotated[float, Meta(ge=0, le=1)]
 
 KINDS = ("true positive", "false positive", "false negative")
 
@@ -49,18 +59,18 @@ def gallery(
 ) -> tuple[HeatMap, ...]:
     """Return up to `per_kind` heat maps of each of KINDS, kind by kind, drawn over their images.
 
-    The choice is by lot (`seed`), not by how good they look: finding after finding in random order,
-    around again until there are enough, of each finding an image that was drawn at random, those
-    with a box of it first. A finding without a threshold is left out, as is a kind that nothing is of.
+    The choice is random (`seed`), not by how good they look: round after round, a random image of each
+    finding in random order, images with a box of the finding first. Findings without a threshold are
+    left out, as is a kind without images.
 
     Args:
-        model: on any device, in any mode; left as it was.
+        model: on any device, in any mode; unchanged.
         shards: where the images are.
         predictions: whose decisions are shown.
         thresholds: per finding, NaN for one without.
         per_kind: how many pictures of each kind; 0: none.
         boxes: as `shards.boxes.read_boxes` returns them, to be outlined; None: no boxes.
-        seed: of the lot.
+        seed: of the choice.
 
     Raises:
         BadData: an image does not decode.
@@ -75,12 +85,12 @@ def gallery(
     device = next(model.parameters()).device
     shown = []
     for kind, of_kind in zip(KINDS, _decisions(predictions, cuts), strict=True):
-        for place, column in _choose(of_kind, predictions.rows, drawn, per_kind, seed):
-            row, finding = predictions.rows[place], FINDINGS[column]
+        for position, column in _choose(of_kind, predictions.rows, drawn, per_kind, seed):
+            row, finding = predictions.rows[position], FINDINGS[column]
             image = reader.read(np.array([row]))
             heat = heatmaps(model, torch.from_numpy(image).to(device), [column])[0, 0].cpu().numpy()
             name = str(shards.entries["image"].loc[row])
-            probability = float(predictions.probabilities[place, column])
+            probability = float(predictions.probabilities[position, column])
             png = draw_heat_map(
                 image[0, 0],
                 heat,
@@ -98,9 +108,9 @@ def _decisions(
     predictions: Predictions, cuts: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     # [N, 14] each: which decisions are of the first, the second, the third of KINDS.
-    alarms = apply_thresholds(predictions.probabilities, cuts)
+    predicted = apply_thresholds(predictions.probabilities, cuts)
     truth = predictions.labels.astype(np.bool_)
-    return truth & alarms, ~truth & alarms, truth & ~alarms & ~np.isnan(cuts)
+    return truth & predicted, ~truth & predicted, truth & ~predicted & ~np.isnan(cuts)
 
 
 def _choose(
@@ -111,10 +121,64 @@ def _choose(
     seed: int,
 ) -> list[tuple[int, int]]:
     # Positions and columns; the round of a finding is how many of its images were chosen before.
-    lot = np.random.default_rng(seed)
+    random = np.random.default_rng(seed)
     queue = []
-    for turn, column in enumerate(lot.permutation(of_kind.shape[1]).tolist()):
-        places = lot.permutation(np.flatnonzero(of_kind[:, column])).tolist()
-        places.sort(key=lambda place: (int(rows[place]), FINDINGS[column]) not in drawn)
-        queue += [(around, turn, place, column) for around, place in enumerate(places)]
-    return [(place, column) for _, _, place, column in sorted(queue)[:count]]
+    for turn, column in enumerate(random.permutation(of_kind.shape[1]).tolist()):
+        positions = random.permutation(np.flatnonzero(of_kind[:, column])).tolist()
+        positions.sort(key=lambda position: (int(rows[position]), FINDINGS[column]) not in drawn)
+        queue += [(round_, turn, position, column) for round_, position in enumerate(positions)]
+    return [(position, column) for _, _, position, column in sorted(queue)[:count]]
+
+
+class _Saved(TypedDict):
+    file: str
+    sha256: str
+    image: str
+    finding: str
+    kind: str
+    probability: _Share
+    threshold: _Share
+
+
+def save_gallery(folder: Path, key: CacheKey, maps: Iterable[HeatMap]) -> None:
+    """Write the pictures as NUMBER_KIND_FINDING.png and, last, their record gallery.json.
+
+    Pictures of an earlier gallery are removed. Raises ResourceMissing from the disk.
+    """
+    records = []
+    for number, shown in enumerate(maps, start=1):
+        name = f"{number:02d}_{shown.kind}_{shown.finding}.png".replace(" ", "_")
+        with atomic_write(folder / name) as partial:
+            partial.write_bytes(shown.png)
+        about = {field: value for field, value in vars(shown).items() if field != "png"}
+        records.append({"file": name, "sha256": hashlib.sha256(shown.png).hexdigest(), **about})
+    write_record(folder / _RECORD, key, maps=records)
+    named = {record["file"] for record in records}
+    for left in folder.glob("*.png"):
+        if left.name not in named:
+            left.unlink()
+
+
+def load_gallery(folder: Path, key: CacheKey) -> tuple[HeatMap, ...] | None:
+    """Return the gallery that was saved with this very key; None where there is none or a file changed."""
+    record = read_record(folder / _RECORD)
+    if not has_key(record, key):
+        return None
+    maps = []
+    try:
+        for each in convert(record.get("maps"), list[_Saved], folder / _RECORD):
+            png = read_bytes(folder / Path(each["file"]).name)
+            if hashlib.sha256(png).hexdigest() != each["sha256"]:
+                return None
+            numbers = each["probability"], each["threshold"]
+            maps.append(HeatMap(each["image"], each["finding"], each["kind"], *numbers, png))
+    except (BadData, ResourceMissing):
+        return None
+    return tuple(maps)
+
+
+def remove_other_gallery(folder: Path, key: CacheKey) -> None:
+    """Remove the gallery unless its key contains all of this one; ResourceMissing from the disk."""
+    saved, wanted = read_record(folder / _RECORD).get("proof"), key.to_json()["proof"]
+    if not isinstance(saved, dict) or not wanted.items() <= saved.items():
+        invalidate(folder / _RECORD, "*.png")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eval.predicting.full_precision import full_precision
+from eval.predict.inference import full_precision
 from models import Classifier
 
 # Of the Gaussian that smooths a map, as a share of the image's side: 12 px of 224. With it the demo's

@@ -1,4 +1,4 @@
-"""Localization: how often the heat maps of a model point into the boxes of a split."""
+"""Localization: how well the heat maps of a model agree with the boxes of a split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from eval.heatmaps.images import ImageReader
-from eval.heatmaps.pointing import CUT, Pointing, point
-from eval.scores.bootstrap import draw, percentiles
+from eval.heatmaps.pointing_game import CUT, PointingGame, pointing_game
+from eval.predict.images import ImageReader
+from eval.scores.bootstrap import percentiles, resample
+from eval.scores.thresholds import Floats
 from shards.boxes import by_row_and_finding
 from shards.errors import BadData
 from shards.findings import FINDINGS
@@ -24,7 +25,6 @@ if TYPE_CHECKING:  # a stored localization is read without it
     from models import Classifier
 
 OVERLAPS = (0.1, 0.25, 0.5, 0.75)
-_LEVEL = 0.95
 _COUNTS = ["images", "boxes"]
 _RATES = ["hit_rate", "hit_rate_low", "hit_rate_high", "chance", "ratio"]
 _SHARES = [f"{measure}_{overlap}" for measure in ("iou", "iobb") for overlap in OVERLAPS]
@@ -107,7 +107,7 @@ def localize(
         model: moved to `device`, else left as it was.
         shards: where the images are.
         split: a split's name, or rows of entries.csv: the images that are looked at.
-        boxes: as `shards.boxes.read_boxes` returns them; those of other images are passed over.
+        boxes: as `shards.boxes.read_boxes` returns them; those of other images are ignored.
         device: where the model runs.
         batch_size: images a step; changes speed and memory only.
         resamples: of the patients, for the intervals of the hit rate; 0: no intervals.
@@ -128,7 +128,7 @@ def localize(
     model.to(device)
     reader = ImageReader(shards)
     drawn = by_row_and_finding(mine)
-    found: list[tuple[str, int, int, Pointing]] = []
+    found: list[tuple[str, int, int, PointingGame]] = []
     with progress_bar(len(drawn), "heat maps", "img") as bar:
         for finding in FINDINGS:
             with_box = np.array([row for row, name in drawn if name == finding], dtype=np.int32)
@@ -138,14 +138,14 @@ def localize(
                 maps = heatmaps(model, images, [FINDINGS.index(finding)])[:, 0].cpu().numpy()
                 for row, heat in zip(batch.tolist(), maps, strict=True):
                     here = drawn[row, finding]
-                    found.append((finding, row, len(here), point(heat, here)))
+                    found.append((finding, row, len(here), pointing_game(heat, here)))
                 bar.update(len(batch))
     patients = shards.entries["patient"].loc[[row for _, row, _, _ in found]].to_numpy(dtype=np.int64)
     return summarize(found, patients, resamples=resamples, seed=seed)
 
 
 def summarize(
-    found: Sequence[tuple[str, int, int, Pointing]],
+    found: Sequence[tuple[str, int, int, PointingGame]],
     patients: npt.NDArray[np.int64],
     *,
     resamples: int = 1000,
@@ -157,7 +157,7 @@ def summarize(
     mean over the findings that the resample has boxes of.
     """
     pairs = pd.DataFrame([(finding, boxes, *each) for finding, _, boxes, each in found])
-    pairs.columns = pd.Index(["finding", "boxes", *Pointing._fields])
+    pairs.columns = pd.Index(["finding", "boxes", *PointingGame._fields])
     findings = [finding for finding in FINDINGS if (pairs["finding"] == finding).any()]
     table = pd.DataFrame({name: _measures(pairs[pairs["finding"] == name]) for name in findings}).T
     macro, micro = table.mean(), _measures(pairs)
@@ -185,18 +185,21 @@ def _measures(pairs: pd.DataFrame) -> "pd.Series[float]":
 def _intervals(
     pairs: pd.DataFrame, findings: list[str], patients: npt.NDArray[np.int64], resamples: int, seed: int
 ) -> npt.NDArray[np.float64]:
-    # Of the hit rates of the findings, macro and micro: [F + 2, 2].
-    if not resamples:
-        return np.full((len(findings) + 2, 2), np.nan)
+    """Return the confidence intervals of the hit rates of the findings, macro and micro: [F + 2, 2]."""
     names, patient = np.unique(patients, return_inverse=True)
-    images = np.zeros((len(names), len(findings)))
+    images = np.zeros((len(findings), len(names)))
     hits = np.zeros_like(images)
-    place = patient, pairs["finding"].map(findings.index).to_numpy()
-    np.add.at(images, place, 1)
-    np.add.at(hits, place, pairs["hit"].to_numpy(dtype=np.float64))
-    weights = np.stack([draw(len(names), seed, number) for number in range(resamples)])
-    drawn_hits, drawn_images = weights @ hits, weights @ images
-    rates = np.divide(drawn_hits, drawn_images, out=np.full_like(drawn_hits, np.nan), where=drawn_images > 0)
-    micro = drawn_hits.sum(axis=1) / drawn_images.sum(axis=1)
-    columns = [*rates.T, np.nanmean(rates, axis=1), micro]
-    return np.array([percentiles(column[~np.isnan(column)], _LEVEL) for column in columns])
+    cells = pairs["finding"].map(findings.index).to_numpy(), patient
+    np.add.at(images, cells, 1)
+    np.add.at(hits, cells, pairs["hit"].to_numpy(dtype=np.float64))
+
+    def hit_rates(weights: Floats) -> list[Floats]:
+        drawn_hits, drawn_images = hits @ weights, images @ weights
+        rates = np.divide(
+            drawn_hits, drawn_images, out=np.full_like(drawn_hits, np.nan), where=drawn_images > 0
+        )
+        micro = drawn_hits.sum(axis=0) / drawn_images.sum(axis=0)
+        return [np.stack([*rates, np.nanmean(rates, axis=0), micro])]
+
+    (drawn,) = resample(hit_rates, len(names), resamples=resamples, seed=seed)
+    return np.array([percentiles(row) for row in drawn[:, 1:]])

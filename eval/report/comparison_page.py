@@ -1,29 +1,29 @@
-"""comparison.html: several runs on the same images side by side, and what each cost."""
+"""comparison.html: several runs on the same images side by side, with their costs."""
 
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from eval.durations import duration
+from eval.compare import RunComparison
 from eval.evaluation import FITTED_ON
-from eval.plots.comparison import draw_comparison
-from eval.report.pictures import read_picture
-from eval.report.table import (
+from eval.report.html import (
     TITLES,
     Cell,
     Column,
     Table,
     count,
+    fill,
     interval,
     is_missing,
     name_cell,
     number,
+    read_picture,
     text_cell,
 )
-from eval.report.templates import fill
+from eval.report.overview_plots import draw_comparison
 from eval.scores.metrics import MEASURES
-from eval.several.comparison import RunComparison
+from eval.training_log import duration
 from shards.files import atomic_write_text
 
 # The three that are quoted most come first, then the rest as metrics.csv has them.
@@ -59,7 +59,7 @@ def render_comparison(comparison: RunComparison, picture: Path) -> str:
         images=f"{len(first.predictions[split].rows):,}",
         patients=f"{first.patients:,}",
         fitted_on=FITTED_ON,
-        rule=first.rule,
+        rule=first.operating_point.rule,
         warnings=comparison.warnings,
         picture=read_picture("comparison", picture, "AUROC of every run on every finding"),
         costs=_costs_table(comparison),
@@ -94,7 +94,7 @@ def _costs_table(comparison: RunComparison) -> Table:
                 text_cell(cost.device),
             )
         )
-    return Table("costs-table", "Runs and what they cost", columns, tuple(rows))
+    return Table("costs-table", "Runs and their cost", columns, tuple(rows))
 
 
 def _measure_table(comparison: RunComparison, measure: str) -> Table:

@@ -1,28 +1,28 @@
-"""report.html: an evaluation as one page that asks nothing of the network."""
+"""report.html: an evaluation as one self-contained page."""
 
 from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
 from eval.evaluation import FITTED_ON, Evaluation
-from eval.history import History
-from eval.plots.canvas import readable
-from eval.report.cohort import (
+from eval.report.canvas import readable
+from eval.report.html import Picture, data_uri, fill, interval, number
+from eval.report.tables import (
+    calibration_table,
+    decisions_table,
     epochs_table,
-    floor_table,
     gaps_table,
     groups_table,
+    localization_table,
     prevalence_table,
     published_table,
+    scores_table,
+    view_baseline_table,
 )
-from eval.report.measures import calibration_table, decisions_table, localization_table, scores_table
-from eval.report.pictures import Picture, data_uri
-from eval.report.table import interval, number
-from eval.report.templates import fill
-from eval.report.wording import definitions, not_published, notes, run_facts, subtitle, warnings
+from eval.report.text import definitions, not_published, notes, run_facts, subtitle, warnings
 from eval.scores.metrics import ECE_BINS
 from eval.scores.subgroups import MACRO
-from shards.findings import FINDINGS
+from eval.training_log import TrainingLog
 
 _SECTIONS = (
     ("findings", "Per finding"),
@@ -39,10 +39,10 @@ _SECTIONS = (
 )
 
 
-def render(evaluation: Evaluation, histories: tuple[History, ...], pictures: Mapping[str, Picture]) -> str:
+def render(evaluation: Evaluation, logs: tuple[TrainingLog, ...], pictures: Mapping[str, Picture]) -> str:
     """Return the text of report.html.
 
-    `histories` are those of the evaluation's runs, `pictures` what `draw_pictures` drew. Parts that the
+    `logs` are those of the evaluation's runs, `pictures` what `draw_pictures` drew. Parts that the
     evaluation does not have (intervals, calibration, subgroups, localization, gallery, epochs) leave
     no empty section. Styles, script and pictures stand in the page, and its content security policy
     forbids any request. All text from files is escaped.
@@ -53,7 +53,7 @@ def render(evaluation: Evaluation, histories: tuple[History, ...], pictures: Map
         for name, part in (
             ("subgroups", tables["groups"]),
             ("localization", tables["localization"]),
-            ("heat-maps", evaluation.gallery),
+            ("heat-maps", evaluation.explanation.gallery),
             ("published", tables["published"]),
         )
         if not part
@@ -63,7 +63,7 @@ def render(evaluation: Evaluation, histories: tuple[History, ...], pictures: Map
         "template.html",
         name=evaluation.name,
         split=evaluation.split,
-        subtitle=subtitle(evaluation, histories),
+        subtitle=subtitle(evaluation, logs),
         contents=[(key, title) for key, title in _SECTIONS if key not in absent],
         images=f"{len(evaluation.predictions[evaluation.split].rows):,}",
         patients=f"{evaluation.patients:,}",
@@ -78,7 +78,7 @@ def render(evaluation: Evaluation, histories: tuple[History, ...], pictures: Map
         tables=tables,
         pictures=pictures,
         gallery=_gallery(evaluation),
-        runs=[_run(place, each, pictures) for place, each in enumerate(histories, start=1)],
+        runs=[_run(place, each, pictures) for place, each in enumerate(logs, start=1)],
         definitions=definitions(evaluation),
     )
 
@@ -112,9 +112,9 @@ def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
         card("Macro precision", "macro", "precision", at),
         card("Macro ECE", "macro", "ece", f"as predicted, {ECE_BINS} bins"),
     ]
-    if evaluation.calibrated is not None and evaluation.calibration is not None:
+    if evaluation.calibrated is not None and evaluation.operating_point.calibration is not None:
         after = evaluation.calibrated.at["macro", "calibrated_ece"]
-        note = f"by {evaluation.calibration.method}, fitted on {FITTED_ON}"
+        note = f"by {evaluation.operating_point.calibration.method}, fitted on {FITTED_ON}"
         cell = number(after, small=_interval(evaluation, "macro", "calibrated_ece"))
         cards.append({"what": "Macro ECE, calibrated", "cell": cell, "note": note})
     return cards
@@ -128,19 +128,19 @@ def _tables(evaluation: Evaluation) -> dict[str, Any]:
         "calibration": None
         if evaluation.calibrated is None
         else calibration_table(evaluation.calibrated, evaluation.intervals),
-        "prevalence": prevalence_table(evaluation.shards.manifest, evaluation.split, FINDINGS),
+        "prevalence": prevalence_table(evaluation.shards.manifest, evaluation.split),
         "localization": None,
         "published": None,
         "groups": None,
         "gaps": None,
-        "floor": None,
+        "view_baseline": None,
     }
     if groups is not None:
         tables["groups"] = groups_table(groups.table[groups.table["finding"] == MACRO])
         tables["gaps"] = gaps_table(groups.gaps)
-        tables["floor"] = floor_table(groups.floor, scores, evaluation.intervals)
-    if evaluation.localization is not None:
-        tables["localization"] = localization_table(evaluation.localization)
+        tables["view_baseline"] = view_baseline_table(groups.view_baseline, scores, evaluation.intervals)
+    if evaluation.explanation.localization is not None:
+        tables["localization"] = localization_table(evaluation.explanation.localization)
     if not_published(evaluation) is None:
         tables["published"] = published_table(
             evaluation.name,
@@ -154,8 +154,8 @@ def _tables(evaluation: Evaluation) -> dict[str, Any]:
 
 def _gallery(evaluation: Evaluation) -> list[tuple[str, list[dict[str, str]]]]:
     """Return the heat maps by kind, in the order they come."""
-    kinds = list(dict.fromkeys(each.kind for each in evaluation.gallery))
-    ordered = sorted(evaluation.gallery, key=lambda each: kinds.index(each.kind))
+    kinds = list(dict.fromkeys(each.kind for each in evaluation.explanation.gallery))
+    ordered = sorted(evaluation.explanation.gallery, key=lambda each: kinds.index(each.kind))
     return [
         (
             kind,
@@ -174,11 +174,11 @@ def _gallery(evaluation: Evaluation) -> list[tuple[str, list[dict[str, str]]]]:
     ]
 
 
-def _run(place: int, history: History, pictures: Mapping[str, Picture]) -> dict[str, Any]:
+def _run(place: int, log: TrainingLog, pictures: Mapping[str, Picture]) -> dict[str, Any]:
     return {
-        "name": history.name,
-        "facts": run_facts(history),
-        "command": history.environment.get("command"),
+        "name": log.name,
+        "facts": run_facts(log),
+        "command": log.environment.get("command"),
         "picture": pictures.get(f"training-{place}"),
-        "epochs": epochs_table(history.epochs, history.name, place) if history.epochs else None,
+        "epochs": epochs_table(log.epochs, log.name, place) if log.epochs else None,
     }

@@ -1,45 +1,21 @@
-"""The PNG files of an evaluation, and how they are put into a page."""
+"""The plots of an evaluation, drawn into its folder."""
 
-import base64
-import struct
-from dataclasses import dataclass
 from pathlib import Path
 
 from eval.evaluation import FITTED_ON, Evaluation
-from eval.history import History
-from eval.plots import (
-    draw_confusion,
-    draw_precision_recall,
-    draw_prevalence,
-    draw_reliability,
-    draw_roc,
-    draw_subgroups,
-    draw_training,
-)
+from eval.report.finding_plots import draw_confusion, draw_precision_recall, draw_reliability, draw_roc
+from eval.report.html import Picture, read_picture
+from eval.report.overview_plots import draw_prevalence, draw_subgroups, draw_training
 from eval.scores.subgroups import MACRO
+from eval.training_log import TrainingLog
 from shards.findings import FINDINGS
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A PNG inside of a page."""
-
-    name: str
-    """Of the file, without its ending; its id in the page is figure-NAME."""
-    source: str
-    """A data URI."""
-    alt: str
-    width: int
-    """Pixels."""
-    height: int
-    caption: str = ""
-
-
-def draw_pictures(evaluation: Evaluation, histories: tuple[History, ...]) -> dict[str, Picture]:
+def draw_pictures(evaluation: Evaluation, logs: tuple[TrainingLog, ...]) -> dict[str, Picture]:
     """Draw every picture of the report into the evaluation's folder; return them by name.
 
     These are roc, precision_recall, confusion, reliability, prevalence, where there are groups
-    subgroups, and per run with epochs training-1, -2, ... Errors are those of eval.plots.
+    subgroups, and per run with epochs training-1, -2, ... Errors are those of the plots.
     """
     split, folder = evaluation.split, evaluation.folder
     scored = evaluation.predictions[split]
@@ -52,20 +28,16 @@ def draw_pictures(evaluation: Evaluation, histories: tuple[History, ...]) -> dic
         drawn[name] = path, alt, caption
         return path
 
-    draw_roc(*arrays, FINDINGS, title, new("roc", "ROC curves of all findings"))
-    draw_precision_recall(
-        *arrays, FINDINGS, title, new("precision_recall", "Precision-recall curves of all findings")
-    )
+    draw_roc(*arrays, title, new("roc", "ROC curves of all findings"))
+    draw_precision_recall(*arrays, title, new("precision_recall", "Precision-recall curves of all findings"))
     draw_confusion(
         evaluation.scores.per_finding,
         f"{title}, thresholds fitted on {FITTED_ON}",
         new("confusion", "Confusion matrices of all findings"),
     )
-    curves = evaluation.calibration
+    curves = evaluation.operating_point.calibration
     calibrated = None if curves is None else curves.apply(scored.probabilities)
-    draw_reliability(
-        *arrays, calibrated, FINDINGS, title, new("reliability", "Reliability diagrams of all findings")
-    )
+    draw_reliability(*arrays, calibrated, title, new("reliability", "Reliability diagrams of all findings"))
     if evaluation.subgroups is not None:
         table = evaluation.subgroups.table
         draw_subgroups(
@@ -78,26 +50,11 @@ def draw_pictures(evaluation: Evaluation, histories: tuple[History, ...]) -> dic
     draw_prevalence(
         {name: [record.prevalence[finding] for finding in FINDINGS] for name, record in splits.items()},
         {name: record.images for name, record in splits.items()},
-        FINDINGS,
         "Prevalence of the findings in each split",
         new("prevalence", "Prevalence of each finding in each split"),
     )
-    for place, history in enumerate(histories, start=1):
-        if history.epochs:
+    for place, log in enumerate(logs, start=1):
+        if log.epochs:
             name = f"training-{place}"  # not by the run's name: two averaged runs may share one
-            draw_training(
-                history.epochs, history.name, new(name, f"Losses, time and data wait of {history.name}")
-            )
+            draw_training(log.epochs, log.name, new(name, f"Losses, time and data wait of {log.name}"))
     return {name: read_picture(name, path, alt, caption) for name, (path, alt, caption) in drawn.items()}
-
-
-def read_picture(name: str, path: Path, alt: str, caption: str = "") -> Picture:
-    """Return the PNG `path` as a picture."""
-    png = path.read_bytes()
-    width, height = struct.unpack(">II", png[16:24])  # of the IHDR chunk, which is always the first
-    return Picture(name, data_uri(png), alt, width, height, caption)
-
-
-def data_uri(png: bytes) -> str:
-    """Return a PNG as a `data:` URI, which a page shows without a request."""
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

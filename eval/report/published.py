@@ -1,4 +1,4 @@
-"""What others reached on ChestX-ray14, with the source of each number, and when it may stand beside ours."""
+"""Published results on ChestX-ray14 with their sources, and when ours are comparable."""
 
 from dataclasses import dataclass
 
@@ -34,11 +34,11 @@ OFFICIAL = (
 )
 """Mean AUROC of the 14 findings on NIH's official test list, best first."""
 
-GROWN_FROM = "the report this project grew from"
+BASELINE_PAPER = "the baseline paper"
 OWN_SPLIT = (
-    Published("ResNet-50", 0.795, GROWN_FROM, macro_f1=0.26, micro_f1=0.32),
-    Published("custom CNN", 0.663, GROWN_FROM, macro_f1=0.15, micro_f1=0.22),
-    Published("ViT-B/16, frozen", 0.580, GROWN_FROM, macro_f1=0.11, micro_f1=0.15),
+    Published("ResNet-50", 0.795, BASELINE_PAPER, macro_f1=0.26, micro_f1=0.32),
+    Published("custom CNN", 0.663, BASELINE_PAPER, macro_f1=0.15, micro_f1=0.22),
+    Published("ViT-B/16, frozen", 0.580, BASELINE_PAPER, macro_f1=0.11, micro_f1=0.15),
 )
 """On a random split of its own: other images, so these are near our numbers, not comparable to them."""
 
@@ -47,14 +47,16 @@ OFFICIAL_IMAGES = 25_596
 OFFICIAL_PATIENTS = 2_797
 
 
-def why_not_comparable(shards: ShardFolder, split: str, images: int, *, own_shards: bool) -> str | None:
+def why_not_comparable(
+    shards: ShardFolder, split: str, images: int, *, on_training_shards: bool
+) -> str | None:
     """Return None where `images` of `split` are NIH's whole official test split, else what they are.
 
-    Phantoms are packed by an official rule, too: so not only the rule counts, but also that the
-    images and patients are as many as NIH lists. `own_shards` tells whether all runs were trained on the
-    shards they are scored on: else they may have been trained on these very patients.
+    Phantoms are split by an official rule, too, so the numbers of images and patients must be NIH's as
+    well. `on_training_shards`: whether every run was trained on the shards it is scored on; else it may
+    have been trained on these very patients.
     """
-    if not own_shards:
+    if not on_training_shards:
         return "the model was trained on other shards, whose train split may hold the patients scored here"
     rule = shards.manifest.recipe["split"]
     if rule != "official":

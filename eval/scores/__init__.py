@@ -1,1 +1,1 @@
-"""Numbers from labels and probabilities: measures, thresholds, calibration, intervals; no torch."""
+"""Metrics from labels and probabilities: thresholds, calibration, confidence intervals; no torch."""

@@ -1,7 +1,8 @@
-"""Bootstrap over patients: every measure and mean on resamples of the patients, and their intervals."""
+"""Bootstrap over patients: every metric on resamples of the patients, and confidence intervals."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,14 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from eval.scores.metrics import MEASURES
+from eval.scores.metrics import DECIDED, ERRORS, MEASURES
 from eval.scores.thresholds import Floats, with_thresholds
 from eval.scores.weighted import weighted_scores
+from shards.cores import available_cores
 
 MEANS = ("macro", "micro")
 
 LEVEL = 0.95
-"""Of intervals, where nothing else is asked for."""
+"""Default confidence level."""
 
 # Resamples measured at once: their weights of 2,797 patients, NIH's test split, then fit a core's cache.
 # Measured fastest of 16, 32, 64 and 128.
@@ -31,7 +33,7 @@ class Resampled:
     values: dict[str, Floats]
     """Of each measure of metrics.MEASURES, float64 [R, F + 2]: the findings, macro, micro. NaN where a
     resample has one class only."""
-    whole: dict[str, Floats]
+    point_estimate: dict[str, Floats]
     """The same of the split itself, [F + 2]; equal to `metrics.score` but for rounding."""
     signed_ece: Floats
     """[R, F + 2], as `WeightedScores.signed_ece` has it: how an ECE varies, without its bias."""
@@ -84,28 +86,27 @@ class Resampled:
         columns = {}
         for measure in self.values:
             estimates = self.estimates(measure).clip(0, 1)
-            ends = np.array([percentiles(column[~np.isnan(column)], level) for column in estimates.T])
+            ends = np.array([percentiles(column, level) for column in estimates.T])
             columns[f"{measure}_low"], columns[f"{measure}_high"] = ends.T
         return pd.DataFrame(columns, index=pd.Index(self.rows, name="finding"))
 
     def estimates(self, measure: str) -> Floats:
         """Return what the intervals of a measure are read from, float64 [R, F + 2].
 
-        These are the resampled values, but for `ece` whole - bias - (signed_ece - whole), where bias
-        is the mean of the resampled values minus whole (the basic bootstrap with its bias taken off,
-        Davison and Hinkley, sections 2.2 and 5.2). Gaps within bins are absolute values: chance
-        makes an ECE greater than it is, resampling does so once more, and folding at zero makes it
-        vary less than it does. So the bias is read from the values and the spread from the gaps
-        without folding, and the interval can lie below the ECE of the split. In the simulation, where
-        the true ECE is 0.03, the values themselves hold it in 1 to 64 %, their reflection in 86 to 91 %.
+        These are the resampled values, except for `ece`: point - bias - (signed_ece - point), with bias =
+        mean of the resampled values - point (the bias-corrected basic bootstrap, Davison and Hinkley,
+        sections 2.2 and 5.2). ECE adds absolute gaps, so chance inflates it, resampling inflates it again,
+        and taking absolute values narrows its spread. Hence the bias comes from the values and the spread
+        from the signed gaps, and the interval can lie below the ECE of the split. In the simulation with
+        a true ECE of 0.03, the values themselves cover it in 1 to 64 %, their reflection in 86 to 91 %.
         """
         values = self.values[measure]
         if measure != "ece":
             return values
         known = ~np.isnan(values)
         counts = np.maximum(known.sum(axis=0), 1)
-        bias = np.where(known, values, 0).sum(axis=0) / counts - self.whole[measure]
-        return np.where(known, 2 * self.whole[measure] - bias - self.signed_ece, np.nan)
+        bias = np.where(known, values, 0).sum(axis=0) / counts - self.point_estimate[measure]
+        return np.where(known, 2 * self.point_estimate[measure] - bias - self.signed_ece, np.nan)
 
 
 def bootstrap(
@@ -129,9 +130,8 @@ def bootstrap(
     In each resample every measure is what `metrics.score` defines, zero divisions included. Macro is
     the mean over the findings that have a number on the whole split; in a resample in which one of
     them has one class only it is NaN, because a mean over fewer findings is another mean. Micro
-    pools the same findings in every resample. All of it runs on one core, so that the results do not
-    depend on their number; 1,000 resamples of 25,596 images x 14 findings take 1.4 s there. Raises
-    ValueError as `score` does, if `patients` is not [N], and for less than one resample.
+    pools the same findings in every resample. 1,000 resamples of 25,596 images x 14 findings take 1.4 s
+    on one core. Raises ValueError as `score` does, if `patients` is not [N], and for less than one resample.
     """
     truth, probabilities, thresholds = with_thresholds(labels, probabilities, thresholds, findings)
     if patients.shape != truth.shape[:1]:
@@ -141,34 +141,115 @@ def bootstrap(
     names, units = np.unique(patients, return_inverse=True)
     weighted = weighted_scores(truth, probabilities, thresholds, units)
 
-    chunks, unfolded = [], []
-    for start in range(0, resamples, _CHUNK):
-        numbers = range(start, min(start + _CHUNK, resamples))
-        weights = np.stack([draw(len(names), seed, number) for number in numbers], axis=1)
-        chunks.append(weighted.measure(weights))
-        unfolded.append(weighted.signed_ece(weights))
-    values = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in MEASURES}
-    once = weighted.measure(np.ones((len(names), 1)))
-    whole = {name: row[0] for name, row in once.items()}
+    def statistics(weights: Floats) -> list[Floats]:
+        measured = weighted.measure(weights)
+        return [*(measured[name].T for name in MEASURES), weighted.signed_ece(weights).T]
+
+    *measured, signed = resample(statistics, len(names), resamples=resamples, seed=seed)
     return Resampled(
         findings=tuple(findings),
-        values=values,
-        whole=whole,
-        signed_ece=np.concatenate(unfolded),
+        values={name: _rows(array[:, 1:]) for name, array in zip(MEASURES, measured, strict=True)},
+        point_estimate={name: array[:, 0] for name, array in zip(MEASURES, measured, strict=True)},
+        signed_ece=_rows(signed[:, 1:]),
         seed=seed,
         patients=np.sort(patients).astype(np.int64),
     )
 
 
-def percentiles(values: Floats, level: float) -> tuple[float, float]:
-    """Return the ends of the percentile interval of the resampled values [R]; NaN of none."""
+def resample(
+    statistics: Callable[[Floats], Sequence[Floats]], patients: int, *, resamples: int, seed: int
+) -> list[Floats]:
+    """Evaluate statistics on a sample and on bootstrap resamples of its U patients.
+
+    `statistics` takes weights [U, r], how often each of r resamples holds each patient, and returns
+    arrays [..., r]. Returns each of them as [..., 1 + R]: the sample itself, then R resamples, of which
+    resample i depends on `seed`, i and U alone. Chunks of resamples run in threads, and their number
+    changes no result: numpy's and scipy's loops release the interpreter lock.
+    """
+
+    def evaluate(start: int) -> Sequence[Floats]:
+        numbers = range(start, min(start + _CHUNK, resamples))
+        return statistics(np.stack([bootstrap_counts(patients, seed, number) for number in numbers], axis=1))
+
+    with ThreadPoolExecutor(available_cores()) as pool:
+        chunks = list(pool.map(evaluate, range(0, resamples, _CHUNK)))
+    point = statistics(np.ones((patients, 1)))
+    return [np.concatenate(arrays, axis=-1) for arrays in zip(point, *chunks, strict=True)]
+
+
+def _rows(columns: Floats) -> Floats:
+    # In memory row by row, so that sums over the resamples add in the same order as ever.
+    return np.ascontiguousarray(columns.T)
+
+
+def percentiles(values: Floats, level: float = LEVEL) -> tuple[float, float]:
+    """Return the ends of the percentile interval of resampled values [R] without their NaN; NaN of none."""
+    values = values[~np.isnan(values)]
     if not len(values):
         return math.nan, math.nan
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], method="weibull")
     return float(low), float(high)
 
 
-def draw(units: int, seed: int, number: int) -> Floats:
+def bootstrap_counts(units: int, seed: int, number: int) -> Floats:
     """Return how often resample `number` holds each of the units: float64 [U], whole, with sum U."""
     drawn = np.random.default_rng([seed, number]).integers(0, units, units)
     return np.bincount(drawn, minlength=units).astype(np.float64)
+
+
+AT_HALF, CALIBRATED = "at_half_", "calibrated_"
+"""What the names of the columns begin with that are not of the decisions and probabilities themselves."""
+
+
+def all_intervals(
+    resampled: Resampled,
+    labels: npt.NDArray[Any],
+    probabilities: npt.NDArray[Any],
+    patients: npt.NDArray[Any],
+    calibrated: npt.NDArray[Any] | None = None,
+) -> pd.DataFrame:
+    """Return the 95 % intervals of `resampled` and, on the same resamples, those of what stands beside.
+
+    `labels`, `probabilities` and `patients` are what `resampled` was made of; `calibrated` is the
+    probabilities after calibration, [N, F]. The rows are those of `Resampled.intervals`, and so are
+    the columns, followed by `at_half_{measure}_low` and `_high` of each measure in DECIDED, with 0.5 as
+    the threshold of every finding, and, of the calibrated probabilities, `calibrated_{measure}_low`
+    and `_high` of each in ERRORS.
+    """
+    table = resampled.intervals().join(at_half_intervals(resampled, labels, probabilities, patients))
+    if calibrated is None:
+        return table
+    return table.join(_others(resampled, labels, calibrated, patients, np.nan, ERRORS, CALIBRATED))
+
+
+def at_half_intervals(
+    resampled: Resampled,
+    labels: npt.NDArray[Any],
+    probabilities: npt.NDArray[Any],
+    patients: npt.NDArray[Any],
+) -> pd.DataFrame:
+    """Return the columns of `all_intervals` that are of the threshold 0.5."""
+    return _others(resampled, labels, probabilities, patients, 0.5, DECIDED, AT_HALF)
+
+
+def _others(
+    resampled: Resampled,
+    labels: npt.NDArray[Any],
+    probabilities: npt.NDArray[Any],
+    patients: npt.NDArray[Any],
+    threshold: float,
+    measures: tuple[str, ...],
+    prefix: str,
+) -> pd.DataFrame:
+    thresholds: Floats = np.full(len(resampled.findings), threshold)
+    other = bootstrap(
+        labels,
+        probabilities,
+        thresholds,
+        patients,
+        resampled.findings,
+        resamples=resampled.resamples,
+        seed=resampled.seed,
+    )
+    ends = [f"{measure}_{end}" for measure in measures for end in ("low", "high")]
+    return other.intervals()[ends].add_prefix(prefix)

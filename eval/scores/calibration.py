@@ -1,4 +1,4 @@
-"""Make probabilities mean what they say: one monotone curve per finding, fitted on val, applied anywhere.
+"""Probability calibration: one monotone curve per finding, fitted on val, applied anywhere.
 
 Decisions and rankings always use the raw probabilities; calibrated ones are for showing, and for
 Brier and ECE after calibration.
@@ -38,7 +38,7 @@ class Sigmoid:
 
 
 @dataclass(frozen=True)
-class Steps:
+class IsotonicCurve:
     """Straight lines between the knots of an isotonic regression, constant outside of them."""
 
     logits: tuple[float, ...]
@@ -51,7 +51,7 @@ class Steps:
         return np.interp(logits, self.logits, self.probabilities)
 
 
-Curve = Sigmoid | Steps
+Curve = Sigmoid | IsotonicCurve
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Calibration:
         match self.curves[finding]:
             case Sigmoid(slope, intercept):
                 return {"slope": slope, "intercept": intercept}
-            case Steps(logits, probabilities):
+            case IsotonicCurve(logits, probabilities):
                 return {"logits": list(logits), "probabilities": list(probabilities)}
         return {"identity": self.reasons[finding]}
 
@@ -215,7 +215,7 @@ def _fit_sigmoid(positive: Bools, logits: Floats, *, shift: bool) -> Curve | str
 
 def _fit_isotonic(positive: Bools, logits: Floats) -> Curve | str:
     model = IsotonicRegression(y_min=0, y_max=1).fit(logits, positive.astype(np.float64))
-    return Steps(tuple(model.X_thresholds_.tolist()), tuple(model.y_thresholds_.tolist()))
+    return IsotonicCurve(tuple(model.X_thresholds_.tolist()), tuple(model.y_thresholds_.tolist()))
 
 
 _FITS: dict[str, Callable[[Bools, Floats], Curve | str]] = {
@@ -243,4 +243,4 @@ def _curve(plain: dict[str, Any]) -> Curve | None:
         or not 0 <= probabilities[0] <= probabilities[-1] <= 1
     ):
         raise ValueError("the knots of a curve do not rise")
-    return Steps(logits, probabilities)
+    return IsotonicCurve(logits, probabilities)

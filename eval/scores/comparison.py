@@ -35,11 +35,10 @@ def compare(
     for measure in MEASURES:
         columns[f"{measure}_difference"] = (after[measure] - before[measure]).to_numpy(dtype=np.float64)
         resampled = other.estimates(measure) - first.estimates(measure)
-        kept = [column[~np.isnan(column)] for column in resampled.T]
         columns[f"{measure}_low"], columns[f"{measure}_high"] = np.array(
-            [percentiles(row, level) for row in kept]
+            [percentiles(column, level) for column in resampled.T]
         ).T
-        columns[f"{measure}_p"] = np.array([p_value(row) for row in kept])
+        columns[f"{measure}_p"] = np.array([p_value(column[~np.isnan(column)]) for column in resampled.T])
     table = pd.DataFrame(columns, index=pd.Index(first.rows, name="finding"))
     if first_scores.without_threshold != other_scores.without_threshold:
         decided = [name for name in table if str(name).rpartition("_")[0] in DECIDED]

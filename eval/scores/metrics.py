@@ -1,4 +1,4 @@
-"""Score decisions and probabilities against labels: per finding, and as named macro and micro means."""
+"""Metrics of probabilities and decisions: per finding, macro and micro means."""
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -118,8 +118,8 @@ def score(
 
     All measures but `ece` (see `expected_calibration_error`) are scikit-learn's, `specificity` and
     `npv` as recall and precision of the negatives. Where a measure would divide by zero it is 0, as
-    with `zero_division=0`: precision and F1 of a finding without any alarm, NPV of one with an alarm
-    for every image. `average_precision` is the step-wise sum over (R_n - R_{n-1}) P_n, not the
+    with `zero_division=0`: precision and F1 of a finding that is never predicted, NPV of one that is
+    predicted for every image. `average_precision` is the step-wise sum over (R_n - R_{n-1}) P_n, not the
     trapezoid. A finding without positives or without negatives has NaN for every measure, also for
     those that one class would give a number. Macro is the mean over the findings that are not NaN;
     micro pools the same findings: its AUROC ranks the flattened matrix, its ECE bins it. Raises
@@ -161,7 +161,7 @@ def calibration_bins(probabilities: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
 
 
 def expected_calibration_error(labels: npt.NDArray[Any], probabilities: npt.NDArray[Any]) -> float:
-    """Return the gap between what is said and what is so, averaged over bins of the probability.
+    """Return the expected calibration error (ECE): |mean probability - prevalence|, averaged over bins.
 
     `labels` is 0 or 1, `probabilities` in [0, 1], both [N], N >= 1. This is the binary form of
     ECE (Guo et al., ICML 2017, equation 3): the sum over the bins of share of images x |mean
@@ -196,15 +196,15 @@ def _row(
         flat = truth[:, ranked].ravel(), probabilities[:, ranked].ravel()
         row |= {name: float(_UNDECIDED[name](*flat)) for name in _UNDECIDED if name in measures}
     if with_threshold.any():
-        alarms = apply_thresholds(probabilities, thresholds)[:, with_threshold]
+        predicted = apply_thresholds(probabilities, thresholds)[:, with_threshold]
         decided = truth[:, with_threshold]
-        row["tp"] = int((decided & alarms).sum())
-        row["fp"] = int((~decided & alarms).sum())
-        row["fn"] = int((decided & ~alarms).sum())
-        row["tn"] = int((~decided & ~alarms).sum())
+        row["tp"] = int((decided & predicted).sum())
+        row["fp"] = int((~decided & predicted).sum())
+        row["fn"] = int((decided & ~predicted).sum())
+        row["tn"] = int((~decided & ~predicted).sum())
         if (ranked & with_threshold).any() and not set(DECIDED).isdisjoint(measures):
             precision, recall, f1, _ = precision_recall_fscore_support(
-                decided.ravel(), alarms.ravel(), labels=[False, True], zero_division=0
+                decided.ravel(), predicted.ravel(), labels=[False, True], zero_division=0
             )
             row |= {"precision": float(precision[1]), "recall": float(recall[1]), "f1": float(f1[1])}
             row |= {"npv": float(precision[0]), "specificity": float(recall[0])}

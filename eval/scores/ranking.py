@@ -49,7 +49,7 @@ class Ranking:
             higher, down_to = misses[::2], misses[1::2]
             # A positive loses to the negatives above it and draws with those of its probability.
             losses += np.einsum("kr,kr->r", hits, higher + down_to) / 2
-            # Without any alarm there is no precision, nor a positive that would count it.
+            # Without predicted positives there is no precision, nor a positive that would count it.
             precision = true_positives / np.maximum(true_positives + down_to, 1)
             precisions += np.einsum("kr,kr->r", hits, precision)
             positives, above = true_positives[-1], down_to[-1]

@@ -1,7 +1,6 @@
-"""Is it as good for everybody: scores by sex, age, view and visit, and what the view alone would score."""
+"""Subgroup analysis: metrics by sex, age, view and visit, and the view-only baseline."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -10,15 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from eval.scores.bootstrap import LEVEL, draw, percentiles
-from eval.scores.groups import Group, group_images
-from eval.scores.part import FEWEST, Part, sum_up
+from eval.scores.bootstrap import percentiles, resample
+from eval.scores.groups import FEWEST, Group, GroupStats, group_images, group_stats
 from eval.scores.thresholds import Floats, apply_thresholds, paired
-from shards.cores import available_cores
 
 MACRO = "macro"
-
-_CHUNK = 32  # resamples at once, as in eval.scores.bootstrap
 
 Bools = npt.NDArray[np.bool_]
 
@@ -37,15 +32,15 @@ class Subgroups:
     groups of least and greatest recall), tpr_gap (the difference of their recalls), tpr_gap_low,
     tpr_gap_high. The interval is of the difference of these two groups: that they were chosen for
     being the furthest apart is not in it. For macro the gap is the mean over the findings that have one."""
-    floor: pd.DataFrame
-    """What the view alone scores, one row per finding and then `macro`: finding, view (that of the
-    greatest share of positives), auroc, auroc_low, auroc_high."""
+    view_baseline: pd.DataFrame
+    """What the view position alone scores, one row per finding and then `macro`: finding, view (that of
+    the greatest share of positives), auroc, auroc_low, auroc_high."""
     warnings: tuple[str, ...]
     """What is left out; to be printed, not dropped."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the three tables as lists of plain dicts, with None for NaN, and the warnings."""
-        tables = {"table": self.table, "gaps": self.gaps, "floor": self.floor}
+        tables = {"table": self.table, "gaps": self.gaps, "floor": self.view_baseline}
         plain = {name: table.astype(object).where(table.notna(), None) for name, table in tables.items()}
         return {name: table.to_dict("records") for name, table in plain.items()} | {
             "warnings": list(self.warnings)
@@ -74,7 +69,7 @@ def subgroups(
     all its groups are scored; groups scored on less than half of what any of them is scored on do
     not count there, and have no macro. That of recall also leaves out findings without a threshold.
 
-    The floor ranks images by the share of positives among all images of their view in this very
+    The view-only baseline ranks images by the share of positives among all images of their view in this very
     split: no model that sees the view and nothing else can score more. Raises ValueError as `score`
     does, or if `entries` has another length.
     """
@@ -83,42 +78,35 @@ def subgroups(
         raise ValueError(f"expected one column for each of {len(findings)} findings, got {truth.shape[1]}")
     if len(entries) != len(truth):
         raise ValueError(f"expected an entry for each of {len(truth)} images, got {len(entries)}")
-    alarms = apply_thresholds(probabilities, thresholds)
+    predicted = apply_thresholds(probabilities, thresholds)
     groups = group_images(entries)
     names, units = np.unique(entries["patient"].to_numpy(), return_inverse=True)
     patients = len(names)
-    parts = [
-        sum_up(truth[here], probabilities[here], alarms[here], units[here], patients) for *_, here in groups
+    stats = [
+        group_stats(truth[here], probabilities[here], predicted[here], units[here], patients)
+        for *_, here in groups
     ]
     views = {name: here for attribute, name, here in groups if attribute == "view"}
     shares = pd.DataFrame({name: truth[here].mean(axis=0) for name, here in views.items()}, list(findings))
     view_alone = np.empty(truth.shape)
     for name, here in views.items():
         view_alone[here] = shares[name]
-    floor = sum_up(truth, view_alone, alarms, units, patients)
-    ranked = np.stack([part.enough for part in parts])
+    baseline = group_stats(truth, view_alone, predicted, units, patients)
+    ranked = np.stack([group.enough for group in stats])
     decided = ranked & ~np.isnan(np.asarray(thresholds, dtype=np.float64))
 
     def measure(weights: Floats) -> tuple[Floats, Floats, Floats]:
-        measured = [part.measure(weights) for part in parts]
+        measured = [group.measure(weights) for group in stats]
         auroc, recall = (np.stack(values) for values in zip(*measured, strict=True))
         auroc[~ranked], recall[~decided] = np.nan, np.nan
-        return auroc, recall, floor.measure(weights)[0]
+        return auroc, recall, baseline.measure(weights)[0]
 
-    def resample(start: int) -> tuple[Floats, Floats, Floats]:
-        numbers = range(start, min(start + _CHUNK, resamples))
-        return measure(np.stack([draw(patients, seed, number) for number in numbers], axis=1))
-
-    # Threads: numpy's and scipy's loops leave Python to the others.
-    with ThreadPoolExecutor(available_cores()) as pool:
-        chunks = list(pool.map(resample, range(0, resamples, _CHUNK)))
-    point = measure(np.ones((patients, 1)))
-    # The last axis of each: first the value itself, then those of the resamples.
-    auroc, recall, viewed = (np.concatenate(parts, axis=-1) for parts in zip(point, *chunks, strict=True))
+    # The last axis of each: the sample itself, then the resamples.
+    auroc, recall, viewed = resample(measure, patients, resamples=resamples, seed=seed)
     return Subgroups(
-        _table(groups, parts, findings, auroc, recall),
+        _table(groups, stats, findings, auroc, recall),
         _gaps(groups, findings, recall),
-        _floor(shares, findings, viewed),
+        _view_baseline(shares, findings, viewed),
         _warnings(groups, ranked),
     )
 
@@ -130,7 +118,11 @@ def _compared(scored: Bools) -> tuple[Bools, Bools]:
 
 
 def _table(
-    groups: Sequence[Group], parts: Sequence[Part], findings: Sequence[str], auroc: Floats, recall: Floats
+    groups: Sequence[Group],
+    stats: Sequence[GroupStats],
+    findings: Sequence[str],
+    auroc: Floats,
+    recall: Floats,
 ) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for attribute, members in _by_attribute(groups):
@@ -138,14 +130,14 @@ def _table(
         peers = [member for member, counts in zip(members, compared, strict=True) if counts]
         decided = shared & ~np.isnan(recall[peers, :, 0]).any(axis=0)
         for member in members:
-            part = parts[member]
+            group = stats[member]
             start = {"attribute": attribute, "group": groups[member].name}
-            sizes = {"images": part.images, "patients": part.patients}
+            sizes = {"images": group.images, "patients": group.patients}
             has_macro = member in peers
             for column, finding in enumerate(findings):
                 rows.append(
-                    {**start, "finding": finding, "findings": int(part.enough[column]), **sizes}
-                    | {"positives": int(part.positives[column])}
+                    {**start, "finding": finding, "findings": int(group.enough[column]), **sizes}
+                    | {"positives": int(group.positives[column])}
                     | _interval("auroc", auroc[member, column])
                     | _interval("recall", recall[member, column])
                 )
@@ -184,7 +176,7 @@ def _gaps(groups: Sequence[Group], findings: Sequence[str], recall: Floats) -> p
     return pd.DataFrame(rows)
 
 
-def _floor(shares: pd.DataFrame, findings: Sequence[str], viewed: Floats) -> pd.DataFrame:
+def _view_baseline(shares: pd.DataFrame, findings: Sequence[str], viewed: Floats) -> pd.DataFrame:
     scored = ~np.isnan(viewed[:, 0])
     rows: list[dict[str, Any]] = [
         {"finding": finding, "view": str(shares.loc[finding].idxmax())} | _interval("auroc", viewed[column])
@@ -221,6 +213,5 @@ def _mean(values: Floats) -> Floats:
 
 def _interval(measure: str, values: Floats) -> dict[str, float]:
     """Name a value and, of its resamples that have a number, the ends of the 95 % interval."""
-    drawn = values[1:][~np.isnan(values[1:])]
-    low, high = (np.nan, np.nan) if np.isnan(values[0]) else percentiles(drawn, LEVEL)
+    low, high = (np.nan, np.nan) if np.isnan(values[0]) else percentiles(values[1:])
     return {measure: float(values[0]), f"{measure}_low": low, f"{measure}_high": high}

@@ -1,4 +1,4 @@
-"""Turn probabilities into decisions: one threshold per finding, fitted on val and applied anywhere.
+"""Decision thresholds: one per finding, fitted on val, applied anywhere.
 
 The comparison is everywhere `float64(probability) >= threshold`. A fitted threshold is one of the
 probabilities it was fitted on, not a midpoint. Widening float16 or float32 to float64 is exact and
@@ -20,56 +20,56 @@ Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Cuts:
-    """All the decisions that thresholds can make for one finding, fewest alarms first."""
+class OperatingPoints:
+    """Every decision a threshold can make for one finding, fewest predicted positives first."""
 
     values: Floats
-    """The distinct probabilities, descending, shape [C]; `probability >= values[c]` is an alarm."""
+    """The distinct probabilities, descending, shape [C]; `probability >= values[c]` is positive."""
     true_positives: Counts
-    """Positive images with an alarm at each cut, shape [C]."""
-    alarms: Counts
-    """Images with an alarm at each cut, shape [C]; the last is the number of images."""
+    """True positives at each threshold, shape [C]."""
+    predicted_positives: Counts
+    """Predicted positives at each threshold, shape [C]; the last is the number of images."""
 
     @property
     def positives(self) -> int:
-        """The number of positive images: the lowest cut raises an alarm for every image."""
+        """The number of positive images: at the lowest threshold every image is predicted positive."""
         return int(self.true_positives[-1])
 
     @property
     def negatives(self) -> int:
         """The number of negative images."""
-        return int(self.alarms[-1]) - self.positives
+        return int(self.predicted_positives[-1]) - self.positives
 
     @property
     def false_positives(self) -> Counts:
-        """Negative images with an alarm at each cut, shape [C]."""
-        return self.alarms - self.true_positives
+        """False positives at each threshold, shape [C]."""
+        return self.predicted_positives - self.true_positives
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How a threshold is picked among the cuts of one finding."""
+    """How one of the operating points of a finding is picked."""
 
     name: str
-    """As it is asked for and stored: `f1`, `youden`, `sensitivity=0.9`."""
+    """As given on the command line and stored: `f1`, `youden`, `sensitivity=0.9`."""
     meaning: str
-    """One phrase that says what is picked, and which of equal ones."""
-    pick: Callable[[Cuts], float] = field(compare=False, repr=False)
-    """Returns one of `cuts.values`, or NaN where the finding gives it nothing to go by."""
+    """One phrase: what is picked, and which of several equal ones."""
+    pick: Callable[[OperatingPoints], float] = field(compare=False, repr=False)
+    """Returns one of `points.values`, or NaN where the rule is undefined for the finding."""
 
 
 def parse_rule(text: str) -> Rule:
-    """Return the rule of that name; RULES says which there are.
+    """Return the rule of that name; RULES lists them.
 
     A target, as in `sensitivity=0.9`, lies above 0 and at most at 1. Every rule takes the exact
-    optimum over all cuts, and every tie is resolved:
+    optimum over all operating points, and every tie is resolved:
 
-    - `f1`: the greatest F1; the highest of equal ones, which has the fewest alarms.
+    - `f1`: the greatest F1; the highest of equal ones, which predicts the fewest positives.
     - `youden`: the greatest J = sensitivity + specificity - 1 (Youden, Cancer 1950, 3:32-35); the
       highest of equal ones.
-    - `sensitivity=S`: the highest cut of at least this sensitivity, which has the greatest specificity.
-    - `specificity=S`: the lowest cut of at least this specificity, which has the greatest sensitivity.
-    - `precision=P`: of the cuts of at least this precision the one of greatest sensitivity; the
+    - `sensitivity=S`: the highest threshold of at least this sensitivity, which has the greatest specificity.
+    - `specificity=S`: the lowest threshold of at least this specificity, which has the greatest sensitivity.
+    - `precision=P`: of the thresholds of at least this precision the one of greatest sensitivity; the
       highest of equal ones.
 
     Raises ValueError for any other text.
@@ -96,55 +96,59 @@ def parse_rule(text: str) -> Rule:
     return Rule(f"{kind}={target}", meaning.format(target), partial(pick, target))
 
 
-def _best_f1(cuts: Cuts) -> float:
-    """Return the cut of the greatest F1 = 2 TP / (alarms + positives); NaN without positives.
+def _best_f1(points: OperatingPoints) -> float:
+    """Return the threshold of the greatest F1; NaN without positives.
+
+    F1 = 2 TP / (predicted positives + positives).
 
     Equal F1 are found equal: a quotient of integers is rounded once, and different quotients of
     numbers below 2**25 lie further apart than float64 resolves.
     """
-    if cuts.positives == 0:
+    if points.positives == 0:
         return math.nan
-    f1 = 2 * cuts.true_positives / (cuts.alarms + cuts.positives)
-    return float(cuts.values[np.argmax(f1)])  # argmax takes the first, and the cuts descend
+    f1 = 2 * points.true_positives / (points.predicted_positives + points.positives)
+    return float(points.values[np.argmax(f1)])  # argmax takes the first, and the values descend
 
 
-def _best_youden(cuts: Cuts) -> float:
-    """Return the cut of the greatest TP / positives - FP / negatives; NaN without both classes."""
-    if cuts.positives == 0 or cuts.negatives == 0:
+def _best_youden(points: OperatingPoints) -> float:
+    """Return the threshold of the greatest TP / positives - FP / negatives; NaN without both classes."""
+    if points.positives == 0 or points.negatives == 0:
         return math.nan
     # Times positives x negatives: integers, so that equal ones are found equal.
     return float(
-        cuts.values[np.argmax(cuts.true_positives * cuts.negatives - cuts.false_positives * cuts.positives)]
+        points.values[
+            np.argmax(points.true_positives * points.negatives - points.false_positives * points.positives)
+        ]
     )
 
 
-def _at_sensitivity(target: float, cuts: Cuts) -> float:
-    """Return the highest cut with TP / positives >= target; NaN without positives."""
-    if cuts.positives == 0:
+def _at_sensitivity(target: float, points: OperatingPoints) -> float:
+    """Return the highest threshold with TP / positives >= target; NaN without positives."""
+    if points.positives == 0:
         return math.nan
     # A quotient that equals the target is rounded to the same float64 as its decimal.
-    return float(cuts.values[np.argmax(cuts.true_positives / cuts.positives >= target)])
+    return float(points.values[np.argmax(points.true_positives / points.positives >= target)])
 
 
-def _at_specificity(target: float, cuts: Cuts) -> float:
-    """Return the lowest cut with TN / negatives >= target; NaN if none has, or without negatives."""
-    if cuts.negatives == 0:
+def _at_specificity(target: float, points: OperatingPoints) -> float:
+    """Return the lowest threshold with TN / negatives >= target; NaN if none has, or without negatives."""
+    if points.negatives == 0:
         return math.nan
-    reached = (cuts.negatives - cuts.false_positives) / cuts.negatives >= target
-    return float(cuts.values[reached][-1]) if reached.any() else math.nan
+    reached = (points.negatives - points.false_positives) / points.negatives >= target
+    return float(points.values[reached][-1]) if reached.any() else math.nan
 
 
-def _at_precision(target: float, cuts: Cuts) -> float:
-    """Return the cut of most TP among those with TP / alarms >= target; NaN if there is none."""
-    reached = cuts.true_positives / cuts.alarms >= target
+def _at_precision(target: float, points: OperatingPoints) -> float:
+    """Return the threshold of most TP with TP / predicted positives >= target; NaN if there is none."""
+    reached = points.true_positives / points.predicted_positives >= target
     if not reached.any():
         return math.nan
-    return float(cuts.values[np.argmax(np.where(reached, cuts.true_positives, -1))])
+    return float(points.values[np.argmax(np.where(reached, points.true_positives, -1))])
 
 
 F1 = Rule("f1", "the exact maximum of F1; the highest of equal ones", _best_f1)
 
-_TARGETS: dict[str, tuple[str, Callable[[float, Cuts], float]]] = {
+_TARGETS: dict[str, tuple[str, Callable[[float, OperatingPoints], float]]] = {
     "sensitivity": ("the highest of sensitivity {} or more", _at_sensitivity),
     "specificity": ("the lowest of specificity {} or more", _at_specificity),
     "precision": (
@@ -157,16 +161,18 @@ RULES = "f1, youden, sensitivity=S, specificity=S and precision=P, with S and P 
 
 
 def pick_thresholds(labels: npt.NDArray[Any], probabilities: npt.NDArray[Any], rule: Rule = F1) -> Floats:
-    """Fit one threshold per finding by `rule`, over every cut point and not over a grid.
+    """Fit one threshold per finding by `rule`, over every distinct probability and not over a grid.
 
     `labels` is 0 or 1, `probabilities` a float in [0, 1], both [N, F] and from the val split.
     Returns float64 [F]. A finding for which the rule is undefined (F1: no positives), or whose target
-    no cut reaches, gets NaN: it has no threshold, which the caller must say. Raises ValueError as
+    no threshold reaches, gets NaN; the caller must report it. Raises ValueError as
     `paired` does.
     """
     labels, probabilities = paired(labels, probabilities)
     columns = zip(labels.T, probabilities.T, strict=True)
-    return np.array([rule.pick(_cuts(positive, scores)) for positive, scores in columns], dtype=np.float64)
+    return np.array(
+        [rule.pick(_operating_points(positive, scores)) for positive, scores in columns], dtype=np.float64
+    )
 
 
 def apply_thresholds(probabilities: npt.NDArray[Any], thresholds: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
@@ -227,13 +233,13 @@ def _all(values: npt.NDArray[Any], good: npt.NDArray[np.bool_], wanted: str) -> 
         raise ValueError(f"expected {wanted}, got {values[row, column]} in row {row}, column {column}")
 
 
-def _cuts(positive: npt.NDArray[np.bool_], scores: Floats) -> Cuts:
+def _operating_points(positive: npt.NDArray[np.bool_], scores: Floats) -> OperatingPoints:
     order = np.argsort(-scores)
     scores = scores[order]
-    # Images of one probability raise their alarms together: only the last of each run is a cut.
+    # Images of equal probability turn positive together: only the last of each run is a threshold.
     last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
-    return Cuts(
+    return OperatingPoints(
         values=scores[last],
         true_positives=np.cumsum(positive[order], dtype=np.int64)[last],
-        alarms=last.astype(np.int64) + 1,
+        predicted_positives=last.astype(np.int64) + 1,
     )

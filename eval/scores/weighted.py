@@ -1,4 +1,4 @@
-"""Every measure of metrics.py under many weightings of the same images, without scoring them anew."""
+"""Every metric under many weightings of the same images, without scoring them again."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,8 +50,8 @@ class WeightedScores:
         micro |= _pool(sums, images, self.scored, ERRORS) | _pool(sums, images, self.decided, DECIDED)
         values = {}
         for measure in MEASURES:
-            kept = single[measure][self.decided if measure in DECIDED else self.scored]
-            macro = kept.mean(axis=0) if len(kept) else np.full(len(images), np.nan)
+            averaged = single[measure][self.decided if measure in DECIDED else self.scored]
+            macro = averaged.mean(axis=0) if len(averaged) else np.full(len(images), np.nan)
             values[measure] = np.column_stack([*single[measure], macro, micro[measure]])
         for measure in DECIDED:
             values[measure][:, :-2][:, ~self.decided] = np.nan
@@ -99,17 +99,17 @@ def weighted_scores(
 def _unit_sums(
     truth: npt.NDArray[np.bool_],
     probabilities: Floats,
-    alarms: npt.NDArray[np.bool_],
+    predicted: npt.NDArray[np.bool_],
     units: npt.NDArray[Any],
 ) -> csr_array:
     """Return, per unit, what the measures without a ranking are made of: float64 [4 + ECE_BINS, U].
 
-    Rows: true positives, alarms, positives, squared error, and of each bin probabilities minus labels.
+    Rows: true positives, predicted positives, positives, squared error; per bin probabilities - labels.
     """
     gap = probabilities - truth
     count = int(units.max()) + 1
     sums = np.zeros((4 + ECE_BINS, count))
-    for row, values in enumerate((truth & alarms, alarms, truth, gap**2)):
+    for row, values in enumerate((truth & predicted, predicted, truth, gap**2)):
         sums[row] = np.bincount(units, weights=values, minlength=count)
     np.add.at(sums, (4 + calibration_bins(probabilities), units), gap)
     # Sparse, because scipy adds in one order, where a BLAS may go by its number of threads.
@@ -118,23 +118,25 @@ def _unit_sums(
 
 def _signed_gaps(gaps: Sequence[Floats], scored: npt.NDArray[np.bool_]) -> csr_array:
     """Add the gaps [ECE_BINS, U] of each finding, and of the scored ones pooled, as `signed_gaps` says."""
-    pooled = sum((gap for gap, kept in zip(gaps, scored, strict=True) if kept), np.zeros_like(gaps[0]))
+    pooled = sum(
+        (gap for gap, is_scored in zip(gaps, scored, strict=True) if is_scored), np.zeros_like(gaps[0])
+    )
     return csr_array(np.stack([np.sign(gap.sum(axis=1)) @ gap for gap in (*gaps, pooled)]))
 
 
 def _pool(
-    sums: Floats, images: Floats, kept: npt.NDArray[np.bool_], measures: Sequence[str]
+    sums: Floats, images: Floats, chosen: npt.NDArray[np.bool_], measures: Sequence[str]
 ) -> dict[str, Floats]:
-    """Return measures [R] over the images of all the kept findings together."""
-    together = _from_sums(sums[kept].sum(axis=0), images * kept.sum())
+    """Return measures [R] over the images of the chosen findings pooled."""
+    together = _from_sums(sums[chosen].sum(axis=0), images * chosen.sum())
     return {measure: together[measure] for measure in measures}
 
 
 def _from_sums(sums: Floats, images: Floats) -> dict[str, Floats]:
     """Turn weighted sums [..., 4 + ECE_BINS, R] of images in all [R] into measures [..., R]."""
-    true_positives, alarms, positives, squared_error = (sums[..., row, :] for row in range(4))
+    true_positives, predicted, positives, squared_error = (sums[..., row, :] for row in range(4))
     negatives = images - positives
-    true_negatives = images - alarms - positives + true_positives
+    true_negatives = images - predicted - positives + true_positives
     one_class = (positives == 0) | (negatives == 0)
 
     def share(part: Floats, whole: Floats) -> Floats:
@@ -143,11 +145,11 @@ def _from_sums(sums: Floats, images: Floats) -> dict[str, Floats]:
 
     images = np.broadcast_to(images, positives.shape)
     return {
-        "precision": share(true_positives, alarms),
+        "precision": share(true_positives, predicted),
         "recall": share(true_positives, positives),
         "specificity": share(true_negatives, negatives),
-        "npv": share(true_negatives, images - alarms),
-        "f1": share(2 * true_positives, alarms + positives),
+        "npv": share(true_negatives, images - predicted),
+        "f1": share(2 * true_positives, predicted + positives),
         "brier": share(squared_error, images),
         "ece": share(np.abs(sums[..., 4:, :]).sum(axis=-2), images),
     }

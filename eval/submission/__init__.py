@@ -1,1 +1,1 @@
-"""Predictions of any model, read and scored by the protocol; no torch."""
+"""Predictions of any model, read from CSV and scored by the same protocol; no torch."""

@@ -1,5 +1,8 @@
-"""Predictions of any model: a CSV read, checked, and set beside the labels of the same images."""
+"""Read predictions of any model from CSV, check them, and join them with the labels."""
 
+import csv
+import gzip
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +11,69 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from eval.predicting.selection import Selection
+from eval.predict.selection import Selection
 from eval.scores.thresholds import Floats
-from eval.submission.csv_table import read_csv
 from shards.entries import COLUMNS, Entries, read_entries
 from shards.errors import BadData
 from shards.findings import ALIASES, FINDINGS
 from shards.folder import ENTRIES, ShardFolder
 from shards.manifest import NAME, read_manifest
+
+
+def read_csv(path: Path, *, typed: bool) -> pd.DataFrame:
+    """Read a CSV with a header (or .gz): columns of what they look like if `typed`, else of text.
+
+    Raises BadData naming the file and what is wrong with it: it is no CSV; two columns have one name;
+    a row has more cells than the header, so that nobody can tell under which column its values
+    belong. Empty cells beyond the header are ignored.
+    """
+    try:
+        width = _check_shape(path)
+        return pd.read_csv(
+            path,
+            dtype=None if typed else str,
+            encoding="utf-8-sig",
+            index_col=False,
+            usecols=range(width),  # or pandas refuses or warns of empty cells beyond them
+            low_memory=False,
+            na_filter=False,
+        )
+    except (
+        pd.errors.ParserError,
+        pd.errors.EmptyDataError,
+        csv.Error,
+        UnicodeDecodeError,
+        OSError,
+        EOFError,
+        zlib.error,
+    ) as error:
+        raise BadData(f"{path} cannot be read as CSV: {str(error).strip()}") from error
+
+
+def _check_shape(path: Path) -> int:
+    """Return the number of columns.
+
+    Read by itself, because pandas renames a column that is there twice, and cuts rows off at the
+    header's width.
+    """
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file)
+        header = next((row for row in reader if row), [])
+        names = [name for name in header if name]
+        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise BadData(
+                f"{path} has more than one column for {twice[0]}: {names.count(twice[0])} are called so; "
+                "remove the others"
+            )
+        for row in reader:
+            if any(cell.strip() for cell in row[len(header) :]):
+                raise BadData(
+                    f"{path}, line {reader.line_num} ({row[0]}) has {len(row)} cells, but the header "
+                    f"has {len(header)}"
+                )
+    return len(header)
+
 
 _NIH_IMAGE = next(nih for nih, ours in COLUMNS.items() if ours == "image")
 IMAGE_COLUMNS = (_NIH_IMAGE, "image")
@@ -85,7 +143,7 @@ def read_labels(path: Path) -> Entries:
 
 
 def choose_entries(entries: Entries, selection: Selection | None) -> tuple[pd.DataFrame, str]:
-    """Return the rows that are asked for, and what they are called.
+    """Return the selected rows and the name of the selection.
 
     Without a selection these are `test`, or `all` where the entries have no split. Raises BadData for
     a split that they do not have, and naming images on a list that are none of theirs.
@@ -115,7 +173,7 @@ def read_submission(path: Path, entries: Entries) -> Submission:
     """Read a CSV of predictions (or .gz): the image's name and one probability per finding.
 
     The image's column is `Image Index` or `image`, a finding's is called as the finding, or that with
-    `prob_` before it; other columns are passed over, and the order of rows and columns is free.
+    `prob_` before it; other columns are ignored, and the order of rows and columns is free.
     Raises BadData naming the file and: a column that is missing or there twice, a row that is wider
     than the header, an image that stands there twice or that `entries` do not have, or the image and
     finding of what is no number from 0 to 1.

@@ -1,4 +1,4 @@
-"""A submission scored by the protocol: thresholds from val, or from the other half of its patients."""
+"""Score a submission: thresholds from val, or from one half of its patients."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eval.scores.bootstrap import Resampled, bootstrap
-from eval.scores.intervals import at_half_intervals
+from eval.scores.bootstrap import Resampled, at_half_intervals, bootstrap
 from eval.scores.metrics import DECIDED, Scores, score
 from eval.scores.thresholds import Floats, Rule, pick_thresholds
 from eval.submission.reading import Submission
@@ -55,7 +54,7 @@ class SubmissionScores:
             low, high = self.intervals.loc["macro", ["auroc_low", "auroc_high"]]
             lines.append(
                 f"macro AUROC {self.scores.macro['auroc']:.3f}, "
-                f"95 % interval over patients {low:.3f} to {high:.3f}"
+                f"95 % confidence interval over patients {low:.3f} to {high:.3f}"
             )
         return "\n".join([*lines, *self.warnings])
 

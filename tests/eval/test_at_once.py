@@ -105,7 +105,7 @@ def test_a_run_that_is_busy_too_long_is_named_and_nothing_of_it_changes(
     for options in (("other",), ("small", "other", "--average"), ("other", "small", "--compare")):
         with exclusive_lock(runs / "other"):
             numbers = ("--resamples", 2, *NUMBERS[2:])
-            refused = score(*options, "--runs", runs, "--rule", "youden", *numbers)
+            refused = score(*options, "--runs", runs, "--threshold-rule", "youden", *numbers)
         expect_refusal(
             refused, FINDS_IT_BUSY, f"another command is still at work in {runs / 'other'} after 0.2 s"
         )

@@ -30,7 +30,7 @@ def written(folder: Path) -> list[str]:
 def test_a_run_on_other_shards_is_named_wherever_its_scores_go(runs: Path, other_shards: Path) -> None:
     done = train(open_shards(other_shards), runs, "native", epochs=1, batch_size=16)
     assert done.exit_code == 0, done.output
-    options = ("--other-shards", "--resamples", 2, "--heatmaps", 0, "--no-report")
+    options = ("--allow-other-shards", "--resamples", 2, "--heatmaps", 0, "--no-report")
     succeed("native", "small", "--runs", runs, "--shards", other_shards, *options)
     options = (*options, "--average", "--compare")
     shown = succeed("native", "small", "--runs", runs, "--shards", other_shards, *options).stdout
@@ -114,7 +114,7 @@ def test_runs_of_different_images_are_refused_before_anything_is_predicted(
     record = json.loads(config.read_text())
     record["shards"]["value"] = str(other_shards)
     config.write_text(json.dumps(record))
-    refused = score("small", "other", "--runs", runs, "--other-shards", option)
+    refused = score("small", "other", "--runs", runs, "--allow-other-shards", option)
     expect_refusal(refused, 3, "small and other cannot be put together on val")
     assert nothing_predicted(runs)
 

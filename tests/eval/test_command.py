@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
-from eval.evaluation import joint_name
+from eval.__main__ import main
+from eval.ensemble import joint_name
 from shards.files import sha256_of
 from shards.folder import ShardFolder
 from tests.eval.commanding import NUMBERS, contents, expect_refusal, score, succeed
@@ -69,7 +71,7 @@ def test_predictions_are_made_anew_for_other_weights_and_where_asked_for(changea
     before, inode = path.read_bytes(), path.stat().st_ino
     succeed("small", "--runs", changeable, *NUMBERS)
     assert path.stat().st_ino == inode
-    succeed("small", "--runs", changeable, "--again", *NUMBERS)
+    succeed("small", "--runs", changeable, "--force", *NUMBERS)
     assert path.stat().st_ino != inode
     assert path.read_bytes() == before
     model, metadata = load_model(model_file)
@@ -150,7 +152,7 @@ def test_a_list_that_cannot_be_scored_is_refused(
     [
         (["small", "--split", "train"], "the model was fitted on train"),
         (["small", "--split", "tset"], "there is no such file"),
-        (["small", "--rule", "sensitivity=2"], "--rule: the target of sensitivity"),
+        (["small", "--threshold-rule", "sensitivity=2"], "--threshold-rule: the target of sensitivity"),
         (["small", "--compare"], "--compare needs two runs or more"),
         (["small", "--average"], "--average needs two runs or more"),
         (["small", "small", "--compare"], "a run is given twice"),
@@ -160,6 +162,26 @@ def test_a_list_that_cannot_be_scored_is_refused(
 )
 def test_options_that_make_no_sense_are_refused(scored: Path, options: list[str], message: str) -> None:
     expect_refusal(score("--runs", scored, *options), 2, message)
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "message"),
+    [
+        (["--rule", "sensitivity=2"], {}, "--threshold-rule: the target of sensitivity"),
+        ([], {"CXRAPID_RULE": "sensitivity=2"}, "--threshold-rule: the target of sensitivity"),
+        ([], {"CXRAPID_THRESHOLD_RULE": "sensitivity=2"}, "--threshold-rule: the target of sensitivity"),
+        (["--again", "other", "--average"], {}, "--force is for a run of its own"),
+        (["other", "--average"], {"CXRAPID_AGAIN": "1"}, "--force is for a run of its own"),
+        (["--other-shards", "--set-decisions"], {}, "not --allow-other-shards"),
+    ],
+)
+def test_the_old_names_of_options_mean_the_same_and_stand_in_no_help(
+    scored: Path, options: list[str], environment: dict[str, str], message: str
+) -> None:
+    done = CliRunner().invoke(main, ["--runs", str(scored), "small", *options], env=environment)
+    expect_refusal(done, 2, message)
+    shown = CliRunner().invoke(main, ["--help"]).output
+    assert not [old for old in ("--rule", "--again", " --other-shards") if old in shown]
 
 
 def test_runs_are_compared_and_averaged_on_the_same_images(changeable: Path, tmp_path: Path) -> None:
@@ -266,7 +288,7 @@ def test_without_torch_another_rule_is_scored_and_reported_in_full_but_for_new_h
     changeable: Path,
 ) -> None:
     folder = changeable / "small" / "eval" / "test"
-    options = ("small", "--runs", changeable, "--rule", "youden", "--resamples", 0)
+    options = ("small", "--runs", changeable, "--threshold-rule", "youden", "--resamples", 0)
     failed = without_torch(*options, "--heatmaps", 1)
     assert failed.returncode == 4, failed.stderr
     (line,) = failed.stderr.splitlines()
@@ -312,7 +334,7 @@ def test_predictions_made_anew_replace_all_older_ones(changeable: Path, tmp_path
     older.with_suffix(".json").write_text(json.dumps({**note, "csv_sha256": sha256_of(older)}))
     for path in older.parent.glob("predictions.*"):
         path.unlink()
-    succeed("small", "--runs", changeable, "--again", *NUMBERS)
+    succeed("small", "--runs", changeable, "--force", *NUMBERS)
     succeed("small", "--runs", changeable, "--split", "val", *NUMBERS)
     again = pd.read_csv(changeable / "small" / "eval" / "val" / "predictions.csv")
     assert again["prob_Mass"].equals(val["prob_Mass"])

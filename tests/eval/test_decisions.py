@@ -44,10 +44,13 @@ def told(done: Result) -> list[str]:
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        (["--rule", "sensitivity=0.9"], "test-sensitivity=0.9"),
+        (["--threshold-rule", "sensitivity=0.9"], "test-sensitivity=0.9"),
         (["--calibration", "none"], "test-calibration=none"),
         (["--tta"], "test-tta"),
-        (["--tta", "--rule", "youden", "--calibration", "isotonic"], "test-tta-youden-calibration=isotonic"),
+        (
+            ["--tta", "--threshold-rule", "youden", "--calibration", "isotonic"],
+            "test-tta-youden-calibration=isotonic",
+        ),
     ],
 )
 def test_a_what_if_changes_nothing_of_the_run_and_says_by_what_it_still_decides(
@@ -86,7 +89,10 @@ def test_a_list_of_images_and_other_shards_set_nothing_either(
 def test_a_what_if_counts_where_it_is_asked_to_and_a_plain_evaluation_says_what_it_takes_back(
     changeable: Path, image: Path, tmp_path: Path
 ) -> None:
-    run, what_if = changeable / "small", ("--tta", "--rule", "sensitivity=0.9", "--calibration", "none")
+    run, what_if = (
+        changeable / "small",
+        ("--tta", "--threshold-rule", "sensitivity=0.9", "--calibration", "none"),
+    )
     done = succeed("small", "--runs", changeable, *what_if, "--set-decisions", *NUMBERS)
     now = "rule sensitivity=0.9, mirror on, calibration none"
     assert told(done) == [
@@ -108,9 +114,9 @@ def test_a_what_if_counts_where_it_is_asked_to_and_a_plain_evaluation_says_what_
     [
         (["--set-decisions", "--average"], "--set-decisions is for a run of its own"),
         (["--set-decisions", "--compare"], "--set-decisions is for a run of its own"),
-        (["--again", "--average"], "--again is for a run of its own"),
+        (["--force", "--average"], "--force is for a run of its own"),
         (["--boxes", "boxes.csv", "--compare"], "--boxes is for a run of its own"),
-        (["--set-decisions", "--other-shards"], "not --other-shards"),
+        (["--set-decisions", "--allow-other-shards"], "not --allow-other-shards"),
     ],
 )
 def test_options_that_would_change_runs_that_are_only_read_are_refused(
@@ -143,7 +149,7 @@ def test_decisions_inside_an_old_model_file_still_count(changeable: Path, image:
     assert predict(run, image).stdout == expected
     (run / "decisions.json").unlink()
     assert predict(run, image).stdout == expected.replace("rule f1", "rule youden")
-    done = succeed("small", "--runs", changeable, "--rule", "precision=0.5", *NUMBERS)
+    done = succeed("small", "--runs", changeable, "--threshold-rule", "precision=0.5", *NUMBERS)
     assert "small still decides by rule youden" in done.stdout
 
 
@@ -151,7 +157,7 @@ def test_decisions_inside_an_old_model_file_still_count(changeable: Path, image:
 def test_members_of_an_average_or_a_comparison_are_only_read(changeable: Path, option: str) -> None:
     before = {name: contents(changeable / name) for name in ("small", "other")}
     assert "eval/test/report.html" in before["small"]
-    rule = ("--rule", "youden", "--heatmaps", 0, "--resamples", 2)
+    rule = ("--threshold-rule", "youden", "--heatmaps", 0, "--resamples", 2)
     succeed("small", "other", "--runs", changeable, option, "--no-report", *rule)
     succeed("small", "other", "--runs", changeable, option, "--no-report", *rule[2:])
     assert contents(changeable / "small") == before["small"]

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from eval.evaluation import Evaluation, Protocol, evaluate
-from eval.predicting.candidate import Predicting, open_candidate
-from eval.predicting.selection import Selection
+from eval.predict.scored_run import PredictOptions, open_run
+from eval.predict.selection import Selection
 from eval.scores.metrics import score as score_arrays
 from eval.scores.thresholds import parse_rule
 from shards.files import sha256_of
@@ -23,7 +23,7 @@ from shards.packing import pack
 from shards.packing.planning import SplitRecipe, make_plan
 from shards.pixels import PixelRecipe
 from shards.splits import read_list
-from tests.eval.commanding import NUMBERS, expect_refusal, score
+from tests.eval.commanding import NUMBERS, expect_refusal, score, succeed
 from tests.trainer.running import train
 from trainer.model_file import load_model, save_model
 from trainer.model_header import read_header
@@ -42,8 +42,8 @@ def decisions(runs: Path) -> dict[str, Any]:
 
 
 def evaluated(runs: Path, split: str, **changes: Any) -> Evaluation:
-    candidate = open_candidate(RunDirectory(runs / "small"), Predicting(device="cpu"))
-    return evaluate(candidate, Protocol(Selection.parse(split), resamples=0, **changes))
+    run = open_run(RunDirectory(runs / "small"), PredictOptions(device="cpu"))
+    return evaluate(run, Protocol(Selection.parse(split), resamples=0, **changes))
 
 
 def test_every_file_is_written(scored: Path) -> None:
@@ -91,14 +91,16 @@ def test_the_macro_auroc_is_the_mean_of_its_own_table(scored: Path) -> None:
 
 
 def test_thresholds_and_calibration_come_from_val_alone(runs: Path) -> None:
-    on_test = evaluated(runs, "test")
+    succeed("small", "--runs", runs, *NUMBERS)
     stored = decisions(runs)
-    on_val = evaluated(runs, "val")
+    on_test, on_val = evaluated(runs, "test"), evaluated(runs, "val")
+    succeed("small", "--runs", runs, "--split", "val", *NUMBERS)
     assert np.array_equal(list(on_test.thresholds.values()), list(on_val.thresholds.values()), equal_nan=True)
-    assert on_test.calibration == on_val.calibration
-    assert on_val.calibration is not None
+    calibration = on_val.operating_point.calibration
+    assert on_test.operating_point.calibration == calibration
+    assert calibration is not None
     assert decisions(runs) == stored
-    assert stored["calibration"] == on_val.calibration.to_json()
+    assert stored["calibration"] == calibration.to_json()
     assert stored["rule"] == "f1"
     assert stored["thresholds"] == {
         finding: None if np.isnan(cut) else cut for finding, cut in on_val.thresholds.items()
@@ -124,7 +126,7 @@ def test_no_test_label_reaches_a_threshold_or_a_calibration(
     results = {}
     for runs in (tmp_path / "true", tmp_path / "runs"):
         for rule, method in (("f1", "platt"), ("youden", "isotonic")):
-            options = ("--rule", rule, "--calibration", method)
+            options = ("--threshold-rule", rule, "--calibration", method)
             done = score("small", "--runs", runs, *options, *NUMBERS)
             assert done.exit_code == 0, done.output
             folder = (
@@ -145,12 +147,14 @@ def test_a_rule_and_a_calibration_can_be_chosen(runs: Path) -> None:
         evaluated(runs, "test"),
         evaluated(runs, "test", rule=parse_rule("youden"), calibration="platt"),
     )
-    assert other.rule == "youden"
+    assert other.operating_point.rule == "youden"
     assert other.thresholds != plain.thresholds
     assert other.scores.macro["auroc"] == plain.scores.macro["auroc"]
-    assert other.calibration is not None and other.calibration.method == "platt"
+    assert (
+        other.operating_point.calibration is not None and other.operating_point.calibration.method == "platt"
+    )
     bare = evaluated(runs, "test", calibration=None)
-    assert bare.calibration is None and bare.calibrated is None
+    assert bare.operating_point.calibration is None and bare.calibrated is None
     assert len({each.folder for each in (plain, other, bare)}) == 3
 
 
@@ -194,7 +198,7 @@ def test_shards_with_another_split_are_refused_unless_asked_for(
     stamped = decisions(runs)
     metrics = runs / "small" / "eval" / "test" / "metrics.json"
     before = metrics.read_bytes()
-    assert score("small", "--runs", runs, "--shards", other, "--other-shards", *NUMBERS).exit_code == 0
+    assert score("small", "--runs", runs, "--shards", other, "--allow-other-shards", *NUMBERS).exit_code == 0
     assert metrics.read_bytes() == before
     (foreign,) = (runs / "small" / "eval").glob("test-*/metrics.json")
     assert json.loads(foreign.read_text())["manifest_sha256"] == sha256_of(other / NAME)
@@ -204,7 +208,9 @@ def test_shards_with_another_split_are_refused_unless_asked_for(
 def test_shards_of_another_size_are_refused(runs: Path, phantom_tree: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     pack(make_plan(phantom_tree, SplitRecipe(val_fraction=0.2)), other, PixelRecipe(size=32))
-    expect_refusal(score("small", "--runs", runs, "--shards", other, "--other-shards"), 3, "takes 64 px")
+    expect_refusal(
+        score("small", "--runs", runs, "--shards", other, "--allow-other-shards"), 3, "takes 64 px"
+    )
 
 
 def test_weights_of_other_findings_or_another_arch_are_refused(runs: Path) -> None:

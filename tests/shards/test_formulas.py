@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.predicting.predictions import Predictions
+from eval.predict.predictions import Predictions
 from eval.result_files import write_table
 from shards.findings import FINDINGS
 from shards.folder import open_shards
@@ -87,7 +87,8 @@ def test_what_is_packed_predicted_and_reported_begins_no_formula_and_is_read_bac
     rows = shards.entries.index.to_numpy(dtype=np.int32)
     hot = shards.entries[list(FINDINGS)].to_numpy(dtype=np.uint8)
     patients = shards.entries["patient"].to_numpy(dtype=np.int64)
-    Predictions(rows, hot, hot.astype(np.float32), patients).to_csv(tmp_path / "p.csv", shards)
+    text = Predictions(rows, hot, hot.astype(np.float32), patients).to_csv(shards)
+    (tmp_path / "p.csv").write_text(text)
     assert not [cell for cell in cells(tmp_path / "p.csv") if begins_a_formula(cell)]
     assert np.array_equal(Predictions.from_csv(tmp_path / "p.csv", shards).rows, rows)
 

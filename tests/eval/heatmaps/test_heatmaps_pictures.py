@@ -12,7 +12,7 @@ from PIL import Image
 
 from eval.heatmaps.drawing import SIDE, draw_heat_map
 from eval.heatmaps.gallery import KINDS, HeatMap, gallery
-from eval.predicting.predictions import Predictions
+from eval.predict.predictions import Predictions
 from models import create_model
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder

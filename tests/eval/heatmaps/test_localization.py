@@ -6,9 +6,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from eval.heatmaps.images import ImageReader
 from eval.heatmaps.localization import OVERLAPS, Localization, localize, summarize
-from eval.heatmaps.pointing import CUT, Pointing, point, region_box
+from eval.heatmaps.pointing_game import CUT, PointingGame, pointing_game, region_box
+from eval.predict.images import ImageReader
 from models import Classifier, create_model
 from scripts.make_shards import main as make_shards
 from shards.boxes import by_row, read_box_list
@@ -33,14 +33,14 @@ def test_the_hottest_pixel_in_the_box_is_a_hit_and_one_beside_it_is_none() -> No
     for row in range(8):
         for column in range(8):
             inside = row in (4, 5) and column in (2, 3)
-            assert point(heat_at((row, column)), HERE).hit == inside
+            assert pointing_game(heat_at((row, column)), HERE).hit == inside
 
 
 def test_any_of_several_boxes_is_good_and_shared_area_counts_once() -> None:
     boxes = np.array([[0, 0, 0.5, 0.5], [0.25, 0, 0.5, 0.5]])
-    assert point(heat_at((0, 5)), boxes).hit
-    assert not point(heat_at((5, 5)), boxes).hit
-    assert point(heat_at((0, 0)), boxes).chance == 0.375
+    assert pointing_game(heat_at((0, 5)), boxes).hit
+    assert not pointing_game(heat_at((5, 5)), boxes).hit
+    assert pointing_game(heat_at((0, 0)), boxes).chance == 0.375
 
 
 def test_chance_is_the_hit_rate_of_every_pixel_in_turn() -> None:
@@ -48,17 +48,17 @@ def test_chance_is_the_hit_rate_of_every_pixel_in_turn() -> None:
     for _ in range(20):
         x, y = generator.uniform(0, 0.7, 2)
         boxes = np.array([[x, y, *generator.uniform(0.05, 0.3, 2)]])
-        every = [point(heat_at((row, column)), boxes).hit for row in range(8) for column in range(8)]
-        assert point(heat_at((0, 0)), boxes).chance == np.mean(every)
+        every = [pointing_game(heat_at((row, column)), boxes).hit for row in range(8) for column in range(8)]
+        assert pointing_game(heat_at((0, 0)), boxes).chance == np.mean(every)
 
 
 def test_a_region_that_is_the_box_overlaps_wholly() -> None:
-    found = point(heat_at((4, 2), (4, 3), (5, 2), (5, 3)), HERE)
+    found = pointing_game(heat_at((4, 2), (4, 3), (5, 2), (5, 3)), HERE)
     assert (found.iou, found.iobb) == (1, 1)
 
 
 def test_a_region_within_the_box_has_all_of_itself_in_it() -> None:
-    found = point(heat_at((4, 2)), HERE)
+    found = pointing_game(heat_at((4, 2)), HERE)
     assert (found.iou, found.iobb) == (0.25, 1)
 
 
@@ -72,12 +72,12 @@ def test_only_the_region_of_the_hottest_pixel_counts_and_only_what_is_hot_enough
 
 
 def test_a_map_that_is_zero_everywhere_points_nowhere() -> None:
-    found = point(np.zeros((8, 8), dtype=np.float32), np.array([[0, 0, 1, 1.0]]))
-    assert found == Pointing(False, 1.0, 0.0, 0.0)
+    found = pointing_game(np.zeros((8, 8), dtype=np.float32), np.array([[0, 0, 1, 1.0]]))
+    assert found == PointingGame(False, 1.0, 0.0, 0.0)
 
 
-def pointing(hit: bool, iou: float = 0.0) -> Pointing:
-    return Pointing(hit, 0.1, iou, 2 * iou)
+def pointing(hit: bool, iou: float = 0.0) -> PointingGame:
+    return PointingGame(hit, 0.1, iou, 2 * iou)
 
 
 def test_macro_is_the_mean_of_findings_and_micro_pools_their_images() -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from eval.evaluation import Evaluation
-from eval.predicting.predictions import Predictions
-from eval.scores.bootstrap import bootstrap
+from eval.operating_point import OperatingPoint
+from eval.predict.predictions import Predictions
+from eval.scores.bootstrap import all_intervals, bootstrap
 from eval.scores.calibration import fit_calibration
-from eval.scores.intervals import all_intervals
 from eval.scores.metrics import score
 from eval.scores.subgroups import subgroups
 from eval.scores.thresholds import pick_thresholds
@@ -83,13 +83,10 @@ def evaluation(
         headers=(header,) * len(runs),
         scored_on=(shards.digest,) * len(runs),
         split=split,
-        tta=False,
         predictions=parts,
-        rule="f1",
-        thresholds=dict(zip(FINDINGS, cuts.tolist(), strict=True)),
+        operating_point=OperatingPoint("f1", cuts, changes.pop("calibration", calibration), tta=False),
         scores=scores,
         at_half=score(*arrays, half, FINDINGS),
-        calibration=calibration,
         calibrated=before.join(after[["brier", "ece"]].add_prefix("calibrated_")),
         resampled=resampled,
         intervals=all_intervals(resampled, *arrays, scored.patients, calibration.apply(scored.probabilities)),

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eval.compare import RunComparison, compare_runs
 from eval.report.comparison_page import write_comparison
 from eval.scores.metrics import MEASURES
-from eval.several.comparison import RunComparison, compare_runs
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
 from tests.eval.report.reporting import PLAIN, Page, a_run, evaluation

@@ -14,15 +14,15 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from eval.evaluation import Evaluation
+from eval.evaluation import Evaluation, Explanation
 from eval.heatmaps.gallery import HeatMap
 from eval.heatmaps.localization import summarize
-from eval.heatmaps.pointing import Pointing
-from eval.history import read_history
+from eval.heatmaps.pointing_game import PointingGame
 from eval.report import render, write_report, write_scores
 from eval.report.pictures import read_picture
 from eval.report.published import OFFICIAL, OWN_SPLIT, why_not_comparable
 from eval.scores.metrics import score
+from eval.training_log import read_training_log
 from shards.errors import BadData, ResourceMissing
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
@@ -51,7 +51,7 @@ def shown(folder: Path) -> Callable[[Evaluation], Page]:
     pictures = {name: read_picture(name, path, name) for name, path in files.items()}
 
     def show(evaluation: Evaluation) -> Page:
-        return Page(render(evaluation, tuple(read_history(run) for run in evaluation.runs), pictures))
+        return Page(render(evaluation, tuple(read_training_log(run) for run in evaluation.runs), pictures))
 
     return show
 
@@ -101,7 +101,7 @@ def test_the_headline_names_mean_interval_split_and_size(page: Page, folder: Pat
     row = metrics["intervals"]["values"]["macro"]
     scored, patients = metrics["macro"]["scored"], metrics["patients"]
     assert (
-        f"Macro AUROC, {scored} of 14 findings {metrics['macro']['auroc']:.3f} 95 % interval "
+        f"Macro AUROC, {scored} of 14 findings {metrics['macro']['auroc']:.3f} 95 % confidence interval "
         f"{row['auroc_low']:.3f} to {row['auroc_high']:.3f} test, {metrics['macro']['images']} images of "
         f"{patients} patients" in page.words()
     )
@@ -113,7 +113,7 @@ def test_what_is_left_out_is_said(page: Page, phantom_shards: ShardFolder, tmp_p
     assert whole.subgroups is not None
     for warning in (*whole.warnings, *whole.subgroups.warnings):
         assert warning in page.words()
-    assert "over 13 of 14 findings; left out in whole or part: Hernia" in page.words()
+    assert "over 13 of 14 findings; left out, wholly or partly: Hernia" in page.words()
 
 
 def test_every_table_is_rectangular_and_sorts_by_each_column(page: Page) -> None:
@@ -197,9 +197,9 @@ def test_parts_that_were_not_asked_for_leave_no_trace(phantom_shards: ShardFolde
     for path in run.path.iterdir():
         path.unlink()
     plain = Page((write_report(evaluation(phantom_shards, run, **PLAIN)) / "report.html").read_text())
-    whole = {"subgroups", "gaps-table", "floor-table", "heat-maps", "localization", "epochs-1"}
+    whole = {"subgroups", "gaps-table", "view-baseline-table", "heat-maps", "localization", "epochs-1"}
     assert not whole & set(plain.ids())
-    assert not re.search(r"\bNone\b|\bnan\b|<NA>|95 % interval", plain.text)
+    assert not re.search(r"\bNone\b|\bnan\b|<NA>|95 % confidence interval", plain.text)
     assert {link[1:] for link in plain.attributes("a", "href")} <= set(plain.ids())
     assert not (run.path / "eval" / "test" / "intervals.csv").exists()
 
@@ -219,7 +219,7 @@ def test_text_from_files_stays_text(
     run = a_run(tmp_path / "a&b<i>")
     (run.path / "environment.json").write_text(json.dumps({"command": evil, "versions": {evil: "1"}}))
     gallery = (HeatMap(evil, "Mass", "true positive", 0.75, 0.5, (folder / "roc.png").read_bytes()),)
-    page = shown(evaluation(phantom_shards, run, **PLAIN, gallery=gallery))
+    page = shown(evaluation(phantom_shards, run, **PLAIN, explanation=Explanation(gallery)))
     assert not [source for source in page.attributes("img", "src") if not source.startswith("data:")]
     assert page.words().count(evil) == 3
     assert page.words().startswith("a&b<i> on test a&b<i> on test")
@@ -234,7 +234,7 @@ def test_heat_maps_stand_by_kind_with_probability_and_threshold(
         for finding in ("Mass", "Pleural_Thickening")
         for kind in ("true positive", "false positive")
     )
-    page = shown(evaluation(phantom_shards, a_run(tmp_path / "demo"), gallery=gallery))
+    page = shown(evaluation(phantom_shards, a_run(tmp_path / "demo"), explanation=Explanation(gallery)))
     entry = "0.750 at threshold 0.500 00000001_000.png"
     both = f"Mass {entry} Pleural Thickening {entry}"
     assert f"True positives {both} False positives {both}" in page.words()
@@ -243,9 +243,14 @@ def test_heat_maps_stand_by_kind_with_probability_and_threshold(
 def test_localization_stands_beside_chance_and_says_how_it_was_measured(
     shown: Shown, phantom_shards: ShardFolder, tmp_path: Path
 ) -> None:
-    found = [("Mass", 1, 1, Pointing(True, 0.25, 0.6, 0.8)), ("Mass", 2, 1, Pointing(False, 0.15, 0.2, 0.3))]
+    found = [
+        ("Mass", 1, 1, PointingGame(True, 0.25, 0.6, 0.8)),
+        ("Mass", 2, 1, PointingGame(False, 0.15, 0.2, 0.3)),
+    ]
     localization = summarize(found, np.array([1, 2]), resamples=20)
-    page = shown(evaluation(phantom_shards, a_run(tmp_path / "demo"), localization=localization))
+    page = shown(
+        evaluation(phantom_shards, a_run(tmp_path / "demo"), explanation=Explanation((), localization))
+    )
     titles, mass, macro, micro = page.tables["localization-table"]
     cells = dict(zip((text.strip() for _, text in titles), mass, strict=True))
     for title, value in (
@@ -338,13 +343,13 @@ def test_published_results_are_not_shown_beside_another_split(
     phantom_shards: ShardFolder, rule: str, packed: int, split: str, scored: int, why: str
 ) -> None:
     shards = as_nih(phantom_shards, rule=rule, images=packed)
-    assert why in (why_not_comparable(shards, split, scored, own_shards=True) or "")
-    assert "other shards" in (why_not_comparable(shards, split, scored, own_shards=False) or "")
+    assert why in (why_not_comparable(shards, split, scored, on_training_shards=True) or "")
+    assert "other shards" in (why_not_comparable(shards, split, scored, on_training_shards=False) or "")
 
 
 def test_phantoms_never_stand_beside_published_results(page: Page) -> None:
     assert "published" not in page.ids()
-    assert "No published results stand beside these: the test split holds" in page.words()
+    assert "Not compared with published results: the test split holds" in page.words()
 
 
 def test_published_results_are_shown_on_the_whole_official_test_split(

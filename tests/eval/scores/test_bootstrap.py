@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from eval.scores.bootstrap import bootstrap, draw
+from eval.scores.bootstrap import bootstrap, bootstrap_counts
 from eval.scores.metrics import DECIDED, MEASURES, RANKED, calibration_bins, expected_calibration_error, score
 from eval.scores.thresholds import apply_thresholds
 from eval.scores.weighted import weighted_scores
@@ -26,7 +26,7 @@ def split(seed=0, patients=60, decimals=2):
 def drawn_rows(of, number, seed=0):
     """The rows of a resample, each as often as its patient is drawn."""
     names, units = np.unique(of, return_inverse=True)
-    return np.repeat(np.arange(len(of)), draw(len(names), seed, number).astype(int)[units])
+    return np.repeat(np.arange(len(of)), bootstrap_counts(len(names), seed, number).astype(int)[units])
 
 
 @pytest.mark.parametrize(("decimals", "missing"), [(2, False), (16, False), (2, True), (0, False)])
@@ -56,7 +56,7 @@ def test_every_resample_ranks_as_in_scikit_learn_under_its_weights(decimals):
     resampled = bootstrap(labels, probabilities, thresholds, of, NAMES, resamples=25, seed=9)
     _, units = np.unique(of, return_inverse=True)
     for number in range(25):
-        weights = draw(300, 9, number)[units]
+        weights = bootstrap_counts(300, 9, number)[units]
         for measure, sklearn in zip(RANKED, (roc_auc_score, average_precision_score), strict=True):
             of_findings = [
                 sklearn(labels[:, f], probabilities[:, f], sample_weight=weights) for f in range(3)
@@ -70,7 +70,7 @@ def test_every_resample_ranks_as_in_scikit_learn_under_its_weights(decimals):
 def test_the_whole_split_scores_as_it_does_without_resamples():
     labels, probabilities, thresholds, of = split()
     labels[:, 1], thresholds[0] = 0, np.nan
-    whole = bootstrap(labels, probabilities, thresholds, of, NAMES, resamples=1).whole
+    whole = bootstrap(labels, probabilities, thresholds, of, NAMES, resamples=1).point_estimate
     table = score(labels, probabilities, thresholds, NAMES).to_frame()
     for measure in MEASURES:
         expected = table[measure].to_numpy(dtype=np.float64)
@@ -78,7 +78,7 @@ def test_the_whole_split_scores_as_it_does_without_resamples():
 
 
 def test_a_patient_is_drawn_with_all_images_or_not_at_all():
-    counts = np.stack([draw(50, 3, number) for number in range(200)])
+    counts = np.stack([bootstrap_counts(50, 3, number) for number in range(200)])
     assert (counts.sum(axis=1) == 50).all()
     assert counts.mean(axis=0) == pytest.approx(np.ones(50), abs=0.35)
     assert counts.var() == pytest.approx(1 - 1 / 50, rel=0.05)  # of a multinomial count
@@ -86,7 +86,9 @@ def test_a_patient_is_drawn_with_all_images_or_not_at_all():
     labels, probabilities, thresholds, of = split()
     one = bootstrap(labels, probabilities, thresholds, np.zeros_like(of), NAMES, resamples=20)
     for measure in MEASURES:
-        np.testing.assert_allclose(one.values[measure], np.tile(one.whole[measure], (20, 1)), atol=1e-12)
+        np.testing.assert_allclose(
+            one.values[measure], np.tile(one.point_estimate[measure], (20, 1)), atol=1e-12
+        )
 
 
 def test_the_same_seed_and_patients_give_the_same_resamples_in_any_order_of_the_images():
@@ -112,7 +114,7 @@ def test_a_resample_without_a_class_is_left_out_aloud():
     labels[of == of[0], 2] = 1  # one patient: missing in 37 % of resamples
     resampled = bootstrap(labels, probabilities, thresholds, of, NAMES, resamples=100)
     _, units = np.unique(of, return_inverse=True)
-    absent = np.array([draw(60, 0, number)[units[0]] == 0 for number in range(100)])
+    absent = np.array([bootstrap_counts(60, 0, number)[units[0]] == 0 for number in range(100)])
     assert 20 < absent.sum() < 55
     for measure in MEASURES:
         lacks = np.isnan(resampled.values[measure])
@@ -322,8 +324,8 @@ def test_the_unfolded_ece_is_the_ece_where_no_gap_changes_its_sign_and_never_mor
     exact = probabilities.astype(np.float64)
     once = weighted_scores(labels == 1, exact, thresholds, np.unique(of, return_inverse=True)[1])
     whole = once.signed_ece(np.ones((len(np.unique(of)), 1)))[0]
-    there = ~np.isnan(resampled.whole["ece"])
-    assert whole[there] == pytest.approx(resampled.whole["ece"][there], rel=0, abs=1e-12)
+    there = ~np.isnan(resampled.point_estimate["ece"])
+    assert whole[there] == pytest.approx(resampled.point_estimate["ece"][there], rel=0, abs=1e-12)
 
 
 def test_arrays_that_do_not_fit_are_refused():

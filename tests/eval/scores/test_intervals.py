@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eval.scores.bootstrap import bootstrap
-from eval.scores.intervals import all_intervals
+from eval.scores.bootstrap import all_intervals, bootstrap
 from eval.scores.metrics import DECIDED, ERRORS, MEASURES, score
 
 NAMES = ("Mass", "Edema")

@@ -119,7 +119,7 @@ def test_a_rule_can_be_any_choice_among_the_cuts():
     assert pick_thresholds(labels, probabilities, rule).tolist() == [0.5]
     assert seen[0].values.tolist() == [0.5, 0.25]
     assert seen[0].true_positives.tolist() == [1, 2]
-    assert seen[0].alarms.tolist() == [2, 3]
+    assert seen[0].predicted_positives.tolist() == [2, 3]
     assert seen[0].false_positives.tolist() == [1, 1]
     assert (seen[0].positives, seen[0].negatives) == (2, 1)
 

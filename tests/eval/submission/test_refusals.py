@@ -133,7 +133,9 @@ def test_one_patient_cannot_be_halved(sample: Path, predictions: pd.DataFrame, t
     assert "one patient cannot be halved" in line
 
 
-@pytest.mark.parametrize("wrong", [["--rule", "best"], ["--split", "train"], ["--split", "absent.txt"]])
+@pytest.mark.parametrize(
+    "wrong", [["--threshold-rule", "best"], ["--split", "train"], ["--split", "absent.txt"]]
+)
 def test_an_unknown_rule_or_split_is_a_usage_error(wrong: list[str], sample: Path) -> None:
     assert run(sample / "predictions.csv", "--entries", sample, *wrong).exit_code == 2
 

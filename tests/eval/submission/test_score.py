@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
-from eval.predicting.predictions import Predictions
+from eval.predict.predictions import Predictions
 from eval.scores import metrics
 from eval.scores.thresholds import parse_rule, pick_thresholds
 from eval.submission.reading import read_labels
@@ -28,7 +28,7 @@ def test_the_official_test_list_scores_as_scikit_learn_says_at_thresholds_from_v
         *("--entries", metadata),
         *("--val", write(val, tmp_path / "val.csv")),
         *("--split", nih_data / "nih_metadata" / "test_list.txt"),
-        *("--rule", "youden"),
+        *("--threshold-rule", "youden"),
     )
     assert (record["images"], record["patients"]) == (25596, 2797)
     assert record["fitted"]["images"] == 11212
@@ -99,7 +99,7 @@ def test_the_halves_and_the_interval_of_the_headline_are_said(sample: Path) -> N
     assert "thresholds (f1) from one half of the patients, drawn with seed 0: " in done.output
     assert "precision, recall, specificity, NPV, F1 and the counts are of the other half: " in done.output
     assert "macro AUROC 0." in done.output
-    assert "95 % interval over patients 0." in done.output
+    assert "95 % confidence interval over patients 0." in done.output
 
 
 def test_a_shard_folder_s_entries_are_scored_on_their_test_split(
@@ -129,7 +129,7 @@ def test_the_predictions_that_a_run_leaves_are_read_to_the_last_bit(
         labels = entries[list(FINDINGS)].to_numpy(dtype=np.uint8)
         probabilities = random.random(labels.shape, dtype=np.float32)
         stored[split] = Predictions(rows, labels, probabilities, entries["patient"].to_numpy(dtype=np.int64))
-        stored[split].to_csv(tmp_path / f"{split}.csv", phantom_shards)
+        (tmp_path / f"{split}.csv").write_text(stored[split].to_csv(phantom_shards))
     record = score(tmp_path / "test.csv", "--entries", phantom_shards.path, "--val", tmp_path / "val.csv")
     val, test = stored["val"], stored["test"]
     thresholds = pick_thresholds(val.labels, val.probabilities)

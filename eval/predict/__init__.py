@@ -1,0 +1,1 @@
+"""Probabilities of a run on its shards, computed once and cached."""
