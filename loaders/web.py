@@ -46,6 +46,8 @@ _TAR_BLOCK = 512
 # After the random streams 0 to 2 of loaders.sampler.
 _CHUNKS = 3
 _SCHEME = "cxrapid-slice"
+_ORDER = 2
+"""The version of the order in training: a state of another version continues another epoch."""
 
 
 class WebLoader(Loader):
@@ -74,10 +76,15 @@ class WebLoader(Loader):
 
     def state_dict(self) -> dict[str, Any]:
         """See Loader."""
-        return {**super().state_dict(), "workers": self._workers}
+        return {**super().state_dict(), "workers": self._workers, "order": _ORDER}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See Loader; also raises CannotResume for another number of processes."""
+        """See Loader; also raises CannotResume for another number of processes or version of the order."""
+        if self._spec.training and state.get("order") != _ORDER:
+            raise CannotResume(
+                "the loader's state does not fit: the webdataset loader orders samples otherwise since; "
+                "train under a new --name"
+            )
         workers = state.get("workers")
         if workers != self._workers:
             way_out = f"; --threads {workers} continues it" if workers else ""
