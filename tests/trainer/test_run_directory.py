@@ -133,17 +133,17 @@ def as_a_user() -> Iterator[None]:
         os.seteuid(user)
 
 
-def log_a_line(run: RunDirectory) -> None:
-    with run.at_work(result=ResourceMissing):
-        logging.getLogger("cxrapid.trainer").info("a line")
+def log_a_line() -> None:
+    logging.getLogger("cxrapid.trainer").info("a line")
 
 
 def test_a_log_that_may_not_be_written_is_a_matter_of_permission_and_not_of_room(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.log.write_text("")
     run.log.chmod(0o400)
-    with as_a_user(), pytest.raises(ResourceMissing, match=r"log\.txt: Permission denied") as refused:
-        log_a_line(run)
+    denied = pytest.raises(ResourceMissing, match=r"log\.txt: Permission denied")
+    with run.at_work(result=ResourceMissing), as_a_user(), denied as refused:
+        log_a_line()
     assert "--runs" in refused.value.message
     assert "make room" not in refused.value.message
 
@@ -152,5 +152,6 @@ def test_a_log_that_may_not_be_written_is_a_matter_of_permission_and_not_of_room
 def test_a_full_disk_is_a_matter_of_room(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.log.symlink_to("/dev/full")
-    with pytest.raises(ResourceMissing, match=r"No space left on device; make room"):
-        log_a_line(run)
+    full = pytest.raises(ResourceMissing, match=r"No space left on device; make room")
+    with run.at_work(result=ResourceMissing), full:
+        log_a_line()
