@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 PIP := -m pip install --quiet --disable-pip-version-check
-# A test process a core; more than eight would only wait for one another's files.
-PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
+# A test process a core, with a thread each: torch's own threads would wait for one another. At most
+# eight, since each holds torch in its memory.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test quick test-latest lint bench lock clean
 
@@ -17,17 +18,17 @@ demo: $(READY)
 	$(BIN)/python -m eval demo
 
 test: $(READY)
-	$(BIN)/python -m pytest $(PARALLEL)
+	$(PYTEST)
 
 # The inner loop: what takes no training and no packing, in a minute.
 quick: $(READY)
-	$(BIN)/python -m pytest $(PARALLEL) -m quick
+	$(PYTEST) -m quick
 
 # The tests with the newest release of every dependency instead of the locked ones.
 test-latest:
 	$(PYTHON) -m venv --clear .venv-latest
 	.venv-latest/bin/python $(PIP) --editable '.[cuda13,dev]'
-	.venv-latest/bin/python -m pytest $(PARALLEL)
+	$(MAKE) test BIN=.venv-latest/bin READY=.venv-latest
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -19,12 +19,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from shards.cores import available_cores
 from shards.entries import find_images, read_entries
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder, SplitReader
 from shards.pixels import decode_sample
-from shards.workers import map_in_processes
+from shards.processes import available_cores, map_in_processes
 
 Item = tuple[torch.Tensor, torch.Tensor]
 _TASK = 256  # files a task

@@ -28,7 +28,6 @@ import pandas as pd
 from PIL import Image
 
 from shards.console import PATH, Command, echo
-from shards.cores import available_cores
 from shards.errors import BadData
 from shards.files import sha256_of
 from shards.findings import NO_FINDING
@@ -38,9 +37,8 @@ from shards.packing import pack
 from shards.packing.planning import SplitRecipe, make_plan
 from shards.phantoms import make_phantoms
 from shards.pixels import PixelRecipe, encode
-from shards.signals import graceful_exit
+from shards.processes import available_cores, graceful_exit, map_in_processes
 from shards.splits import RANDOM_FRACTIONS
-from shards.workers import map_in_processes
 
 SOURCE = Path("../shared/data/nih621_256_gray_png.tar")
 OUT = Path("data/bench-shards")

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from shards.cores import available_cores
 from shards.files import atomic_write_text
+from shards.processes import available_cores
 
 RESULTS = Path(__file__).parent / "results"
 

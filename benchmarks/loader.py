@@ -34,8 +34,8 @@ from benchmarks.harness import interleave, summary, write_result
 from benchmarks.plot import plot_loader
 from loaders import LOADERS
 from shards.console import PATH, Command, echo
-from shards.cores import available_cores
 from shards.folder import open_shards
+from shards.processes import available_cores
 
 _LOADERS = ("dali", "dali light", "dali strong", "resident", "webdataset", "dataloader")
 CONTENDERS = ("limit", *_LOADERS, "plain webdataset", "tuned", "report", "raw")

@@ -14,8 +14,8 @@ from benchmarks.ablation import Variant
 from benchmarks.baselines import report_loader
 from loaders import LoaderSpec, make_loader
 from models import create_model
-from shards.cores import available_cores
 from shards.folder import ShardFolder
+from shards.processes import available_cores
 from trainer.logging.timing import DataWait, StepTimes
 from trainer.optim.losses import make_loss
 from trainer.optim.optimizers import make_optimizer

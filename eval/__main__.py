@@ -25,7 +25,7 @@ from shards.console import PATH, Command, RenamedOption, echo
 from shards.documents import read_json
 from shards.errors import BadData, ResourceMissing
 from shards.manifest import read_manifest
-from shards.signals import graceful_exit
+from shards.processes import graceful_exit
 from trainer.devices import DEVICE_CHOICES
 from trainer.run_directory import RunDirectory, find_run, list_runs
 

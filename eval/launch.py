@@ -21,8 +21,7 @@ from eval.report.comparison_page import write_comparison
 from eval.result_files import write_json
 from eval.scores.calibration import METHODS
 from shards.console import echo
-from shards.files import remove_partials
-from shards.locking import exclusive_lock
+from shards.files import exclusive_lock, remove_partials
 from trainer.run_directory import RunDirectory
 
 WAIT = 60

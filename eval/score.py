@@ -21,7 +21,7 @@ from eval.submission.reading import (
 from eval.submission.scoring import SubmissionScores, score_submission
 from shards.console import PATH, Command, echo
 from shards.files import sha256_of
-from shards.signals import graceful_exit
+from shards.processes import graceful_exit
 
 
 @click.command(

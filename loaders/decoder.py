@@ -29,12 +29,12 @@ import torch
 from nvidia.dali.pipeline import Pipeline
 
 from loaders.spec import LoaderSpec
-from shards.cores import available_cores
+from shards.console import progress_bar
 from shards.documents import read_json
 from shards.errors import BadData, ResourceMissing
 from shards.files import atomic_write_text
 from shards.folder import SplitReader
-from shards.progress import progress_bar
+from shards.processes import available_cores
 
 # Batches decoded ahead. Two hide a slow batch; more cost memory and gave nothing on two cores.
 PREFETCH = 2

@@ -18,8 +18,8 @@ from loaders.memory import pick_device
 from loaders.prefetch import prefetch_to_device
 from loaders.shared_memory import SharedMemory, remove_stale, shared_bytes, stale_bytes
 from loaders.spec import LoaderSpec
+from shards.console import progress_bar
 from shards.errors import ResourceMissing
-from shards.progress import progress_bar
 
 # Of the free memory, what one split may take: train and val together leave a fifth.
 SHARE = 0.4

@@ -21,10 +21,10 @@ from loaders.prefetch import prefetch_to_device
 from loaders.sampler import BatchIndices
 from loaders.spec import LoaderSpec
 from loaders.worker_pool import WorkerPool, no_shared_memory
-from shards.cores import available_cores
 from shards.errors import BadData, ResourceMissing
 from shards.folder import ShardFolder, SplitReader
 from shards.pixels import decode_sample
+from shards.processes import available_cores
 
 try:
     # One core decodes 5.9 thousand JPEGs/s of 224 px with it, 4.4 with Pillow (PNGs 1.7 and 1.5), to

@@ -31,11 +31,11 @@ from loaders.prefetch import prefetch_to_device
 from loaders.spec import LoaderSpec
 from loaders.torch_loader import Decoded, decode_batch
 from loaders.worker_pool import WorkerPool, share
-from shards.cores import available_cores
 from shards.errors import BadData, CannotResume, ResourceMissing
 from shards.findings import FINDINGS
 from shards.folder import check_labels
 from shards.index import read_index
+from shards.processes import available_cores
 
 NAME = "webdataset"
 CHUNK = 32

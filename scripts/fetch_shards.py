@@ -9,7 +9,7 @@ import click
 
 from shards.console import JOBS, PATH, Command, FiniteRange, echo
 from shards.fetching import fetch_shards
-from shards.signals import graceful_exit
+from shards.processes import graceful_exit
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "auto_envvar_prefix": "CXRAPID"})

@@ -8,9 +8,8 @@ from pathlib import Path
 import click
 
 from shards.console import JOBS, PATH, SEED, Command, echo
-from shards.cores import available_cores
 from shards.phantoms import make_phantoms
-from shards.signals import graceful_exit
+from shards.processes import available_cores, graceful_exit
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "auto_envvar_prefix": "CXRAPID"})

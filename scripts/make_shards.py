@@ -9,13 +9,12 @@ from pathlib import Path
 import click
 
 from shards.console import JOBS, PATH, SEED, Command, FiniteRange, echo
-from shards.cores import available_cores
 from shards.findings import FINDINGS
 from shards.manifest import Manifest
 from shards.packing import pack
 from shards.packing.planning import SplitRecipe, SplitRule, choose_folders, make_plan
 from shards.pixels import Encoding, Filter, PixelRecipe
-from shards.signals import graceful_exit
+from shards.processes import available_cores, graceful_exit
 from shards.splits import SPLITS
 
 

@@ -15,7 +15,7 @@ from shards.console import PATH, Command, echo
 from shards.errors import BadData
 from shards.files import atomic_write, atomic_write_text
 from shards.findings import FINDINGS
-from shards.signals import graceful_exit
+from shards.processes import graceful_exit
 from trainer.devices import DEVICE_CHOICES, choose_device
 from trainer.run_directory import RunDirectory, find_run
 

@@ -10,10 +10,9 @@ from pathlib import Path
 import click
 
 from shards.console import JOBS, PATH, Command, echo
-from shards.cores import available_cores
 from shards.errors import BadData
 from shards.files import atomic_write_text
-from shards.signals import graceful_exit
+from shards.processes import available_cores, graceful_exit
 from shards.verification import Verification, verify_shards
 
 MOST_SHOWN = 20

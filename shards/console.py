@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from tqdm import tqdm
 
 from shards.errors import BadData, ResourceMissing
 
@@ -223,3 +224,18 @@ def _send_to_nowhere(stream: Any) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
+
+
+def progress_bar(total: int, description: str, unit: str, **options: Any) -> "tqdm[Any]":
+    """Return a tqdm bar on stderr with rate and ETA; in a log file, one line every 15 seconds."""
+    if sys.stderr.isatty():
+        return tqdm(total=total, desc=description, unit=unit, dynamic_ncols=True, **options)
+    return tqdm(
+        total=total,
+        desc=description,
+        unit=unit,
+        mininterval=15,
+        maxinterval=60,
+        bar_format="{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]\n",
+        **options,
+    )

@@ -17,12 +17,11 @@ from typing import Any, BinaryIO, ParamSpec, TypeVar
 from tqdm import tqdm
 
 from shards.boxes import BOXES
+from shards.console import progress_bar
 from shards.errors import BadData, CannotResume, ResourceMissing
-from shards.files import PARTIAL, atomic_write, atomic_write_text, sha256_of
+from shards.files import PARTIAL, atomic_write, atomic_write_text, exclusive_lock, sha256_of
 from shards.folder import ENTRIES, REJECTS
-from shards.locking import exclusive_lock
 from shards.manifest import NAME, Manifest, parse_manifest, read_manifest
-from shards.progress import progress_bar
 from shards.remote import RemoteFolder, open_remote
 
 P = ParamSpec("P")

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from shards.boxes import BOXES, read_boxes
+from shards.console import progress_bar
 from shards.csv_tables import PACKED_CRC32, largest_table, parse_entries
 from shards.documents import read_bytes
 from shards.errors import BadData
@@ -16,9 +17,8 @@ from shards.folder import ENTRIES, REJECTS
 from shards.inspection import ShardInspection, inspect_shard
 from shards.manifest import NAME, Manifest, read_manifest
 from shards.packing.resume import WORK
-from shards.progress import progress_bar
+from shards.processes import map_in_processes
 from shards.splits import SPLITS, verify_disjoint
-from shards.workers import map_in_processes
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from shards.cores import available_cores
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
+from shards.processes import available_cores
 
 if TYPE_CHECKING:  # what is written here can be read where torch is not wanted
     import torch

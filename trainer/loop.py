@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from shards.progress import progress_bar
+from shards.console import progress_bar
 from trainer.logging.curves import draw_curves
 from trainer.logging.timing import DataWait, StepTimes
 from trainer.state import TrainState

@@ -17,9 +17,8 @@ from msgspec import Meta
 from shards.console import echo, printable
 from shards.documents import Scalar, convert, parse_json, read_bytes, read_json
 from shards.errors import BadData, CannotResume, ResourceMissing
-from shards.files import atomic_write_text, remove_partials
+from shards.files import atomic_write_text, exclusive_lock, remove_partials
 from shards.folder import ShardFolder
-from shards.locking import exclusive_lock
 from trainer.environment import Environment, describe_environment
 
 if TYPE_CHECKING:  # what is written here can be read where torch is not wanted

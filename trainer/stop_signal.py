@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
 
-from shards.signals import heeded
+from shards.processes import handled_signals
 from trainer.distributed import Distributed
 
 Item = TypeVar("Item")
@@ -88,7 +88,7 @@ def handle_signals() -> Iterator[StopSignal]:
     torchrun then a second time, from torchrun. A signal that the parent set to be ignored stays ignored.
     """
     stop, first = StopSignal(), 0.0
-    before = heeded()
+    before = handled_signals()
 
     def receive(number: int, _frame: FrameType | None) -> None:
         nonlocal first

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from models import Classifier
+from shards.console import progress_bar
 from shards.files import atomic_write_text
-from shards.progress import progress_bar
 from trainer.config import TrainConfig
 from trainer.context import RunContext
 from trainer.distributed import SINGLE_PROCESS

@@ -14,10 +14,10 @@ from eval.predict.images import ImageReader
 from eval.scores.bootstrap import percentiles, resample
 from eval.scores.thresholds import Floats
 from shards.boxes import by_row_and_finding
+from shards.console import progress_bar
 from shards.errors import BadData
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
-from shards.progress import progress_bar
 
 if TYPE_CHECKING:  # a stored localization is read without it
     import torch

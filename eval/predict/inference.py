@@ -9,9 +9,9 @@ import torch
 from eval.predict.predictions import Predictions
 from loaders import LoaderSpec, streaming_loader
 from models import Classifier
+from shards.console import progress_bar
 from shards.errors import BadData, ResourceMissing
 from shards.folder import ShardFolder
-from shards.progress import progress_bar
 
 
 def predict(

@@ -13,7 +13,7 @@ import pandas as pd
 from eval.scores.metrics import DECIDED, ERRORS, MEASURES
 from eval.scores.thresholds import Floats, with_thresholds
 from eval.scores.weighted import weighted_scores
-from shards.cores import available_cores
+from shards.processes import available_cores
 
 MEANS = ("macro", "micro")
 

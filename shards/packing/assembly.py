@@ -19,11 +19,10 @@ from PIL import __version__ as pillow
 from shards import boxes
 from shards.csv_tables import PACKED_CRC32
 from shards.errors import BadData, ResourceMissing
-from shards.files import atomic_write_text, remove_partials, sha256_of
+from shards.files import atomic_write_text, exclusive_lock, remove_partials, sha256_of
 from shards.findings import FINDINGS
 from shards.folder import ENTRIES, REJECTS
 from shards.formulas import escape_formulas
-from shards.locking import exclusive_lock
 from shards.manifest import NAME, Manifest, SplitRecord, read_manifest
 from shards.packing.fragment import PixelStatistics, Sample
 from shards.packing.oddities import Oddity, report

@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from shards.console import progress_bar
 from shards.errors import CannotResume
 from shards.files import sha256_of
-from shards.progress import progress_bar
 
 # Clocks of file systems are coarse (2 s on FAT), and a server's may differ from this machine's.
 _SLACK_NS = 2_000_000_000

@@ -11,11 +11,11 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+from shards.console import progress_bar
 from shards.packing.fragment import Fragment, make_fragment
 from shards.packing.shard import ShardReport, ShardTask, write_shard
 from shards.pixels import PixelRecipe
-from shards.progress import progress_bar
-from shards.workers import map_in_processes
+from shards.processes import map_in_processes
 
 # Samples a fragment: enough that handing it over costs nothing, few enough to share out evenly.
 _SAMPLES = 8

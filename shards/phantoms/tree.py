@@ -18,14 +18,14 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from shards.console import progress_bar
 from shards.errors import BadData, ResourceMissing
 from shards.files import atomic_write
 from shards.findings import FINDINGS, NO_FINDING
 from shards.phantoms.anatomy import Layer, Plane, build_patient, cloud, draw_chest, pose
 from shards.phantoms.cohort import draw_cohort
 from shards.phantoms.signs import Box, draw_sign, reshape
-from shards.progress import progress_bar
-from shards.workers import map_in_processes
+from shards.processes import map_in_processes
 
 METADATA = "Data_Entry_2017_v2020.csv"
 BOXES = "BBox_List_2017.csv"

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.files import sha256_of
-from shards.locking import exclusive_lock
+from shards.files import exclusive_lock, sha256_of
 from tests.eval.commanding import NUMBERS, contents, expect_refusal, score, succeed
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,8 @@ import torch
 import loaders.decoder
 from loaders.decoder import Decoder, benchmark, choose_decoder, load_or_tune
 from loaders.spec import LoaderSpec
-from shards.cores import available_cores
 from shards.folder import ShardFolder, SplitReader
+from shards.processes import available_cores
 
 
 def make_spec(shards: ShardFolder, batch_size: int = 16, threads: int = 0) -> LoaderSpec:

@@ -18,13 +18,13 @@ import pytest
 import torch
 
 from loaders import Batch, Loader, LoaderSpec, make_loader
-from shards.cores import available_cores
 from shards.errors import BadData, ResourceMissing
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder, SplitReader, open_shards
 from shards.packing import pack
 from shards.packing.planning import SplitRecipe, make_plan
 from shards.pixels import PixelRecipe, decode_sample
+from shards.processes import available_cores
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,8 +10,8 @@ import pytest
 
 from shards.errors import BadData, CannotResume, ResourceMissing
 from shards.fetching import Fetched, fetch_shards
+from shards.files import exclusive_lock
 from shards.folder import open_shards
-from shards.locking import exclusive_lock
 from shards.verification import verify_shards
 from tests.serving import Handler, Server, breaks
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from shards.errors import BadData, CannotResume
+from shards.files import exclusive_lock
 from shards.folder import open_shards
-from shards.locking import exclusive_lock
 from shards.manifest import Manifest
 from shards.packing import pack
 from shards.packing.planning import SplitRecipe, make_plan

@@ -9,7 +9,7 @@ import torch
 
 from loaders.resident import ResidentLoader
 from shards.folder import ShardFolder
-from shards.signals import graceful_exit
+from shards.processes import graceful_exit
 from tests.trainer.running import losses, stop_at, terminate, train
 from trainer.logging.checkpoints import load_checkpoint
 from trainer.step import Step

@@ -13,8 +13,8 @@ import torch
 from click.testing import CliRunner
 
 from loaders import LoaderSpec, make_loader
+from shards.files import exclusive_lock
 from shards.folder import ShardFolder, open_shards
-from shards.locking import exclusive_lock
 from shards.packing import SplitRecipe, make_plan, pack
 from shards.pixels import PixelRecipe
 from tests.trainer.running import ROOT, TIMEOUT, command, losses, metrics, train

@@ -19,9 +19,9 @@ from loaders import Batch, Loader, LoaderSpec, make_loader, streaming_loader
 from loaders.memory import pick_device
 from loaders.sampler import BatchIndices
 from models import Classifier, feature_extractor, trainable_head
+from shards.console import progress_bar
 from shards.errors import ResourceMissing
 from shards.findings import FINDINGS
-from shards.progress import progress_bar
 from trainer.distributed import SINGLE_PROCESS, Distributed
 from trainer.feature_cache.chunks import FeatureChunks, digest_of_frozen
 from trainer.optim.precision import Precision

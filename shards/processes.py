@@ -1,16 +1,19 @@
-"""Run tasks in worker processes that end with the command that started them."""
+"""Processes: the cores they may use, a graceful exit on signals, and workers that end with their parent."""
 
 import concurrent.futures
+import contextlib
 import itertools
 import multiprocessing
 import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from types import FrameType
+from typing import Any, TypeVar
 
+from shards.console import echo
 from shards.errors import ResourceMissing
 
 Task = TypeVar("Task")
@@ -19,6 +22,58 @@ Result = TypeVar("Result")
 # Tasks begun for each worker before their results are taken, so that none waits while the caller
 # is busy, with a disk for example.
 _AHEAD = 4
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process is allowed to run on, at least 1.
+
+    On Linux that respects taskset and containers' core sets; elsewhere it is the machine's count.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def handled_signals() -> dict[signal.Signals, Any]:
+    """Return SIGINT and SIGTERM with their handlers, without one that the parent set to be ignored.
+
+    A shell starts background jobs of a script with SIGINT ignored: Ctrl-C is then for others.
+    """
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    return {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
+
+
+class _Stopped(BaseException):
+    """Unwinds the stack, so that whatever is open is closed."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@contextlib.contextmanager
+def graceful_exit(advice: str) -> Iterator[None]:
+    """Run the block; on SIGINT or SIGTERM unwind it, print `advice` and exit with 130 or 143.
+
+    For the main thread. Signals that follow the first are ignored while the block unwinds,
+    which must be short. A signal that was ignored when the command started stays so.
+    """
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise _Stopped(number)
+
+    before = handled_signals()
+    try:
+        for each in before:
+            signal.signal(each, stop)
+        yield
+    except _Stopped as stopped:
+        echo(f"stopped by {signal.Signals(stopped.number).name}; {advice}", err=True)
+        raise SystemExit(128 + stopped.number) from None
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def map_in_processes(

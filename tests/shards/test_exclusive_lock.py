@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from shards.errors import ResourceMissing
-from shards.locking import exclusive_lock
+from shards.files import exclusive_lock
 
 ROOT = Path(__file__).parents[2]
 HOLD = (
     "import sys\n"
     "from pathlib import Path\n"
-    "from shards.locking import exclusive_lock\n"
+    "from shards.files import exclusive_lock\n"
     "with exclusive_lock(Path(sys.argv[1])):\n"
     "    print('held', flush=True)\n"
     "    sys.stdin.readline()\n"

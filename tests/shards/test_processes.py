@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shards.errors import ResourceMissing
-from shards.workers import map_in_processes
+from shards.processes import map_in_processes
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 120
@@ -31,7 +31,7 @@ def test_a_worker_that_is_killed_is_exit_4_with_a_way_out() -> None:
 def test_workers_end_when_their_parent_is_killed() -> None:
     code = (
         "import time\n"
-        "from shards.workers import map_in_processes\n"
+        "from shards.processes import map_in_processes\n"
         f"for _ in map_in_processes(time.sleep, [0, {10 * TIMEOUT}, {10 * TIMEOUT}], 2):\n"
         "    print('begun', flush=True)\n"
     )
