@@ -5,7 +5,9 @@ READY := .venv/.ready
 PIP := -m pip install --quiet --disable-pip-version-check
 # A test process a core, with a thread each: torch's own threads would wait for one another. At most
 # eight, since each holds torch in its memory.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+# With stdout closed, as by `make test >&-`, make and pytest would fail for want of it.
+PYTEST := @(true 3>&1) 2>/dev/null || exec >/dev/null; OMP_NUM_THREADS=1 \
+    $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test quick test-latest lint bench lock clean
 
