@@ -4,12 +4,14 @@ Decisions and rankings always use the raw probabilities; calibrated ones are for
 Brier and ECE after calibration.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
@@ -202,11 +204,14 @@ def _fit_sigmoid(positive: Bools, logits: Floats, *, shift: bool) -> Curve | str
     targets = np.where(positive, (positives + 1) / (positives + 2), 1 / (negatives + 2))
     # C=inf is no penalty, and 1e-10 an optimum to eight digits and more.
     model = LogisticRegression(C=np.inf, fit_intercept=shift, solver="newton-cholesky", tol=1e-10)
-    model.fit(
-        np.concatenate([scaled, scaled])[:, None],
-        np.repeat([1, 0], len(logits)),
-        sample_weight=np.concatenate([targets, 1 - targets]),
-    )
+    with warnings.catch_warnings():
+        # Where rounding hides any further descent, scikit-learn says so and takes lbfgs from there.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(
+            np.concatenate([scaled, scaled])[:, None],
+            np.repeat([1, 0], len(logits)),
+            sample_weight=np.concatenate([targets, 1 - targets]),
+        )
     slope = float(model.coef_[0, 0]) / scale
     if slope <= 0:
         return "its higher probabilities are not the likelier ones"
