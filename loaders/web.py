@@ -82,8 +82,8 @@ class WebLoader(Loader):
         """See Loader; also raises CannotResume for another number of processes or version of the order."""
         if self._spec.training and state.get("order") != _ORDER:
             raise CannotResume(
-                "the loader's state does not fit: the webdataset loader orders samples otherwise since; "
-                "train under a new --name"
+                "the loader's state does not fit: this version of the webdataset loader orders samples "
+                "differently; train under a new --name"
             )
         workers = state.get("workers")
         if workers != self._workers:
@@ -195,7 +195,7 @@ class ShardIterableDataset(IterableDataset[Decoded | click.ClickException]):
     ) -> dict[str, Any]:
         missing = [member for member in self._members if member not in sample]
         if missing or len(sample["labels"]) != len(FINDINGS):
-            raise BadData(f"{name} has no whole {', '.join(missing or ['labels'])}; pack again")
+            raise BadData(f"{name} has no intact {', '.join(missing or ['labels'])}; pack again")
         found = int.from_bytes(sample["row"], "little", signed=True)
         if found != row:
             raise BadData(f"{name}: the shard holds row {found} there")

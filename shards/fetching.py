@@ -124,7 +124,7 @@ class _Transfer:
                 wait = min(2 * wait, _MAX_BACKOFF)
         raise ResourceMissing(
             f"cannot fetch {file.name} from {self.url}: {cause}; the files that are finished are kept, and "
-            "the same command goes on"
+            "run the same command to continue"
         )
 
     async def _copy_once(self, file: _File, out: BinaryIO) -> str:

@@ -83,9 +83,9 @@ def _launch(
                 return train(RunContext(config, run, shards, precision, stop, dist), model)
         except Stopped:
             if run.features.is_dir():
-                log.info("stopped before a step; the same command goes on with the features that are saved")
+                log.info("stopped before a step; the same command resumes with the saved features")
             elif run.has_checkpoint:
-                log.info("stopped before a step; the same command goes on from the last checkpoint")
+                log.info("stopped before a step; the same command resumes from the last checkpoint")
             elif run.config.is_file():
                 log.info("stopped before a step, so there is nothing to save; the same command starts again")
             sys.exit(stop.exit_code)

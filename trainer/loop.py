@@ -40,7 +40,7 @@ def train_epochs(state: TrainState) -> bool:
         if not (state.begun or state.progress.trained):
             raise
         state.save_changes()
-        log.info(f"stopped in epoch {state.progress.epoch}, saved; the same command goes on from here")
+        log.info(f"stopped in epoch {state.progress.epoch}, saved; the same command resumes here")
         return False
     if state.unsaved:
         _save(state)

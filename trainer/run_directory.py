@@ -351,7 +351,7 @@ def _append(path: Path, line: str) -> None:
             file.write(line + "\n")
     except OSError as error:
         advice = (
-            "make room, and the same command goes on from the last checkpoint"
+            "make room, and the same command resumes from the last checkpoint"
             if error.errno in _NO_ROOM
             else "let this user write there, or give another --runs"
         )

@@ -32,7 +32,7 @@ log = logging.getLogger("cxrapid.trainer")
 
 @dataclass(frozen=True)
 class Start:
-    """What a run starts or goes on with."""
+    """What a run starts with or resumes."""
 
     model: Classifier
     """Frozen, on the device, with the weights to go on from."""

@@ -101,7 +101,7 @@ def pack(
             _tidy(out)
     except MemoryError as error:
         raise ResourceMissing(
-            "out of memory; the same command again goes on, with --jobs 1 in the least memory"
+            "out of memory; run the same command to continue, with --jobs 1 to need the least memory"
         ) from error
     if manifest.rejects > max_rejects:
         raise BadData(

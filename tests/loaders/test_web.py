@@ -199,6 +199,14 @@ def test_the_state_is_bound_to_the_number_of_processes(phantom_shards: ShardFold
         open_loader(phantom_shards, seed=6).load_state_dict(state)
 
 
+def test_a_state_of_the_former_order_is_refused(phantom_shards: ShardFolder) -> None:
+    loader = open_loader(phantom_shards, threads=1)
+    state = loader.state_dict()
+    del state["order"]
+    with pytest.raises(CannotResume, match="orders samples differently; train under a new --name"):
+        loader.load_state_dict(state)
+
+
 def test_the_generator_of_the_run_is_left_alone(training: Loader) -> None:
     before = torch.random.get_rng_state()
     list(training)
@@ -220,8 +228,8 @@ def test_damage_is_named_with_its_shard_and_the_loader_goes_on_elsewhere(
         tar = shards.path / original.name
         for member, content, message in [
             ("row", b"\x63", rf"{name}: the shard holds row"),
-            ("labels", None, rf"{name} has no whole labels"),
-            ("jpg", None, rf"{name} has no whole jpg, labels, row"),
+            ("labels", None, rf"{name} has no intact labels"),
+            ("jpg", None, rf"{name} has no intact jpg, labels, row"),
         ]:
             data = bytearray(original.read_bytes())
             fields = next(

@@ -72,7 +72,7 @@ def test_a_folder_is_fetched_and_the_next_step_is_named(phantom_shards: ShardFol
         (["nowhere", "dest"], 3, "nowhere/manifest.json is not there"),
         (["nowhere", "dest", "--jobs", "0"], 2, "--jobs"),
         (["nowhere"], 2, "DEST"),
-        (["http://127.0.0.1:1", "dest"], 4, "the same command goes on"),
+        (["http://127.0.0.1:1", "dest"], 4, "run the same command to continue"),
     ],
 )
 def test_what_does_not_work_is_one_line_and_its_exit_code(

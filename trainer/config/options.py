@@ -133,7 +133,7 @@ class TrainConfig:
     compile: str = _option(
         "auto",
         click.Choice(choices.COMPILE),
-        "torch.compile; auto: on a GPU. If compiling fails, the run prints that and goes on without.",
+        "torch.compile; auto: on a GPU. If compiling fails, the run prints that and continues without.",
     )
     device: str = _option(
         "auto", str, "auto: the first GPU if there is one; with torchrun each rank's own.", DEVICE_CHOICES
