@@ -96,7 +96,7 @@ def test_a_run_stopped_while_train_is_decoded_has_nothing_to_save(
         interrupt_decoding(patch, "train")
         stopped = train(phantom_shards, runs, run.name, **OPTIONS)
     assert stopped.exit_code == 143
-    assert "goes on from the last checkpoint" in stopped.stdout
+    assert "resumes from the last checkpoint" in stopped.stdout
     assert (run / "checkpoints" / "last.pt").read_bytes() == before
     assert_goes_on(phantom_shards, run, undisturbed)
 

@@ -80,7 +80,7 @@ def test_caching_stopped_by_a_signal_computes_only_the_rest_afterwards(
         counted(patch, stop_after=7)  # before the mirrors of the fourth batch are done
         stopped = train(phantom_shards, runs, run.name, **FROZEN)
     assert stopped.exit_code == 143
-    assert "goes on with the features that are saved" in stopped.stdout
+    assert "resumes with the saved features" in stopped.stdout
     assert not (run / "config.json").exists()
     with monkeypatch.context() as patch:
         computed = counted(patch)
