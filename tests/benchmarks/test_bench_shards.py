@@ -54,6 +54,6 @@ def test_a_few_images_become_many_different_ones_with_their_findings_once(
 
 
 def test_a_folder_of_somebody_else_is_left_alone(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadData, match=r"benchmarks\.content did not make"):
+    with pytest.raises(BadData, match=r"benchmarks\.bench_shards did not make"):
         make_bench_shards(tmp_path, 1, source)
     assert source.is_file()
