@@ -3,7 +3,8 @@
 `report`: the baseline paper's own way, RGB PNGs that were resized to 224 px ahead. `raw`: the
 download's 1024 px PNGs, resized each time they are read. Both yield float32 batches, normalised.
 `tuned`: what a good engineer makes of it: gray JPEG files, uint8 batches, pinned memory, the rest on the
-device. `plain webdataset`: the library's own pipeline over the shards, as its documentation writes it. (The loader dataloader goes further: whole batches a fetch, from shards, decoded by torchvision.)
+device. `plain webdataset`: the library's own pipeline over the shards, as its documentation writes it.
+(The loader dataloader goes further: whole batches a fetch, from shards, decoded by torchvision.)
 """
 
 import dataclasses

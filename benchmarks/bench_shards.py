@@ -180,9 +180,7 @@ def _draw(prefix: Path, originals: list[Path], numbers: range) -> list[tuple[int
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
 @click.argument("out", type=PATH, default=OUT)
-@click.option(
-    "--images", type=click.IntRange(1), default=8000, metavar="N", help="Different images in train."
-)
+@click.option("--images", type=click.IntRange(1), default=8000, metavar="N", help="Different images in train.")
 @click.option(
     "--source",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -200,9 +198,7 @@ def main(out: Path, images: int, source: Path | None) -> None:
     manifest = made.manifest
     total = sum(split.images for split in manifest.splits.values())
     size = sum(shard.bytes for shard in manifest.shards) / total
-    echo(
-        f"{out}: {manifest.splits['train'].images} images in train, {total} in all, {size:.0f} bytes a sample"
-    )
+    echo(f"{out}: {manifest.splits['train'].images} images in train, {total} in all, {size:.0f} bytes a sample")
 
 
 if __name__ == "__main__":

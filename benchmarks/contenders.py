@@ -40,7 +40,7 @@ class Task:
     """What one contender is to do."""
 
     name: str
-    """limit; plain webdataset; tuned; report; raw; or a loader, followed by ` light` or ` strong` for its augmentation."""
+    """limit; plain webdataset; tuned; report; raw; or a loader, plus ` light` or ` strong` to augment."""
     shards: str
     threads: int
     batch_size: int
@@ -177,9 +177,15 @@ def _epoch(task: Task, stack: ExitStack) -> Callable[[], Iterator[tuple[int, Any
         return lambda: ((len(images), None) for images, _ in baseline)
     name, _, augment = task.name.partition(" ")
     spec = LoaderSpec(
-        shards, "train", task.batch_size, torch.device(task.device), training=True, flip="random",
-        augment=cast(Augment, augment or "none"), threads=task.threads,
-    )  # fmt: skip
+        shards,
+        "train",
+        task.batch_size,
+        torch.device(task.device),
+        training=True,
+        flip="random",
+        augment=cast(Augment, augment or "none"),
+        threads=task.threads,
+    )
     loader = stack.enter_context(make_loader(name, spec))
 
     def batches() -> Iterator[Batch]:

@@ -41,17 +41,28 @@ SMALL = OUT.with_name(f"{OUT.name}-small")
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
 @click.option(
-    "--shards", type=PATH, default=None, metavar="FOLDER",
+    "--shards",
+    type=PATH,
+    default=None,
+    metavar="FOLDER",
     help="Packed shards to train on.  [default: data/shards, or a set that is made]",
-)  # fmt: skip
+)
 @click.option(
-    "--arch", "archs", multiple=True, type=click.Choice(list_models()), default=("resnet50", "vit_b_16", "custom_cnn"),
+    "--arch",
+    "archs",
+    multiple=True,
+    type=click.Choice(list_models()),
+    default=("resnet50", "vit_b_16", "custom_cnn"),
     help="Once for each.",
-)  # fmt: skip
+)
 @click.option(
-    "--loader", "loaders", multiple=True, type=click.Choice(LOADER_CHOICES), default=("dali", "resident"),
+    "--loader",
+    "loaders",
+    multiple=True,
+    type=click.Choice(LOADER_CHOICES),
+    default=("dali", "resident"),
     help="Once for each; synthetic always takes part.",
-)  # fmt: skip
+)
 @click.option("--batch-size", type=click.IntRange(1), default=32, metavar="IMAGES", help="Images a step.")
 @click.option("--steps", type=click.IntRange(1), default=4, metavar="N", help="Steps a turn.")
 @click.option("--runs", type=click.IntRange(1), default=5, metavar="N", help="Counted rounds.")
@@ -59,25 +70,44 @@ SMALL = OUT.with_name(f"{OUT.name}-small")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the models.")
 @click.option(
-    "--ablation/--no-ablation", default=True,
+    "--ablation/--no-ablation",
+    default=True,
     help="From the baseline paper's way to this project's, with the first arch.",
-)  # fmt: skip
+)
 @click.option("--ladder/--no-ladder", default=None, hidden=True)
 @click.option(
-    "--freeze", type=click.Choice(["none", "partial", "backbone"]), default="none",
+    "--freeze",
+    type=click.Choice(["none", "partial", "backbone"]),
+    default="none",
     help="Instead of all this: the frozen network streamed against cached, with the first arch.",
-)  # fmt: skip
+)
 @click.option("--images", type=click.IntRange(32), default=256, metavar="N", help="Of train, with --freeze.")
 @click.option("--epochs", type=click.IntRange(1), default=5, metavar="N", help="With --freeze.")
 @click.option(
-    "--json", "out", type=click.Path(path_type=Path, dir_okay=False), default=None, metavar="FILE",
+    "--json",
+    "out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    metavar="FILE",
     help="Where the figures go, and beside them the plot.  [default: in benchmarks/results]",
-)  # fmt: skip
+)
 def main(
-    shards: Path | None, archs: tuple[str, ...], loaders: tuple[str, ...], batch_size: int, steps: int,
-    runs: int, device: str, precision: str, compiled: bool, ablation: bool, ladder: bool | None, freeze: str, images: int,
-    epochs: int, out: Path | None,
-) -> None:  # fmt: skip
+    shards: Path | None,
+    archs: tuple[str, ...],
+    loaders: tuple[str, ...],
+    batch_size: int,
+    steps: int,
+    runs: int,
+    device: str,
+    precision: str,
+    compiled: bool,
+    ablation: bool,
+    ladder: bool | None,
+    freeze: str,
+    images: int,
+    epochs: int,
+    out: Path | None,
+) -> None:
     """Measure training end to end and write benchmarks/results/epoch_*.json and .png."""
     if freeze != "none" and shards is None:
         folder = make_bench_shards(SMALL, images, SOURCE if SOURCE.is_file() else None)
@@ -86,9 +116,13 @@ def main(
     where = choose_device(device)
     number = choose_precision(precision, where)
     record: dict[str, Any] = {
-        "size": folder.manifest.size, "batch_size": batch_size, "steps": steps, "device": str(where),
-        "precision": number.name, "compiled": compiled,
-    }  # fmt: skip
+        "size": folder.manifest.size,
+        "batch_size": batch_size,
+        "steps": steps,
+        "device": str(where),
+        "precision": number.name,
+        "compiled": compiled,
+    }
     if freeze != "none":
         record["frozen"] = frozen_against_cached(archs[0], freeze, folder, number, epochs, batch_size)
         _show_frozen(record["frozen"])
@@ -98,9 +132,7 @@ def main(
     record["archs"] = {}
     for arch in archs:
         ways = {loader: variant.with_loader(loader) for loader in dict.fromkeys((*loaders, "synthetic"))}
-        trainings = {
-            loader: TrainingRun(arch, way, folder, number, batch_size) for loader, way in ways.items()
-        }
+        trainings = {loader: TrainingRun(arch, way, folder, number, batch_size) for loader, way in ways.items()}
         record["archs"][arch] = _end_to_end(trainings, steps, runs)
         for loader, way in ways.items():
             peak = peak_memory(arch, way, folder.path, number, batch_size)

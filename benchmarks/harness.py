@@ -30,9 +30,7 @@ def interleave(contenders: dict[str, Callable[[], float]], runs: int) -> dict[st
     for number in range(runs + 1):
         for name, measure in contenders.items():
             figure = measure()
-            print(
-                f"{'warm-up' if number == 0 else f'run {number}':8} {name:18} {figure:10.1f}", file=sys.stderr
-            )
+            print(f"{'warm-up' if number == 0 else f'run {number}':8} {name:18} {figure:10.1f}", file=sys.stderr)
             if number:
                 figures[name].append(figure)
     return figures

@@ -46,26 +46,31 @@ _FEW_RUNS = 3  # of the side questions: threads, cold cache
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
 @click.option(
-    "--shards", type=PATH, default=None, metavar="FOLDER",
+    "--shards",
+    type=PATH,
+    default=None,
+    metavar="FOLDER",
     help=f"Packed shards to load.  [default: data/shards, or a set of 8,000 images that is made in {OUT}]",
-)  # fmt: skip
+)
 @click.option("--batch-size", type=click.IntRange(1), default=256, metavar="IMAGES", help="Images a batch.")
 @click.option(
-    "--threads", type=click.IntRange(0), default=0, metavar="N",
+    "--threads",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
     help="Threads or processes of each; 0: each loader's own choice, and one a core for the others.",
-)  # fmt: skip
+)
 @click.option("--device", default="cpu", metavar="cpu|cuda|cuda:N", help="Where batches go.")
 @click.option("--runs", type=click.IntRange(1), default=5, metavar="N", help="Counted rounds.")
+@click.option("--limit", type=click.IntRange(0), default=0, metavar="IMAGES", help="Images a measurement; 0: an epoch.")
+@click.option("--loaders", default=",".join(CONTENDERS), metavar="NAMES", help="Who takes part, separated by commas.")
 @click.option(
-    "--limit", type=click.IntRange(0), default=0, metavar="IMAGES", help="Images a measurement; 0: an epoch."
-)
-@click.option(
-    "--loaders", default=",".join(CONTENDERS), metavar="NAMES", help="Who takes part, separated by commas."
-)
-@click.option(
-    "--raw", type=PATH, default=_RAW, metavar="FOLDER",
+    "--raw",
+    type=PATH,
+    default=_RAW,
+    metavar="FOLDER",
     help="An NIH tree of full-size images, for raw; left out where it is not there.",
-)  # fmt: skip
+)
 @click.option(
     "--json",
     "out",
@@ -75,10 +80,16 @@ _FEW_RUNS = 3  # of the side questions: threads, cold cache
     help="Where the figures go, and beside it the plot.  [default: in benchmarks/results, if all take part]",
 )
 def main(
-    shards: Path | None, batch_size: int, threads: int, device: str, runs: int, limit: int, loaders: str,
+    shards: Path | None,
+    batch_size: int,
+    threads: int,
+    device: str,
+    runs: int,
+    limit: int,
+    loaders: str,
     raw: Path,
     out: Path | None,
-) -> None:  # fmt: skip
+) -> None:
     """Measure loaders side by side and write benchmarks/results/loader_*.json and .png."""
     chosen = list(dict.fromkeys(name.strip() for name in loaders.split(",")))
     if unknown := [name for name in chosen if name not in CONTENDERS and name not in LOADERS]:

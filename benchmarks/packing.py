@@ -60,9 +60,7 @@ _LABELS = bytes(14)
 )
 @click.option("--jobs", type=JOBS, default=available_cores(), metavar="N", help="Most processes to try.")
 @click.option("--runs", type=click.IntRange(1), default=3, metavar="N", help="Counted rounds.")
-@click.option(
-    "--memory", is_flag=True, help="Also pack 2,000 and 10,000 images and say how much memory that takes."
-)
+@click.option("--memory", is_flag=True, help="Also pack 2,000 and 10,000 images and say how much memory that takes.")
 def main(source: Path, images: int, jobs: int, runs: int, memory: bool) -> None:
     """Measure packing side by side with its limit and write benchmarks/results/packing_*.json."""
     paths = sorted(source / folder / name for name, folder in find_images(source).items())
@@ -129,12 +127,7 @@ def _decoders() -> dict[str, Callable[[Path], object]]:
         return decoders
 
     @pipeline_def(  # type: ignore[untyped-decorator]
-        batch_size=1,
-        num_threads=1,
-        device_id=None,
-        prefetch_queue_depth=1,
-        exec_pipelined=False,
-        exec_async=False,
+        batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1, exec_pipelined=False, exec_async=False
     )
     def one_image() -> object:
         data = fn.external_source(name="data", dtype=types.UINT8)
@@ -267,9 +260,8 @@ def _pack(tree: Path, jobs: int) -> tuple[float, float]:
     )
     with tempfile.TemporaryDirectory() as out:
         done = subprocess.run(
-            [sys.executable, "-c", code, str(tree), out, str(jobs)],
-            check=True, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [sys.executable, "-c", code, str(tree), out, str(jobs)], check=True, stdout=subprocess.PIPE, text=True
+        )
     wall, processor = done.stdout.split()
     return float(wall), float(processor)
 
@@ -285,9 +277,7 @@ def _peak_memory(source: Path, images: int, jobs: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         enlarge(source, Path(folder) / "tree", images)
         options = [f"{folder}/tree", f"{folder}/out", "--split", "random", "--jobs", str(jobs)]
-        done = subprocess.run(
-            [sys.executable, "-c", code, *options], check=True, stdout=subprocess.PIPE, text=True
-        )
+        done = subprocess.run([sys.executable, "-c", code, *options], check=True, stdout=subprocess.PIPE, text=True)
     command, worker = done.stdout.split()[-2:]
     return {"command": int(command) / 1024, "worker": int(worker) / 1024}
 
@@ -312,9 +302,7 @@ def _show(record: dict[str, Any], jobs: int) -> None:
             record, f"pack, {jobs} jobs", f"decode, {jobs} jobs", "core_second"
         ),
         f"{jobs} jobs to one": _ratio(record, f"pack, {jobs} jobs", "pack, 1 jobs", "second"),
-        f"{jobs} threads to one, decoding alone": _ratio(
-            record, f"decode, {jobs} jobs", "decode, 1 jobs", "second"
-        ),
+        f"{jobs} threads to one, decoding alone": _ratio(record, f"decode, {jobs} jobs", "decode, 1 jobs", "second"),
         "to the plain way, per core-second": _ratio(record, f"pack, {jobs} jobs", "plain", "core_second"),
     }
     record["ratios"] = ratios

@@ -28,9 +28,7 @@ def with_tables(text: str) -> str:
 
 
 def _section(name: str) -> str:
-    path = sorted(RESULTS.glob(f"{name}_*.json"), key=lambda each: (each.stem.rpartition("_")[2], each.stem))[
-        -1
-    ]
+    path = sorted(RESULTS.glob(f"{name}_*.json"), key=lambda each: (each.stem.rpartition("_")[2], each.stem))[-1]
     record = json.loads(path.read_text(encoding="utf-8"))
     parts = [_TABLES[name](record), f"`{record['command']}`, {path.name}"]
     if (plot := path.with_suffix(".png")).is_file():
@@ -48,15 +46,28 @@ def _loader(record: dict[str, Any]) -> str:
         shuffle = "" if one["displacement"] is None else f"{one['displacement']:.3f} N"
         rows.append(
             [
-                name, f"{rate['median']:,.0f}", f"{low:,.0f} to {high:,.0f}", f"{rate['median'] / limit:.2f}",
-                f"{rate['median'] / report:.1f}", f"{one['cpu_seconds_per_1000_images']:.3f}",
-                f"{one['memory_mib']:,.0f}", f"{one['first_batch_seconds']:.2f}", shuffle,
+                name,
+                f"{rate['median']:,.0f}",
+                f"{low:,.0f} to {high:,.0f}",
+                f"{rate['median'] / limit:.2f}",
+                f"{rate['median'] / report:.1f}",
+                f"{one['cpu_seconds_per_1000_images']:.3f}",
+                f"{one['memory_mib']:,.0f}",
+                f"{one['first_batch_seconds']:.2f}",
+                shuffle,
             ]
-        )  # fmt: skip
+        )
     head = [
-        "loader", "images/s", "95 % interval", "of the limit", "times the baseline paper's", "CPU s per 1,000",
-        "memory, MiB", "s to first batch", "mean displacement",
-    ]  # fmt: skip
+        "loader",
+        "images/s",
+        "95 % interval",
+        "of the limit",
+        "times the baseline paper's",
+        "CPU s per 1,000",
+        "memory, MiB",
+        "s to first batch",
+        "mean displacement",
+    ]
     lines = [_table(head, rows)]
     for title, figures in (
         ("dali by threads", record["threads_of_dali"]),
@@ -100,9 +111,7 @@ def _epoch(record: dict[str, Any]) -> str:
             [name, f"{rate:,.1f}", f"{rate / last:.2f}", f"{rate / first:.2f}"]
             for (name, rate), last in zip(medians.items(), before, strict=False)
         ]
-        lines.append(
-            _table([f"{record['ladder']['arch']}, each variant adds", "images/s", "gain", "in all"], variants)
-        )
+        lines.append(_table([f"{record['ladder']['arch']}, each variant adds", "images/s", "gain", "in all"], variants))
     return "\n\n".join(lines)
 
 
@@ -110,11 +119,7 @@ def _frozen(record: dict[str, Any]) -> str:
     one = record["frozen"]
     head = ["", "an epoch, s", "final val loss"]
     rows = [
-        [
-            "the frozen network in every epoch",
-            f"{one['streamed_seconds']:.2f}",
-            f"{one['streamed_val_loss']:.6f}",
-        ],
+        ["the frozen network in every epoch", f"{one['streamed_seconds']:.2f}", f"{one['streamed_val_loss']:.6f}"],
         ["its cached output", f"{one['cached_seconds']:.4f}", f"{one['cached_val_loss']:.6f}"],
     ]
     title = (

@@ -29,16 +29,12 @@ _LR = 1e-4
 class TrainingRun:
     """An arch trained as one variant describes, on endless epochs of train."""
 
-    def __init__(
-        self, arch: str, variant: Variant, shards: ShardFolder, precision: Precision, batch_size: int
-    ) -> None:
+    def __init__(self, arch: str, variant: Variant, shards: ShardFolder, precision: Precision, batch_size: int) -> None:
         torch.manual_seed(0)
         self._variant = variant
         self._device = precision.device
         self._folder = tempfile.TemporaryDirectory()
-        self._open = (
-            self._report(shards, batch_size) if variant.loader == "report" else self._own(shards, batch_size)
-        )
+        self._open = self._report(shards, batch_size) if variant.loader == "report" else self._own(shards, batch_size)
         self._batches = self._endless()
         model = create_model(arch, size=shards.manifest.size).to(self._device).train()
         if not variant.channels_last:

@@ -39,8 +39,7 @@ class _Metrics(TypedDict):
 
 
 @click.command(
-    cls=Command,
-    context_settings={"auto_envvar_prefix": "CXRAPID", "show_default": True, "max_content_width": 110},
+    cls=Command, context_settings={"auto_envvar_prefix": "CXRAPID", "show_default": True, "max_content_width": 110}
 )
 @click.argument("names", metavar="[RUN]...", nargs=-1)
 @runs_option()
@@ -72,9 +71,7 @@ class _Metrics(TypedDict):
 )
 @resamples_option(besides=" Localization always uses 1,000.")
 @seed_option("the resamples")
-@click.option(
-    "--tta/--no-tta", default=False, help="Average the probabilities of each image and its mirror image."
-)
+@click.option("--tta/--no-tta", default=False, help="Average the probabilities of each image and its mirror image.")
 @click.option(
     "--set-decisions",
     is_flag=True,
@@ -97,11 +94,7 @@ class _Metrics(TypedDict):
     help="Boxes in the format of NIH's BBox_List_2017.csv, for localization.  [default: the shards' own]",
 )
 @click.option(
-    "--force",
-    cls=RenamedOption,
-    formerly="--again",
-    is_flag=True,
-    help="Predict even where predictions are stored.",
+    "--force", cls=RenamedOption, formerly="--again", is_flag=True, help="Predict even where predictions are stored."
 )
 @click.option("--report/--no-report", default=True, help="Also draw the plots and write report.html.")
 @batch_size_option()
@@ -142,7 +135,7 @@ def main(
     scoring again needs neither torch nor a GPU, but heat maps of other decisions do; --heatmaps 0 leaves
     them out. --average writes to A+B/eval/SPLIT/ beside the first run, --compare to A-vs-B/eval/SPLIT/; the
     runs themselves are only read, and predicted where they were not yet. Without RUN, lists the runs.
-    """  # fmt: skip
+    """
     if not names:
         _list(runs)
         return
@@ -159,19 +152,31 @@ def main(
             "leave them out"
         )
     if set_decisions and allow_other_shards:
-        raise click.UsageError(
-            "--set-decisions needs the shards the run was trained on, not --allow-other-shards"
-        )
+        raise click.UsageError("--set-decisions needs the shards the run was trained on, not --allow-other-shards")
     chosen_rule, selection = read_rule(rule), Selection.parse(split)
     found = [find_run(name, runs) for name in names]
     if len({run.path.resolve() for run in found}) < len(found):
         raise click.UsageError("a run is given twice")
     options = EvaluationOptions(
-        selection=selection, rule=chosen_rule, calibration=calibration, resamples=resamples, seed=seed, tta=tta,
-        set_decisions=set_decisions, average=average, compare=compare, heatmaps=heatmaps,
-        boxes=None if boxes is None else read_box_list(boxes), force=force, report=report,
-        batch_size=batch_size, device=device, shards=shards, allow_other_shards=allow_other_shards, json_file=json_file,
-    )  # fmt: skip
+        selection=selection,
+        rule=chosen_rule,
+        calibration=calibration,
+        resamples=resamples,
+        seed=seed,
+        tta=tta,
+        set_decisions=set_decisions,
+        average=average,
+        compare=compare,
+        heatmaps=heatmaps,
+        boxes=None if boxes is None else read_box_list(boxes),
+        force=force,
+        report=report,
+        batch_size=batch_size,
+        device=device,
+        shards=shards,
+        allow_other_shards=allow_other_shards,
+        json_file=json_file,
+    )
     for run in found:
         if shards is not None or isinstance(run.read_config().get("shards"), str):
             read_manifest(shards or Path(run.read_config()["shards"]))

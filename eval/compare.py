@@ -154,16 +154,14 @@ def compare_runs(evaluations: Sequence[Evaluation]) -> RunComparison:
     first = evaluations[0]
     for part in dict.fromkeys((FITTED_ON, first.split)):
         require_same_images(
-            [Images.of_predictions(each.name, each.shards, each.predictions[part]) for each in evaluations],
-            part,
+            [Images.of_predictions(each.name, each.shards, each.predictions[part]) for each in evaluations], part
         )
     return RunComparison(
         evaluations=tuple(evaluations),
         names=tuple(names),
         costs=tuple(cost_of(each.runs, each.headers) for each in evaluations),
         table=pd.concat(
-            [_rows(name, each, first) for name, each in zip(names, evaluations, strict=True)],
-            ignore_index=True,
+            [_rows(name, each, first) for name, each in zip(names, evaluations, strict=True)], ignore_index=True
         ),
     )
 
@@ -188,9 +186,7 @@ def _rows(name: str, evaluation: Evaluation, first: Evaluation) -> pd.DataFrame:
             }
         )
         for column, kind in _DIFFERENCES.items():
-            part[column] = (
-                float("nan") if differences is None else differences[f"{measure}_{kind}"].to_numpy()
-            )
+            part[column] = float("nan") if differences is None else differences[f"{measure}_{kind}"].to_numpy()
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
 

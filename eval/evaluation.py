@@ -205,11 +205,7 @@ def _val_file(scored_run: ScoredRun, name: str) -> Path:
 
 
 def _score(
-    scored_runs: Sequence[ScoredRun],
-    name: str,
-    folder: Path,
-    predictions: dict[str, Predictions],
-    protocol: Protocol,
+    scored_runs: Sequence[ScoredRun], name: str, folder: Path, predictions: dict[str, Predictions], protocol: Protocol
 ) -> Evaluation:
     split, shards = protocol.selection.name, scored_runs[0].shards
     scored = predictions[split]

@@ -84,9 +84,7 @@ def explain(evaluation: Evaluation, scored_run: ScoredRun, options: HeatmapOptio
     return Explanation(maps, _localization(evaluation, scored_run, key, boxes))
 
 
-def _localization(
-    evaluation: Evaluation, scored_run: ScoredRun, key: CacheKey, boxes: pd.DataFrame
-) -> Localization:
+def _localization(evaluation: Evaluation, scored_run: ScoredRun, key: CacheKey, boxes: pd.DataFrame) -> Localization:
     path = evaluation.folder / FOLDER / "localization.csv"
     # What a plain evaluation measured holds for a what-if.
     for cached in (path, scored_run.folder(evaluation.split) / FOLDER / path.name):
@@ -114,6 +112,5 @@ def _with_torch(make: Callable[[], T]) -> T:
         return make()
     except torch.OutOfMemoryError as error:
         raise ResourceMissing(
-            "the device is out of memory for heat maps, which need gradients; try a lower --batch-size, or "
-            "--heatmaps 0"
+            "the device is out of memory for heat maps, which need gradients; try a lower --batch-size, or --heatmaps 0"
         ) from error

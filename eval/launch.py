@@ -44,11 +44,7 @@ def launch(runs: Sequence[RunDirectory], options: EvaluationOptions) -> None:
     # Open all before predicting the first: errors show at once.
     scored_runs = [
         open_run(
-            run,
-            predict_options,
-            options.shards,
-            allow_other_shards=options.allow_other_shards,
-            read_only=together,
+            run, predict_options, options.shards, allow_other_shards=options.allow_other_shards, read_only=together
         )
         for run in runs
     ]
@@ -58,9 +54,7 @@ def launch(runs: Sequence[RunDirectory], options: EvaluationOptions) -> None:
         if together:
             evaluations = [_score_member(scored_run, protocol) for scored_run in scored_runs]
         else:
-            evaluations = [
-                _score(scored_run, protocol, heatmap_options, options) for scored_run in scored_runs
-            ]
+            evaluations = [_score(scored_run, protocol, heatmap_options, options) for scored_run in scored_runs]
         if options.average:
             joint = evaluate_average(scored_runs, protocol)
             _show(joint)

@@ -73,12 +73,7 @@ def seed_option(of: str) -> Option:
 def json_option() -> Option:
     """--json, as `json_file`; named for the environment, where click would call it JSON_FILE."""
     return click.option(
-        "--json",
-        "json_file",
-        envvar="CXRAPID_JSON",
-        type=PATH,
-        metavar="FILE",
-        help="Also write all results to FILE.",
+        "--json", "json_file", envvar="CXRAPID_JSON", type=PATH, metavar="FILE", help="Also write all results to FILE."
     )
 
 
@@ -95,13 +90,7 @@ def batch_size_option() -> Option:
 
 def runs_option() -> Option:
     """--runs."""
-    return click.option(
-        "--runs",
-        type=PATH,
-        default="runs",
-        metavar="FOLDER",
-        help="Folder of the runs.",
-    )
+    return click.option("--runs", type=PATH, default="runs", metavar="FOLDER", help="Folder of the runs.")
 
 
 def read_rule(text: str) -> Rule:

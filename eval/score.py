@@ -11,13 +11,7 @@ import click
 from eval.options import json_option, read_rule, resamples_option, rule_option, seed_option
 from eval.predict.selection import Selection
 from eval.result_files import write_json, write_table
-from eval.submission.reading import (
-    choose_entries,
-    read_labels,
-    read_submission,
-    require_all,
-    require_apart,
-)
+from eval.submission.reading import choose_entries, read_labels, read_submission, require_all, require_apart
 from eval.submission.scoring import SubmissionScores, score_submission
 from shards.console import PATH, Command, echo
 from shards.files import sha256_of
@@ -25,8 +19,7 @@ from shards.processes import graceful_exit
 
 
 @click.command(
-    cls=Command,
-    context_settings={"auto_envvar_prefix": "CXRAPID", "show_default": True, "max_content_width": 110},
+    cls=Command, context_settings={"auto_envvar_prefix": "CXRAPID", "show_default": True, "max_content_width": 110}
 )
 @click.argument("predictions", type=PATH, metavar="PREDICTIONS.csv")
 @click.option(
@@ -79,7 +72,7 @@ def main(
     AUROC, AUPRC, Brier and ECE are over all images. Thresholds are picked on --val, of which no patient
     may be among the scored ones; without it on one half of the patients, and precision, recall,
     specificity, NPV, F1 and the counts are then of the other half.
-    """  # fmt: skip
+    """
     chosen_rule = read_rule(rule)
     selection = None if split is None else Selection.parse(split)
     with graceful_exit("nothing was written; the same command starts anew"):

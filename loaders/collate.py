@@ -53,9 +53,7 @@ def collate(
         images = distort(images, indices.distortions)
     # [n, 1, S, S] with strides that torch takes for channels-last as well as contiguous.
     return Batch(
-        images[..., None].permute(0, 3, 1, 2),
-        labels.to(device, non_blocking=True),
-        rows.to(device, non_blocking=True),
+        images[..., None].permute(0, 3, 1, 2), labels.to(device, non_blocking=True), rows.to(device, non_blocking=True)
     )
 
 

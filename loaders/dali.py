@@ -83,9 +83,7 @@ class DaliLoader(Loader):
             self._drain()
         if self._pipeline is None:
             decoder = choose_decoder(self._spec, self._reader)
-            self._pipeline = decoding_pipeline(
-                self._next_encoded, self._spec.batch_size, decoder, self._spec.device
-            )
+            self._pipeline = decoding_pipeline(self._next_encoded, self._spec.batch_size, decoder, self._spec.device)
         if not self._in_flight:
             self._ahead = self._sampler.iter_ahead()
         while len(self._in_flight) < PREFETCH:

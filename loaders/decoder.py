@@ -133,9 +133,7 @@ def decoding_pipeline(source: Any, batch_size: int, decoder: Decoder, device: to
     decoder works.
     """
     device_id = (
-        (torch.cuda.current_device() if device.index is None else device.index)
-        if device.type == "cuda"
-        else None
+        (torch.cuda.current_device() if device.index is None else device.index) if device.type == "cuda" else None
     )
     pipeline = Pipeline(batch_size, decoder.threads, device_id, prefetch_queue_depth=PREFETCH)
     options = {"hw_decoder_load": decoder.hardware_share} if decoder.device == "mixed" else {}

@@ -107,9 +107,15 @@ class ResidentLoader(Loader):
 
     def _decode_into(self, images: torch.Tensor) -> None:
         once = replace(
-            self._spec, batch_size=_DECODE_BATCH, device=self._device, training=False, flip="none",
-            augment="none", rank=0, world_size=1,
-        )  # fmt: skip
+            self._spec,
+            batch_size=_DECODE_BATCH,
+            device=self._device,
+            training=False,
+            flip="none",
+            augment="none",
+            rank=0,
+            world_size=1,
+        )
         start = 0
         quiet = self._device != _CPU and self._spec.rank > 0  # every rank fills its own GPU
         with (

@@ -40,9 +40,7 @@ def epoch_flips(samples: int, seed: int, epoch: int) -> npt.NDArray[np.bool_]:
 
 def epoch_distortions(images: int, augment: Augment, seed: int, epoch: int) -> npt.NDArray[np.float32] | None:
     """Return float32 [images, PARAMETERS], how each image of the epoch is distorted, or None."""
-    return (
-        None if augment == "none" else draw(images, augment, np.random.default_rng([seed, epoch, _AUGMENT]))
-    )
+    return None if augment == "none" else draw(images, augment, np.random.default_rng([seed, epoch, _AUGMENT]))
 
 
 class EpochSampler:

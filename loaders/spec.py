@@ -49,9 +49,7 @@ class LoaderSpec:
         if self.batch_size < 1:
             raise ValueError(f"batch size {self.batch_size} is below 1")
         if self.flip == "both" and self.batch_size % 2:
-            raise ValueError(
-                f"flip both needs an even batch size, not {self.batch_size}: image and mirror go together"
-            )
+            raise ValueError(f"flip both needs an even batch size, not {self.batch_size}: image and mirror go together")
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank {self.rank} is outside 0..{self.world_size - 1}")
         if not self.training and (self.flip, self.augment) != ("none", "none"):

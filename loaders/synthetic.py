@@ -22,9 +22,7 @@ class SyntheticLoader(Loader):
         super().__init__(spec, len(rows))
         size = spec.shards.manifest.size
         generator = torch.Generator().manual_seed(spec.seed)
-        images = torch.randint(
-            0, 256, (spec.batch_size, size, size, 1), dtype=torch.uint8, generator=generator
-        )
+        images = torch.randint(0, 256, (spec.batch_size, size, size, 1), dtype=torch.uint8, generator=generator)
         first = [n % len(rows) for n in range(spec.batch_size)] if len(rows) else []
         self._batch = Batch(
             images.permute(0, 3, 1, 2).to(spec.device),

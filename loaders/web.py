@@ -114,9 +114,7 @@ class ShardIterableDataset(IterableDataset[Decoded | click.ClickException]):
         rows = spec.shards.rows(spec.split)
         self.samples = len(rows)
         if sum(self._counts) != self.samples:
-            raise BadData(
-                f"{spec.shards.path}: {self.samples} entries of {spec.split}, {sum(self._counts)} samples"
-            )
+            raise BadData(f"{spec.shards.path}: {self.samples} entries of {spec.split}, {sum(self._counts)} samples")
         indexes = [read_index((spec.shards.path / s.name).with_suffix(".idx"), self._members) for s in shards]
         offsets = np.concatenate(indexes) if indexes else np.empty((0, 3, 2), dtype=np.int64)
         # A sample reaches from the header of its image to the end of the one block of its row.
@@ -190,9 +188,7 @@ class ShardIterableDataset(IterableDataset[Decoded | click.ClickException]):
             for row, labels in expected:
                 yield self._verified(found.get(f"{row:08d}", {}), f"{tar}, sample {row:08d}", row, labels)
 
-    def _verified(
-        self, sample: dict[str, Any], name: str, row: int, labels: npt.NDArray[np.uint8]
-    ) -> dict[str, Any]:
+    def _verified(self, sample: dict[str, Any], name: str, row: int, labels: npt.NDArray[np.uint8]) -> dict[str, Any]:
         missing = [member for member in self._members if member not in sample]
         if missing or len(sample["labels"]) != len(FINDINGS):
             raise BadData(f"{name} has no intact {', '.join(missing or ['labels'])}; pack again")

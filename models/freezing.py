@@ -99,10 +99,7 @@ def _stop(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
 
 def _tail(model: Classifier) -> nn.Module:
     """Return the last stage, the pooling and the head."""
-    pooling = [
-        model.network.get_submodule(each) if isinstance(each, str) else each
-        for each in model.arch_spec.pooling
-    ]
+    pooling = [model.network.get_submodule(each) if isinstance(each, str) else each for each in model.arch_spec.pooling]
     return nn.Sequential(*model.last_stage, *pooling, model.head)
 
 

@@ -36,9 +36,7 @@ def register(
         name = make.__name__
         if name in _archs:
             raise ValueError(f"arch {name!r} is already registered")
-        _archs[name] = Arch(
-            name, make, head, last_stage, pooling, heatmap_layers, imagenet, convert_state_dict
-        )
+        _archs[name] = Arch(name, make, head, last_stage, pooling, heatmap_layers, imagenet, convert_state_dict)
         return make
 
     return add

@@ -7,12 +7,7 @@ from torchvision.models import ResNet50_Weights
 from models.registry import register
 
 
-@register(
-    head="fc",
-    last_stage=("layer4",),
-    pooling=("avgpool", nn.Flatten()),
-    imagenet=ResNet50_Weights.IMAGENET1K_V2,
-)
+@register(head="fc", last_stage=("layer4",), pooling=("avgpool", nn.Flatten()), imagenet=ResNet50_Weights.IMAGENET1K_V2)
 def resnet50(findings: int, size: int) -> nn.Module:
     """Make the network of He et al., Deep Residual Learning for Image Recognition, arXiv:1512.03385.
 

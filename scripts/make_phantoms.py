@@ -14,16 +14,12 @@ from shards.processes import available_cores, graceful_exit
 
 @click.command(cls=Command, context_settings={"show_default": True, "auto_envvar_prefix": "CXRAPID"})
 @click.argument("out", type=PATH)
-@click.option(
-    "--images", type=click.IntRange(20, 10_000_000), default=1200, metavar="N", help="Images to draw."
-)
+@click.option("--images", type=click.IntRange(20, 10_000_000), default=1200, metavar="N", help="Images to draw.")
 @click.option(
     "--size", type=click.IntRange(64, 4096), default=512, metavar="PIXELS", help="Height and width of images."
 )
 @click.option("--seed", type=SEED, default=0, help="Seed of the cohort; another seed draws other patients.")
-@click.option(
-    "--jobs", type=JOBS, default=None, metavar="N", help="Worker processes.  [default: one per core]"
-)
+@click.option("--jobs", type=JOBS, default=None, metavar="N", help="Worker processes.  [default: one per core]")
 def main(out: Path, images: int, size: int, seed: int, jobs: int | None) -> None:
     """Draw chest phantoms with findings into OUT, laid out like the NIH download.
 

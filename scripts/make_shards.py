@@ -47,18 +47,8 @@ _WORTH_A_PROCESS = 64
     metavar="FRACTION",
     help="Fraction of images for val.  [default: 0.125 of train_val; 0.1 of all with --split random]",
 )
-@click.option(
-    "--train-list",
-    type=PATH,
-    metavar="FILE",
-    help="[default: SOURCE/train_val_list.txt]",
-)
-@click.option(
-    "--val-list",
-    type=PATH,
-    metavar="FILE",
-    help="Images to hold out instead of drawing them.",
-)
+@click.option("--train-list", type=PATH, metavar="FILE", help="[default: SOURCE/train_val_list.txt]")
+@click.option("--val-list", type=PATH, metavar="FILE", help="Images to hold out instead of drawing them.")
 @click.option("--test-list", type=PATH, metavar="FILE", help="[default: SOURCE/test_list.txt]")
 @click.option(
     "--boxes",
@@ -73,11 +63,7 @@ _WORTH_A_PROCESS = 64
     help="Only the first N image folders, or the A-th and B-th.  [default: all]",
 )
 @click.option(
-    "--size",
-    type=click.IntRange(16, 1024),
-    default=224,
-    metavar="PIXELS",
-    help="Height and width of packed images.",
+    "--size", type=click.IntRange(16, 1024), default=224, metavar="PIXELS", help="Height and width of packed images."
 )
 @click.option(
     "--filter",
@@ -86,29 +72,16 @@ _WORTH_A_PROCESS = 64
     help="Filter of the resize, sharpest first; all antialias.",
 )
 @click.option(
-    "--encoding",
-    type=click.Choice(["jpeg", "png"]),
-    default="jpeg",
-    help="Encoding of packed images; png is lossless.",
+    "--encoding", type=click.Choice(["jpeg", "png"]), default="jpeg", help="Encoding of packed images; png is lossless."
 )
 @click.option("--quality", type=click.IntRange(1, 100), default=95, help="JPEG quality.")
 @click.option(
-    "--shard-size",
-    type=click.IntRange(1, 10_000_000),
-    default=1024,
-    metavar="SAMPLES",
-    help="Samples per shard.",
+    "--shard-size", type=click.IntRange(1, 10_000_000), default=1024, metavar="SAMPLES", help="Samples per shard."
 )
-@click.option(
-    "--jobs", type=JOBS, default=None, metavar="N", help="Worker processes.  [default: one per core]"
-)
+@click.option("--jobs", type=JOBS, default=None, metavar="N", help="Worker processes.  [default: one per core]")
 @click.option("--allow-missing", is_flag=True, help="Pack the images that exist and skip the missing ones.")
 @click.option(
-    "--max-rejects",
-    type=click.IntRange(0),
-    default=0,
-    metavar="N",
-    help="Tolerate up to N images that do not decode.",
+    "--max-rejects", type=click.IntRange(0), default=0, metavar="N", help="Tolerate up to N images that do not decode."
 )
 @click.option("--strict", is_flag=True, help="Refuse suspicious images and metadata instead of warning.")
 def main(
@@ -158,9 +131,7 @@ def main(
             strict=strict,
         )
     echo(_summary(manifest))
-    echo(
-        f"{out}: {len(manifest.shards)} shards, {manifest.rejects} rejects; next: python -m trainer --shards {out}"
-    )
+    echo(f"{out}: {len(manifest.shards)} shards, {manifest.rejects} rejects; next: python -m trainer --shards {out}")
 
 
 def _summary(manifest: Manifest) -> str:

@@ -25,9 +25,8 @@ from trainer.run_directory import RunDirectory, find_run
 @click.argument("images", type=PATH, nargs=-1, required=True, metavar="IMAGE...")
 @runs_option()
 @click.option(
-    "--heatmaps", "folder", type=PATH, metavar="FOLDER",
-    help="Draw a heat map of every positive finding into FOLDER.",
-)  # fmt: skip
+    "--heatmaps", "folder", type=PATH, metavar="FOLDER", help="Draw a heat map of every positive finding into FOLDER."
+)
 @click.option("--device", default="auto", metavar=DEVICE_CHOICES, help="Where the model runs.")
 @json_option()
 def main(
@@ -79,9 +78,7 @@ def _predict(run: RunDirectory, images: tuple[Path, ...], folder: Path | None, d
     record: dict[str, Any] = {"decisions": point.summary()}
     for number, path in enumerate(images):
         echo(f"{path}\n  {'finding':20} probability  threshold")
-        rows = zip(
-            FINDINGS, decisions.shown[number], decisions.thresholds, decisions.positive[number], strict=True
-        )
+        rows = zip(FINDINGS, decisions.shown[number], decisions.thresholds, decisions.positive[number], strict=True)
         for finding, probability, threshold, positive in rows:
             echo(f"  {finding:20} {probability:11.3f}  {threshold:9.3f}{'  positive' if positive else ''}")
         record[str(path)] = {
@@ -95,9 +92,13 @@ def _predict(run: RunDirectory, images: tuple[Path, ...], folder: Path | None, d
             maps = heatmaps(model, given[number : number + 1], columns)[0].cpu().numpy()
             for column, heat in zip(columns, maps, strict=True):
                 drawn = draw_heat_map(
-                    pixels[number, 0], heat, finding=FINDINGS[column],
-                    probability=float(decisions.shown[number, column]), threshold=float(decisions.thresholds[column]), note=path.name,
-                )  # fmt: skip
+                    pixels[number, 0],
+                    heat,
+                    finding=FINDINGS[column],
+                    probability=float(decisions.shown[number, column]),
+                    threshold=float(decisions.thresholds[column]),
+                    note=path.name,
+                )
                 with atomic_write(folder / f"{path.stem}-{FINDINGS[column]}.png") as partial:
                     partial.write_bytes(drawn)
                 echo(folder / f"{path.stem}-{FINDINGS[column]}.png")

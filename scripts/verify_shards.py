@@ -20,9 +20,7 @@ MOST_SHOWN = 20
 
 @click.command(cls=Command, context_settings={"show_default": True, "auto_envvar_prefix": "CXRAPID"})
 @click.argument("shards", type=PATH, default="data/shards")
-@click.option(
-    "--jobs", type=JOBS, default=None, metavar="N", help="Worker processes.  [default: one per core]"
-)
+@click.option("--jobs", type=JOBS, default=None, metavar="N", help="Worker processes.  [default: one per core]")
 @click.option(
     "--json",
     "record",

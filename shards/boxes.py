@@ -56,9 +56,7 @@ def read_box_list(path: Path) -> pd.DataFrame:
                 boxes.append(_box(cells))
             except ValueError as error:
                 raise BadData(f"{path}, row {number}: {error}") from error
-    return pd.DataFrame(boxes, columns=["image", "finding", *_SHARES]).astype(
-        dict.fromkeys(_SHARES, "float64")
-    )
+    return pd.DataFrame(boxes, columns=["image", "finding", *_SHARES]).astype(dict.fromkeys(_SHARES, "float64"))
 
 
 def by_row(listed: pd.DataFrame, images: "pd.Series[str]") -> pd.DataFrame:
@@ -68,9 +66,7 @@ def by_row(listed: pd.DataFrame, images: "pd.Series[str]") -> pd.DataFrame:
     """
     rows = pd.Series(images.index, index=images.to_numpy())
     mine = listed[listed["image"].isin(rows.index)]
-    table = mine.assign(
-        row=mine["image"].map(rows).astype("int64"), order=mine["finding"].map(FINDINGS.index)
-    )
+    table = mine.assign(row=mine["image"].map(rows).astype("int64"), order=mine["finding"].map(FINDINGS.index))
     return table.sort_values(["row", "order"], kind="stable")[COLUMNS].reset_index(drop=True)
 
 

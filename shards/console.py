@@ -103,9 +103,7 @@ class Command(click.Command):
                 code = self._run(args, prog_name, complete_var, extra)
         sys.exit(code)
 
-    def _run(
-        self, args: Sequence[str] | None, prog_name: str | None, complete_var: str | None, extra: Any
-    ) -> int:
+    def _run(self, args: Sequence[str] | None, prog_name: str | None, complete_var: str | None, extra: Any) -> int:
         try:
             code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
             return code if isinstance(code, int) else 0  # an int: of click's own --help
@@ -116,9 +114,7 @@ class Command(click.Command):
         except click.ClickException as error:
             return _complain(error)
         except UnicodeEncodeError as error:
-            text = (
-                f"{error.object[error.start : error.end]!a} of a name cannot be written as {error.encoding}"
-            )
+            text = f"{error.object[error.start : error.end]!a} of a name cannot be written as {error.encoding}"
             return _complain(click.UsageError(f"{text}; use a UTF-8 locale, such as LC_ALL=C.UTF-8"))
         except MemoryError:
             return _complain(ResourceMissing("out of memory"))
@@ -143,9 +139,17 @@ def _end(text: str, code: int) -> int:
 
 
 _RESOURCES = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE,
-    errno.ENOMEM, errno.EIO, errno.ESTALE,
-}  # fmt: skip
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EIO,
+    errno.ESTALE,
+}
 _HINTS = {
     errno.EMFILE: "; allow more open files with `ulimit -n 4096`",
     errno.ENFILE: "; this machine has too many files open",

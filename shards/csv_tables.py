@@ -16,10 +16,18 @@ from shards.formulas import unescape_formulas
 _ROW, _WHOLE, _TEXT, _NAME = r"[0-9]{1,9}", r"[0-9]{1,18}", r"[^\0\r\n]{0,1000}", r"[^\0\r\n/]{1,255}"
 _AGE, _CRC32, _SHA256 = f"-1|{_WHOLE}", r"[0-9]{1,10}", r"[0-9a-f]{64}"
 ENTRY_COLUMNS = {
-    "row": _ROW, "image": _NAME, "patient": _WHOLE, "split": "train|val|test",
-    **dict.fromkeys(FINDINGS, "0|1"), "age": _AGE, "sex": _TEXT, "view": _TEXT, "follow_up": _WHOLE,
-    "folder": _TEXT, "source_sha256": _SHA256,
-}  # fmt: skip
+    "row": _ROW,
+    "image": _NAME,
+    "patient": _WHOLE,
+    "split": "train|val|test",
+    **dict.fromkeys(FINDINGS, "0|1"),
+    "age": _AGE,
+    "sex": _TEXT,
+    "view": _TEXT,
+    "follow_up": _WHOLE,
+    "folder": _TEXT,
+    "source_sha256": _SHA256,
+}
 """Column of entries.csv -> what a cell of it matches. An age of -1 is unknown."""
 PACKED_CRC32 = "packed_crc32"
 """The last column: CRC-32 of the packed image member; folders packed before lack it."""

@@ -145,9 +145,7 @@ def _read_columns(csv: Path) -> pd.DataFrame:
         with warnings.catch_warnings():
             # Of the empty field behind a trailing comma that only the rows have, not the header.
             warnings.simplefilter("ignore", pd.errors.ParserWarning)
-            frame = pd.read_csv(
-                io.StringIO(text), dtype=str, index_col=False, na_filter=False, skip_blank_lines=False
-            )
+            frame = pd.read_csv(io.StringIO(text), dtype=str, index_col=False, na_filter=False, skip_blank_lines=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, CsvError) as error:
         raise BadData(f"{csv} cannot be read as CSV: {str(error).strip()}") from error
     if "Patient Sex" not in frame.columns:
@@ -180,9 +178,7 @@ def _require_short_cells(csv: Path, raw: pd.DataFrame) -> None:
         wrong = np.flatnonzero(~raw[column].str.fullmatch(rf"[^\r\n]{{0,{_LONGEST}}}").to_numpy(dtype=bool))
         if len(wrong):
             row = int(wrong[0])
-            raise BadData(
-                f"{csv}, row {raw['line'][row]}: {column} has a line break or over {_LONGEST} characters"
-            )
+            raise BadData(f"{csv}, row {raw['line'][row]}: {column} has a line break or over {_LONGEST} characters")
 
 
 def _whole_numbers(csv: Path, raw: pd.DataFrame, column: str) -> npt.NDArray[np.int64]:

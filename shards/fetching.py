@@ -109,9 +109,7 @@ class _Transfer:
         """Write a file to `out`, in as many tries as that may take; return its SHA-256."""
         wait = self.backoff
         # A manifest's numbers may be too large for a float.
-        seconds = min(
-            2 * self.idle_timeout + min(file.max_bytes // self.min_rate, _MAX_TIMEOUT), _MAX_TIMEOUT
-        )
+        seconds = min(2 * self.idle_timeout + min(file.max_bytes // self.min_rate, _MAX_TIMEOUT), _MAX_TIMEOUT)
         for left in reversed(range(self.retries + 1)):
             try:
                 return await asyncio.wait_for(self._copy_once(file, out), seconds)
@@ -244,9 +242,7 @@ class _DaemonExecutor(concurrent.futures.ThreadPoolExecutor):
     A name server, a store's library or a network disk that does not answer can hold one for minutes.
     """
 
-    def submit(
-        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> "concurrent.futures.Future[T]":
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> "concurrent.futures.Future[T]":
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         future.set_running_or_notify_cancel()
 

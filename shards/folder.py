@@ -181,8 +181,7 @@ class SplitReader:
         self._verified = np.zeros(len(self._places), dtype=np.bool_)
         if len(self._places) != len(self.rows):
             raise BadData(
-                f"{folder.path}: the indexes of {split} hold {len(self._places)} samples, "
-                f"{ENTRIES} {len(self.rows)}"
+                f"{folder.path}: the indexes of {split} hold {len(self._places)} samples, {ENTRIES} {len(self.rows)}"
             )
         self._read_chunks: set[tuple[int, int]] = set()
 
@@ -210,9 +209,7 @@ class SplitReader:
         data = [self._bytes(*span) for span in zip(*(each.tolist() for each in spans), strict=True)]
         if new.any():
             self._verify(positions[new], [data[place] for place in new.nonzero()[0]])
-        images = [
-            np.frombuffer(whole, np.uint8, size) for whole, size in zip(data, sizes.tolist(), strict=True)
-        ]
+        images = [np.frombuffer(whole, np.uint8, size) for whole, size in zip(data, sizes.tolist(), strict=True)]
         return Samples(images, self.labels[positions], self.rows[positions])
 
     def _read_ahead(self, positions: npt.NDArray[np.int64]) -> None:
@@ -231,8 +228,7 @@ class SplitReader:
             data = os.pread(self._files[shard], size, start)
         except OSError as error:
             raise ResourceMissing(
-                f"{self.name(position)} cannot be read: {error.strerror}; check the disk, or copy the shards "
-                "to another"
+                f"{self.name(position)} cannot be read: {error.strerror}; check the disk, or copy the shards to another"
             ) from error
         if len(data) < size:
             raise BadData(f"{self.name(position)} is cut off, the shard has become shorter; pack again")

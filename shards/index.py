@@ -59,9 +59,7 @@ def read_index(idx: Path, extensions: tuple[str, ...]) -> npt.NDArray[np.int64]:
             or len(fields) != 4 * len(extensions)
             or not all(number.isdecimal() and len(number) < 19 for number in numbers)
         ):
-            raise BadData(
-                f"{idx}, line {sample + 2}: expected the offset and size of {', '.join(extensions)}"
-            )
+            raise BadData(f"{idx}, line {sample + 2}: expected the offset and size of {', '.join(extensions)}")
         places[sample, :, 0] = fields[1::4]
         places[sample, :, 1] = fields[2::4]
     outside = np.flatnonzero((places.sum(axis=2, dtype=np.float64) > size - _END).any(axis=1))

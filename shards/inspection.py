@@ -76,16 +76,12 @@ def inspect_shard(task: ShardInspection) -> Inspected:
                 if len(faults) == MOST_FAULTS - 1:
                     break
         if sha256_of(task.tar) != task.record.sha256:
-            faults.append(
-                f"{task.tar} is not the tar that was packed (SHA-256 differs); pack or fetch it again"
-            )
+            faults.append(f"{task.tar} is not the tar that was packed (SHA-256 differs); pack or fetch it again")
         if not faults and restore_index(task.tar, task.record):
             notes = (f"{task.tar.with_suffix('.idx')} was missing and is built again",)
         faults.extend(_index_faults(task, whole_tar=not faults))
     except PermissionError as error:
-        raise ResourceMissing(
-            f"{error.filename or task.tar}: {error.strerror}; allow it to be read"
-        ) from error
+        raise ResourceMissing(f"{error.filename or task.tar}: {error.strerror}; allow it to be read") from error
     except OSError as error:
         faults.append(f"{task.tar}: cannot be read: {error.strerror or error}")
     except (BadData, ResourceMissing) as error:
@@ -161,9 +157,7 @@ def _check_end(data: mmap.mmap, offset: int, task: ShardInspection) -> None:
     # Two zero blocks end a tar, and zeros fill it up to a record.
     if any(data[offset : offset + tarfile.BLOCKSIZE]):
         try:
-            name = tarfile.TarInfo.frombuf(
-                data[offset : offset + tarfile.BLOCKSIZE], "utf-8", "surrogateescape"
-            ).name
+            name = tarfile.TarInfo.frombuf(data[offset : offset + tarfile.BLOCKSIZE], "utf-8", "surrogateescape").name
         except tarfile.HeaderError:
             name = "bytes that are no member"
         raise _UnreadableError(f"{task.tar}: behind its {len(task.rows)} samples it holds {name!a}")

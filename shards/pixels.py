@@ -125,9 +125,7 @@ def decode_sample(data: bytes, size: int) -> Gray:
     try:
         image = _open(kind, data)
         if (image.mode, image.size) != ("L", (size, size)):
-            raise ValueError(
-                f"{image.mode} {image.width}x{image.height} pixels instead of gray {size}x{size}"
-            )
+            raise ValueError(f"{image.mode} {image.width}x{image.height} pixels instead of gray {size}x{size}")
         return np.asarray(image)
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"image does not decode: {error}") from error

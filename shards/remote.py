@@ -43,9 +43,7 @@ async def open_remote(url: str, idle_timeout: float) -> AsyncIterator[RemoteFold
             yield functools.partial(_read_web, client, url.rstrip("/"))
     elif scheme == "file":
         path = _local_path(url)
-        yield functools.partial(
-            _read_file, lambda name: (path / name).open("rb", buffering=0), path, idle_timeout
-        )
+        yield functools.partial(_read_file, lambda name: (path / name).open("rb", buffering=0), path, idle_timeout)
     else:
         url = url.rstrip("/")
         yield functools.partial(_read_file, await _open_store(url, idle_timeout), url, idle_timeout)
@@ -101,12 +99,8 @@ async def _request(client: httpx.AsyncClient, url: str) -> httpx.Response:
         await response.aclose()
         request = response.next_request
         if request.url.scheme not in ("http", "https"):
-            raise ResourceMissing(
-                f"{url} redirects to {_line(request.url)}, which is not followed: no http(s)://"
-            )
-    raise ResourceMissing(
-        f"{url} redirects more than {_MAX_REDIRECTS} times, at last to {_line(request.url)}"
-    )
+            raise ResourceMissing(f"{url} redirects to {_line(request.url)}, which is not followed: no http(s)://")
+    raise ResourceMissing(f"{url} redirects more than {_MAX_REDIRECTS} times, at last to {_line(request.url)}")
 
 
 def _check_status(response: httpx.Response) -> None:

@@ -48,9 +48,7 @@ def split_random(entries: pd.DataFrame, fractions: tuple[float, float, float], s
     return names
 
 
-def split_by_lists(
-    entries: pd.DataFrame, train: frozenset[str], val: frozenset[str], test: frozenset[str]
-) -> Names:
+def split_by_lists(entries: pd.DataFrame, train: frozenset[str], val: frozenset[str], test: frozenset[str]) -> Names:
     """Follow three lists of image names; raises BadData for an image on none or on two."""
     return _from_lists(entries["image"], {"train": train, "val": val, "test": test})
 

@@ -87,9 +87,7 @@ def _file_faults(path: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
         if not (path / name).is_file():
             faults.append(f"{path / name} is missing")
         elif sha256_of(path / name) != sha256:
-            faults.append(
-                f"{path / name} is not the file that was packed (SHA-256 differs); pack or fetch it again"
-            )
+            faults.append(f"{path / name} is not the file that was packed (SHA-256 differs); pack or fetch it again")
     tars = [shard.name for shard in manifest.shards]
     named = {NAME, *tables, *tars, *(Path(tar).with_suffix(".idx").name for tar in tars)}
     for found in sorted(path.iterdir()):
@@ -107,9 +105,7 @@ def _count_faults(path: Path, manifest: Manifest, entries: pd.DataFrame) -> list
     except BadData as error:
         faults.append(f"{path / ENTRIES}: {error.message}")
     if manifest.patients_in_two_splits:
-        faults.append(
-            f"{path / NAME} itself says that {manifest.patients_in_two_splits} patients are in two splits"
-        )
+        faults.append(f"{path / NAME} itself says that {manifest.patients_in_two_splits} patients are in two splits")
     for split in SPLITS:
         record, rows = manifest.splits[split], entries[entries["split"] == split]
         counts: list[tuple[str, object, object]] = [

@@ -46,33 +46,61 @@ _WARM = (
     "trainer.logging.curves",
     "eval.report.page",
 )
-_ADDRESSES = (
-    6 * 2**30
-)  # bytes that a process may ask for beyond those of the server: the machine's protection
+_ADDRESSES = 6 * 2**30  # bytes that a process may ask for beyond those of the server: the machine's protection
 _WRONG: tuple[Any, ...] = (
-    None, True, False, -1, 0, 1, 2**31, 2**63, 10**30, 0.5, -0.5, 1e300, float("inf"), float("nan"), "", "x",
-    "\x1b[2J", "../x", "1", "x" * 100_000, [], [[]], {}, {"value": {}}, "@deep list@", "@deep object@",
-)  # fmt: skip
-_CELLS = (
-    "", "x", "-1", "2", "0.5", "nan", "inf", "1e999", "9" * 20, "9" * 400, " 1", "True", '"', '"a\nb"', "a,b",
-    "\0", "\x1b[2J", "train", "../../x", "=1+1", "²", "x" * 100_000,
-)  # fmt: skip
-
-_WRONG_HEADERS = (
     None,
+    True,
+    False,
     -1,
+    0,
+    1,
+    2**31,
     2**63,
     10**30,
+    0.5,
+    -0.5,
+    1e300,
     float("inf"),
+    float("nan"),
     "",
     "x",
-    "x" * 10_000,
+    "\x1b[2J",
+    "../x",
+    "1",
+    "x" * 100_000,
     [],
-    [-1],
+    [[]],
     {},
-    "F64",
+    {"value": {}},
     "@deep list@",
+    "@deep object@",
 )
+_CELLS = (
+    "",
+    "x",
+    "-1",
+    "2",
+    "0.5",
+    "nan",
+    "inf",
+    "1e999",
+    "9" * 20,
+    "9" * 400,
+    " 1",
+    "True",
+    '"',
+    '"a\nb"',
+    "a,b",
+    "\0",
+    "\x1b[2J",
+    "train",
+    "../../x",
+    "=1+1",
+    "²",
+    "x" * 100_000,
+)
+
+_WRONG_HEADERS = (None, -1, 2**63, 10**30, float("inf"), "", "x", "x" * 10_000, [], [-1], {}, "F64", "@deep list@")
 
 
 @dataclass(frozen=True)
@@ -95,9 +123,13 @@ class Server:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.mutating"], cwd=ROOT, text=True, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
+            [sys.executable, "-m", "tests.mutating"],
+            cwd=ROOT,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        )
 
     def run(self, program: str, arguments: list[str], folder: Path, seconds: float) -> tuple[Ended, str]:
         """Run a program; return how it ended, and its stderr."""

@@ -23,17 +23,19 @@ MINUTE = 60
 
 def python(*arguments: object, **options: Any) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=2 * MINUTE,
-        **options,
-    )  # fmt: skip
+        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=2 * MINUTE, **options
+    )
 
 
 def shell(line: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
     """Run a line of bash in which "$@" is Python with these arguments; the exit code is Python's."""
     return subprocess.run(
         ["bash", "-c", line, "bash", sys.executable, *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, timeout=2 * MINUTE,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=2 * MINUTE,
+    )
 
 
 def assert_one_line(done: "subprocess.CompletedProcess[str]", code: int, *said: str) -> None:
@@ -61,9 +63,7 @@ def test_output_that_cannot_be_written_is_a_missing_resource(verify: list[object
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_a_command_works_where_standard_streams_are_closed(
-    closed: str, verify: list[object], tmp_path: Path
-) -> None:
+def test_a_command_works_where_standard_streams_are_closed(closed: str, verify: list[object], tmp_path: Path) -> None:
     record = tmp_path / "record.json"
     done = shell(f'"$@" {closed}', *verify, "--json", record)
     assert done.returncode == 0, done.stderr
@@ -78,9 +78,7 @@ def test_training_outlives_its_reader(phantom_shards: ShardFolder, tmp_path: Pat
     assert "run finished: all epochs done" in (tmp_path / "run" / "log.txt").read_text()
 
 
-def test_training_into_a_full_device_ends_with_its_resource(
-    phantom_shards: ShardFolder, tmp_path: Path
-) -> None:
+def test_training_into_a_full_device_ends_with_its_resource(phantom_shards: ShardFolder, tmp_path: Path) -> None:
     done = shell('"$@" > /dev/full', *command(phantom_shards, tmp_path, "run", epochs=2)[1:])
     assert_one_line(done, 4, "cannot write to standard output")
 
@@ -136,10 +134,13 @@ def test_control_characters_of_a_manifest_do_not_reach_the_terminal(
 def test_ctrl_c_while_python_imports_is_one_line() -> None:
     # -v names every module on stderr as it is imported.
     process = subprocess.Popen(
-        [sys.executable, "-v", "-m", "trainer", "--dry-run"], cwd=ROOT, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-v", "-m", "trainer", "--dry-run"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
+    )
     assert process.stderr is not None
     with process:
         for line in process.stderr:
@@ -152,9 +153,7 @@ def test_ctrl_c_while_python_imports_is_one_line() -> None:
     assert "stopped by SIGINT before anything was begun\n" in rest
 
 
-def test_a_path_that_is_no_ascii_works_in_an_ascii_locale(
-    phantom_shards: ShardFolder, tmp_path: Path
-) -> None:
+def test_a_path_that_is_no_ascii_works_in_an_ascii_locale(phantom_shards: ShardFolder, tmp_path: Path) -> None:
     shards = Path(shutil.copytree(phantom_shards.path, tmp_path / "Röntgen"))
     ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = python("scripts/verify_shards.py", shards, env=ascii_only)
@@ -172,10 +171,7 @@ def test_too_few_open_files_are_a_missing_resource_with_a_hint(verify: list[obje
 
 COMMANDS = [
     *("-m trainer", "-m eval", "-m eval.score", "-m benchmarks.loader"),
-    *(
-        f"scripts/{name}.py"
-        for name in ("make_phantoms", "make_shards", "verify_shards", "predict", "fetch_shards")
-    ),
+    *(f"scripts/{name}.py" for name in ("make_phantoms", "make_shards", "verify_shards", "predict", "fetch_shards")),
 ]
 
 

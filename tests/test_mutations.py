@@ -88,8 +88,9 @@ class Case:
 
         shutil.copytree(template, folder, copy_function=copy)
         self.folder, self.tree, self.shards, self.runs = (
-            folder, *(folder / name for name in ("tree", "shards", "runs")),
-        )  # fmt: skip
+            folder,
+            *(folder / name for name in ("tree", "shards", "runs")),
+        )
         self.done, self.open = self.runs / "done", self.runs / "open"
 
     def change(self, path: Path, mutate: Callable[[Draw, bytes], bytes], draw: Draw) -> None:
@@ -250,9 +251,7 @@ def predictions(case: Case, draw: Draw) -> Command:
     else:
         case.change(csv, mutate_csv, draw)
         note = json.loads(csv.with_suffix(".json").read_text())
-        csv.with_suffix(".json").write_text(
-            json.dumps({**note, "csv_sha256": sha256_of(csv)}, indent=1) + "\n"
-        )
+        csv.with_suffix(".json").write_text(json.dumps({**note, "csv_sha256": sha256_of(csv)}, indent=1) + "\n")
     split = "val" if "val" in csv.name + csv.parent.name else "test"
     submitted = ["--entries", str(case.shards), "--split", split, "--resamples", "0"]
     return draw.choice([case.eval(*SCORES), case.eval(*SCORES), ("eval.score", [str(csv), *submitted])])
@@ -295,19 +294,27 @@ def jpeg(case: Case, draw: Draw) -> Command:
 
 def toml(case: Case, draw: Draw) -> Command:
     path = case.folder / "options.toml"
-    lines = [
-        "lr = 0.01",
-        'arch = "custom_cnn"',
-        "batch-size = 16",
-        'log_to = ["none"]',
-        "epochs = 1",
-        "seed = 3",
-    ]
+    lines = ["lr = 0.01", 'arch = "custom_cnn"', "batch-size = 16", 'log_to = ["none"]', "epochs = 1", "seed = 3"]
     for _ in range(draw.randint(1, 2)):
         values = (
-            "1e999", "nan", "-1", "[]", "[[1]]", "{}", "{ value = [] }", "2020-01-01", '"x"', "true",
-            "9" * 400, "[" * 2000, "[" * 100_000, '"' + "x" * 100_000 + '"', '"\\u001b[2J"', "", "'''\n'''",
-        )  # fmt: skip
+            "1e999",
+            "nan",
+            "-1",
+            "[]",
+            "[[1]]",
+            "{}",
+            "{ value = [] }",
+            "2020-01-01",
+            '"x"',
+            "true",
+            "9" * 400,
+            "[" * 2000,
+            "[" * 100_000,
+            '"' + "x" * 100_000 + '"',
+            '"\\u001b[2J"',
+            "",
+            "'''\n'''",
+        )
         line = draw.choice([*lines, "a" + ".a" * draw.choice([10, 7000, 50_000]) + " = 1", "[lr]", "[[lr]]"])
         lines.append(f"{line.split(' = ')[0]} = {draw.choice(values)}" if draw.random() < 0.8 else line)
         draw.shuffle(lines)
@@ -325,10 +332,21 @@ def toml(case: Case, draw: Draw) -> Command:
 KINDS = {
     kind.__name__: kind
     for kind in (
-        manifest, index, entries, boxes, config, metrics, checkpoint, model_header, predictions, nih_csv, png,
-        jpeg, toml,
+        manifest,
+        index,
+        entries,
+        boxes,
+        config,
+        metrics,
+        checkpoint,
+        model_header,
+        predictions,
+        nih_csv,
+        png,
+        jpeg,
+        toml,
     )
-}  # fmt: skip
+}
 
 
 def wrong_with(ended: Ended, errors: str) -> str | None:

@@ -10,7 +10,5 @@ ROOMS = ("shards", "loaders", "models", "trainer", "eval", "scripts", "benchmark
 def test_the_tree_in_the_readme_is_the_tree() -> None:
     tree = (ROOT / "README.md").read_text().split("## The tree")[1].split("```")[1]
     named = re.findall(r"^\s+(\w+\.py) ", tree, re.MULTILINE)
-    there = [
-        path.name for room in ROOMS for path in (ROOT / room).rglob("*.py") if path.name != "__init__.py"
-    ]
+    there = [path.name for room in ROOMS for path in (ROOT / room).rglob("*.py") if path.name != "__init__.py"]
     assert sorted(named) == sorted(there)

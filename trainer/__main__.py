@@ -58,9 +58,12 @@ def _spellings(field: "dataclasses.Field[Any]") -> list[str]:
     context_settings={"auto_envvar_prefix": "CXRAPID", "max_content_width": 110},
 )
 @click.option(
-    "--config", is_eager=True, callback=use_file, metavar="FILE",
+    "--config",
+    is_eager=True,
+    callback=use_file,
+    metavar="FILE",
     help=f"Take options from a TOML file, a run's config.json, or a recipe: {', '.join(recipes())}.",
-)  # fmt: skip
+)
 @_options
 @click.option(
     "--dry-run", is_flag=True, help="Print every option, where it came from and what auto comes to, and exit."

@@ -46,11 +46,7 @@ class RunContext:
 
 
 def loader_spec(
-    config: TrainConfig,
-    shards: ShardFolder,
-    device: torch.device,
-    split: str,
-    dist: Distributed = SINGLE_PROCESS,
+    config: TrainConfig, shards: ShardFolder, device: torch.device, split: str, dist: Distributed = SINGLE_PROCESS
 ) -> LoaderSpec:
     """Return the spec of a rank's loader of a split."""
     training = split == "train"

@@ -28,7 +28,5 @@ def choose_device(name: str) -> "torch.device":
         return torch.device("cpu")
     index = int(number or 0)
     if index >= torch.cuda.device_count():
-        raise ResourceMissing(
-            f"--device {name}: torch finds {torch.cuda.device_count()} GPUs on this machine"
-        )
+        raise ResourceMissing(f"--device {name}: torch finds {torch.cuda.device_count()} GPUs on this machine")
     return torch.device("cuda", index)

@@ -196,6 +196,5 @@ def raise_if_ranks_lost(dist: Distributed, error: RuntimeError) -> None:
     if dist.size > 1 and (isinstance(error, c10d.DistError) or "/gloo/" in str(error)):
         line = next(iter(str(error).splitlines()), "")
         raise ResourceMissing(
-            f"rank {dist.rank} has lost the others ({line}); the same command resumes from the last "
-            "checkpoint"
+            f"rank {dist.rank} has lost the others ({line}); the same command resumes from the last checkpoint"
         ) from error

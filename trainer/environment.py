@@ -14,15 +14,7 @@ from shards.processes import available_cores
 if TYPE_CHECKING:  # what is written here can be read where torch is not wanted
     import torch
 
-_VERSIONS_OF = (
-    "torch",
-    "torchvision",
-    "nvidia-dali-cuda130",
-    "nvidia-dali-cuda120",
-    "webdataset",
-    "numpy",
-    "pandas",
-)
+_VERSIONS_OF = ("torch", "torchvision", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "webdataset", "numpy", "pandas")
 
 
 class Environment(TypedDict, total=False):
@@ -53,9 +45,7 @@ def describe_environment(shards: ShardFolder, device: "torch.device") -> dict[st
         "commit": _commit(),
         "manifest_sha256": shards.digest,
         "findings": list(FINDINGS),
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "cores": available_cores(),
         "python": platform.python_version(),
         "platform": platform.platform(),

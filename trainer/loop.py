@@ -166,12 +166,7 @@ def log_and_save(state: TrainState, epoch: Epoch) -> None:
     if epoch.best:
         state.keep_best(epoch.metrics)
     state.log_metrics(
-        "epoch",
-        train_loss=epoch.train_loss,
-        **epoch.metrics,
-        best=epoch.best,
-        **epoch.rates,
-        **state.step_metrics(),
+        "epoch", train_loss=epoch.train_loss, **epoch.metrics, best=epoch.best, **epoch.rates, **state.step_metrics()
     )
     auroc = f", val AUROC {epoch.metrics['val_auroc']:.4f}" if "val_auroc" in epoch.metrics else ""
     log.info(

@@ -66,9 +66,7 @@ def read_header(path: Path) -> ModelHeader:
     other findings than FINDINGS; ResourceMissing where it may not be read.
     """
     if not path.is_file():
-        raise BadData(
-            f"{path.parent} has no {path.name}: its training has not finished; run the same command again"
-        )
+        raise BadData(f"{path.parent} has no {path.name}: its training has not finished; run the same command again")
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
@@ -87,9 +85,7 @@ def read_header(path: Path) -> ModelHeader:
     findings = convert(metadata, _Metadata, path)["findings"]
     if findings != list(FINDINGS):
         raise BadData(f"{path} was trained on other findings: {', '.join(findings)}")
-    parameters = sum(
-        math.prod(tensor["shape"]) for name, tensor in tensors.items() if not name.endswith(_BUFFERS)
-    )
+    parameters = sum(math.prod(tensor["shape"]) for name, tensor in tensors.items() if not name.endswith(_BUFFERS))
     return ModelHeader(metadata, parameters, of_weights.hexdigest())
 
 

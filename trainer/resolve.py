@@ -70,9 +70,7 @@ def restore_auto(config: TrainConfig, run: RunDirectory) -> TrainConfig:
     return config.with_stored({key: stored[key] for key in keys if key in stored}, run.config)
 
 
-def describe(
-    config: TrainConfig, sources: dict[str, str], dist: Distributed = SINGLE_PROCESS
-) -> Iterator[str]:
+def describe(config: TrainConfig, sources: dict[str, str], dist: Distributed = SINGLE_PROCESS) -> Iterator[str]:
     """Yield a line an option: its value, what `auto` comes to, where it came from; then parameter counts.
 
     The counts are for the size of the shards if these exist, else for the arch's own.

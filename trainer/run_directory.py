@@ -171,9 +171,7 @@ class RunDirectory:
     def _before_a_checkpoint(self) -> list[Path]:
         """The files that training writes before, or with, its first checkpoint."""
         hashes = (path.with_name(f"{path.name}.sha256") for path in (self.best, self.last))
-        return [
-            self.config, self.environment, self.metrics, self.log, self.curves, self.sweep, self.best, *hashes
-        ]  # fmt: skip
+        return [self.config, self.environment, self.metrics, self.log, self.curves, self.sweep, self.best, *hashes]
 
     def _remove_start(self, is_new: bool) -> None:
         for path in self._made:
@@ -214,8 +212,7 @@ class RunDirectory:
                 self._require_ours()
             self._made |= {self.config, self.environment}
             record = {
-                key: {"value": value, "from": sources.get(key, "default")}
-                for key, value in config.to_json().items()
+                key: {"value": value, "from": sources.get(key, "default")} for key, value in config.to_json().items()
             }
             environment = {**now, **describe_environment(shards, device)}
             atomic_write_text(self.environment, json.dumps(environment, indent=1) + "\n")

@@ -60,9 +60,7 @@ def start(context: RunContext, model: Classifier | None = None) -> Start:
             raise BadData(f"the split {split} of {shards.path} has no image; training needs train and val")
     if config.monitor == "auroc" and (single := single_class_findings(splits["val"])):
         log.info(f"left out of the val AUROC, since val has one class only: {', '.join(single)}")
-    saved = context.dist.on_rank_zero(
-        lambda: load_newest([run.last, run.previous]) if run.has_checkpoint else None
-    )
+    saved = context.dist.on_rank_zero(lambda: load_newest([run.last, run.previous]) if run.has_checkpoint else None)
     model = model or build_model(config, shards)
     if saved is None:
         with context.dist.first_of_host():
@@ -156,9 +154,7 @@ def single_class_findings(val: SplitRecord) -> list[str]:
     """Return the findings that all images of val have, or none; BadData where that is every one."""
     single = [finding for finding in FINDINGS if val.positives[finding] in (0, val.images)]
     if len(single) == len(FINDINGS):
-        raise BadData(
-            "no finding has both classes in val, so there is no AUROC to monitor; use --monitor loss"
-        )
+        raise BadData("no finding has both classes in val, so there is no AUROC to monitor; use --monitor loss")
     return single
 
 
@@ -205,8 +201,7 @@ def _sharded_loaders(context: RunContext, cache: FeatureCache | None) -> tuple[S
         empty = cache.empty_batch()
     samples = (splits["train"].images * (2 if config.flip == "both" else 1), splits["val"].images)
     train, val = (
-        ShardedLoader(loader, images, config.batch_size, empty)
-        for loader, images in zip(loaders, samples, strict=True)
+        ShardedLoader(loader, images, config.batch_size, empty) for loader, images in zip(loaders, samples, strict=True)
     )
     return train, val
 

@@ -137,8 +137,7 @@ class TrainState:
         """Keep a copy of the weights as they are, and their metrics, for the next checkpoint."""
         trained = trained_names(self.model)
         weights = {
-            name: value.clone() if name in trained else value
-            for name, value in self.eval_model.state_dict().items()
+            name: value.clone() if name in trained else value for name, value in self.eval_model.state_dict().items()
         }
         self.best = {"model": weights, "epoch": self.progress.epoch, **metrics}
 

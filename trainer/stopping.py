@@ -33,11 +33,7 @@ class EarlyStopping:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what load_state_dict takes; patience and direction are options, not states."""
-        return {
-            "best": self.best,
-            "best_epoch": self.best_epoch,
-            "epochs_since_best": self.epochs_since_best,
-        }
+        return {"best": self.best, "best_epoch": self.best_epoch, "epochs_since_best": self.epochs_since_best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a saved state."""

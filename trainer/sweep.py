@@ -83,9 +83,7 @@ def train_heads(
     # Nothing of a head is logged or saved, and the loop does not wait for the device.
     quiet = replace(
         context,
-        config=replace(
-            context.config, monitor="loss", log_every=_NEVER, checkpoint_every=0, checkpoint_steps=0
-        ),
+        config=replace(context.config, monitor="loss", log_every=_NEVER, checkpoint_every=0, checkpoint_steps=0),
         run=RunDirectory(context.run.path, writes=False),
         dist=SINGLE_PROCESS,
     )

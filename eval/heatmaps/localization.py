@@ -28,10 +28,7 @@ OVERLAPS = (0.1, 0.25, 0.5, 0.75)
 _COUNTS = ["images", "boxes"]
 _RATES = ["hit_rate", "hit_rate_low", "hit_rate_high", "chance", "ratio"]
 _SHARES = [f"{measure}_{overlap}" for measure in ("iou", "iobb") for overlap in OVERLAPS]
-_TYPES: dict[str, type] = {
-    **dict.fromkeys(_COUNTS, np.int64),
-    **dict.fromkeys([*_RATES, *_SHARES], np.float64),
-}
+_TYPES: dict[str, type] = {**dict.fromkeys(_COUNTS, np.int64), **dict.fromkeys([*_RATES, *_SHARES], np.float64)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,9 +81,7 @@ class Localization:
 
     def to_text(self) -> str:
         """Return the table for a terminal, three decimals, `-` for NaN, and the warnings under it."""
-        text = self.table.rename_axis(index=None).to_string(
-            float_format=lambda value: f"{value:.3f}", na_rep="-"
-        )
+        text = self.table.rename_axis(index=None).to_string(float_format=lambda value: f"{value:.3f}", na_rep="-")
         return "\n".join([text, *self.warnings])
 
 
@@ -195,9 +190,7 @@ def _intervals(
 
     def hit_rates(weights: Floats) -> list[Floats]:
         drawn_hits, drawn_images = hits @ weights, images @ weights
-        rates = np.divide(
-            drawn_hits, drawn_images, out=np.full_like(drawn_hits, np.nan), where=drawn_images > 0
-        )
+        rates = np.divide(drawn_hits, drawn_images, out=np.full_like(drawn_hits, np.nan), where=drawn_images > 0)
         micro = drawn_hits.sum(axis=0) / drawn_images.sum(axis=0)
         return [np.stack([*rates, np.nanmean(rates, axis=0), micro])]
 

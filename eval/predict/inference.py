@@ -15,13 +15,7 @@ from shards.folder import ShardFolder
 
 
 def predict(
-    model: Classifier,
-    shards: ShardFolder,
-    split: str,
-    device: torch.device,
-    batch_size: int,
-    *,
-    tta: bool = False,
+    model: Classifier, shards: ShardFolder, split: str, device: torch.device, batch_size: int, *, tta: bool = False
 ) -> Predictions:
     """Return the model's probabilities for every image of a split, each exactly once.
 
@@ -35,13 +29,9 @@ def predict(
         raise BadData(f"the split {split} of {shards.path} has no image to score")
     try:
         with full_precision():
-            rows, labels, probabilities = _run(
-                model.to(device).eval(), shards, split, device, batch_size, tta
-            )
+            rows, labels, probabilities = _run(model.to(device).eval(), shards, split, device, batch_size, tta)
     except torch.OutOfMemoryError as error:
-        raise ResourceMissing(
-            f"the device is out of memory; try --batch-size {max(batch_size // 2, 1)}"
-        ) from error
+        raise ResourceMissing(f"the device is out of memory; try --batch-size {max(batch_size // 2, 1)}") from error
     result = Predictions(
         rows.cpu().numpy(),
         labels.cpu().numpy(),
@@ -67,10 +57,7 @@ def _run(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rows, labels, probabilities = [], [], []
     spec = LoaderSpec(shards, split, batch_size, device, training=False)
-    with (
-        streaming_loader(spec) as loader,
-        progress_bar(loader.samples, f"predicting {split}", "img") as bar,
-    ):
+    with streaming_loader(spec) as loader, progress_bar(loader.samples, f"predicting {split}", "img") as bar:
         for batch in loader:
             probabilities.append(probabilities_of(model, batch.images, tta=tta))
             rows.append(batch.rows)

@@ -43,9 +43,7 @@ class Predictions:
     def select(self, rows: npt.NDArray[np.int32]) -> "Predictions":
         """Return those of these rows, in row order; rows without a prediction are skipped."""
         chosen = np.isin(self.rows, rows)
-        return Predictions(
-            self.rows[chosen], self.labels[chosen], self.probabilities[chosen], self.patients[chosen]
-        )
+        return Predictions(self.rows[chosen], self.labels[chosen], self.probabilities[chosen], self.patients[chosen])
 
     def to_csv(self, shards: ShardFolder) -> str:
         """Return a CSV of image, patient, row, `prob_FINDING` and `label_FINDING`, one line per image.
@@ -79,9 +77,7 @@ class Predictions:
         other = np.flatnonzero(table["image"].to_numpy() != images)
         if len(other):
             row = rows[other[0]]
-            raise BadData(
-                f"{path}: row {row} is {table['image'][other[0]]}, in the shards {images[other[0]]}"
-            )
+            raise BadData(f"{path}: row {row} is {table['image'][other[0]]}, in the shards {images[other[0]]}")
         probabilities, labels = table[_PROBABILITIES].to_numpy(), table[_LABELS].to_numpy()
         truth, patients = entries[list(FINDINGS)].to_numpy(), entries["patient"].to_numpy(dtype=np.int64)
         for wrong, what in (

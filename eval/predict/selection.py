@@ -42,9 +42,7 @@ class Selection:
         if path.stem in SPLITS:
             raise click.UsageError(f"--split {text!r}: a list named {path.stem} would pass for that split")
         if _WHAT_IF.search(path.stem):
-            raise click.UsageError(
-                f"--split {text!r}: a list named {path.stem} would pass for that split of a what-if"
-            )
+            raise click.UsageError(f"--split {text!r}: a list named {path.stem} would pass for that split of a what-if")
         return cls(path.stem, read_list(path))
 
     def rows(self, shards: ShardFolder) -> dict[str, npt.NDArray[np.int32]]:

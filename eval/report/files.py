@@ -56,12 +56,7 @@ def metrics_record(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _intervals(resampled: Resampled, intervals: pd.DataFrame) -> dict[str, Any]:
-    return {
-        "level": LEVEL,
-        "resamples": resampled.resamples,
-        "seed": resampled.seed,
-        "values": _frame(intervals),
-    }
+    return {"level": LEVEL, "resamples": resampled.resamples, "seed": resampled.seed, "values": _frame(intervals)}
 
 
 def _frame(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
@@ -99,11 +94,7 @@ def write_scores(evaluation: Evaluation) -> Path:
         write_table(folder / "calibration.csv", evaluation.calibrated)
     groups = evaluation.subgroups
     if groups is not None:
-        for name, frame in (
-            ("subgroups", groups.table),
-            ("gaps", groups.gaps),
-            ("floor", groups.view_baseline),
-        ):
+        for name, frame in (("subgroups", groups.table), ("gaps", groups.gaps), ("floor", groups.view_baseline)):
             write_table(folder / f"{name}.csv", frame, index=False)
     if evaluation.explanation.localization is not None:
         atomic_write_text(folder / "localization.csv", evaluation.explanation.localization.to_csv())

@@ -17,12 +17,7 @@ from eval.scores.thresholds import Floats, paired
 from shards.findings import FINDINGS
 
 
-def draw_roc(
-    labels: npt.NDArray[Any],
-    probabilities: npt.NDArray[Any],
-    title: str,
-    path: Path,
-) -> Figure:
+def draw_roc(labels: npt.NDArray[Any], probabilities: npt.NDArray[Any], title: str, path: Path) -> Figure:
     """Write the ROC curves, one per finding, to the PNG `path`; return the figure.
 
     `labels` is 0 or 1 and `probabilities` a float in [0, 1], both [N, F] in the order of FINDINGS.
@@ -42,12 +37,7 @@ def draw_roc(
     return figure
 
 
-def draw_precision_recall(
-    labels: npt.NDArray[Any],
-    probabilities: npt.NDArray[Any],
-    title: str,
-    path: Path,
-) -> Figure:
+def draw_precision_recall(labels: npt.NDArray[Any], probabilities: npt.NDArray[Any], title: str, path: Path) -> Figure:
     """Write the precision-recall curves, one per finding, to the PNG `path`; return the figure.
 
     Arguments and errors are those of `draw_roc`. The legend gives each average precision (AP), the

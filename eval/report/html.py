@@ -119,9 +119,7 @@ def name_column(title: str, cell: CellOf | None = None) -> Column:
 
 def number_of(key: str, digits: int = 3) -> CellOf:
     """Cells of a number, with its interval where the row has KEY_low and KEY_high."""
-    return lambda row: number(
-        row[key], digits, interval(row.get(f"{key}_low"), row.get(f"{key}_high"), digits)
-    )
+    return lambda row: number(row[key], digits, interval(row.get(f"{key}_low"), row.get(f"{key}_high"), digits))
 
 
 def count_of(key: str) -> CellOf:
@@ -168,9 +166,7 @@ def percent(value: Any, digits: int = 1) -> Cell:
 
 def interval(low: Any, high: Any, digits: int = 3) -> str:
     """Return `0.712 to 0.745`, or nothing where there is no interval."""
-    return (
-        "" if is_missing(low) or is_missing(high) else f"{float(low):.{digits}f} to {float(high):.{digits}f}"
-    )
+    return "" if is_missing(low) or is_missing(high) else f"{float(low):.{digits}f} to {float(high):.{digits}f}"
 
 
 def is_missing(value: Any) -> bool:

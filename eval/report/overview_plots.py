@@ -38,9 +38,15 @@ def draw_subgroups(macro: pd.DataFrame, overall: float, title: str, path: Path) 
         axes.scatter(macro["auroc"][known], places[known], color=colour, s=42, zorder=3, label=attribute)
         for place in places[here & ~known]:
             axes.text(
-                overall, place, "too few to score", ha="center", va="center", fontsize=8, color="0.4",
+                overall,
+                place,
+                "too few to score",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="0.4",
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-            )  # fmt: skip
+            )
     axes.set_yticks(places, [f"{row.group}  ({row.images:,})" for row in macro.itertuples()], fontsize=9)
     axes.invert_yaxis()
     axes.set_xlabel("Macro AUROC")
@@ -53,10 +59,7 @@ def draw_subgroups(macro: pd.DataFrame, overall: float, title: str, path: Path) 
 
 
 def draw_prevalence(
-    prevalence: Mapping[str, Sequence[float | None]],
-    images: Mapping[str, int],
-    title: str,
-    path: Path,
+    prevalence: Mapping[str, Sequence[float | None]], images: Mapping[str, int], title: str, path: Path
 ) -> Figure:
     """Write a line a finding with a dot per split to the PNG `path`; return the figure.
 
@@ -108,9 +111,7 @@ def draw_comparison(auroc: pd.DataFrame, runs: Sequence[str], title: str, path: 
         places = np.arange(len(rows)) + offset
         colour = COLOURS[number % len(COLOURS)]
         axes.hlines(places, mine["low"], mine["high"], color=colour, linewidth=2, alpha=0.4)
-        axes.scatter(
-            mine["value"], places, color=colour, marker="osD^v"[number % 5], s=28, zorder=3, label=run
-        )
+        axes.scatter(mine["value"], places, color=colour, marker="osD^v"[number % 5], s=28, zorder=3, label=run)
     axes.set_yticks(range(len(rows)), [readable(str(row)) for row in rows], fontsize=9)
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.invert_yaxis()
@@ -134,13 +135,8 @@ def draw_training(epochs: Sequence[Mapping[str, Any]], title: str, path: Path) -
     losses, seconds, wait = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
     numbers = [line["epoch"] for line in epochs]
     losses.set_title(title)
-    for name, colour, label in (
-        ("train_loss", COLOURS[0], "train, while it learns"),
-        ("val_loss", COLOURS[1], "val"),
-    ):
-        losses.plot(
-            numbers, [line[name] for line in epochs], color=colour, marker="o", markersize=4, label=label
-        )
+    for name, colour, label in (("train_loss", COLOURS[0], "train, while it learns"), ("val_loss", COLOURS[1], "val")):
+        losses.plot(numbers, [line[name] for line in epochs], color=colour, marker="o", markersize=4, label=label)
     best = [line["epoch"] for line in epochs if line.get("best")]
     if best:
         losses.axvline(best[-1], color="grey", linestyle=":", linewidth=1, label=f"best, epoch {best[-1]}")

@@ -95,11 +95,7 @@ def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
 
     def card(what: str, row: str, measure: str, note: str) -> dict[str, Any]:
         values = {"macro": scores.macro, "micro": scores.micro}[row]
-        return {
-            "what": what,
-            "cell": number(values[measure], small=_interval(evaluation, row, measure)),
-            "note": note,
-        }
+        return {"what": what, "cell": number(values[measure], small=_interval(evaluation, row, measure)), "note": note}
 
     prevalence = number(scores.macro["prevalence"]).text
     at = f"thresholds from {FITTED_ON}"

@@ -16,9 +16,7 @@ class Published:
     micro_f1: float | None = None
 
 
-XIAO = (
-    "Xiao et al., Delving into Masked Autoencoders for Multi-Label Thorax Disease Classification, WACV 2023"
-)
+XIAO = "Xiao et al., Delving into Masked Autoencoders for Multi-Label Thorax Disease Classification, WACV 2023"
 GUAN = (
     "Guan and Huang, Multi-label chest X-ray image classification via category-wise residual attention "
     "learning, Pattern Recognition Letters, 2018"
@@ -47,9 +45,7 @@ OFFICIAL_IMAGES = 25_596
 OFFICIAL_PATIENTS = 2_797
 
 
-def why_not_comparable(
-    shards: ShardFolder, split: str, images: int, *, on_training_shards: bool
-) -> str | None:
+def why_not_comparable(shards: ShardFolder, split: str, images: int, *, on_training_shards: bool) -> str | None:
     """Return None where `images` of `split` are NIH's whole official test split, else what they are.
 
     Phantoms are split by an official rule, too, so the numbers of images and patients must be NIH's as

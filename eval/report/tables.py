@@ -91,9 +91,7 @@ def localization_table(localization: Localization) -> Table:
         Column("Boxes", cell=count_of("boxes")),
         Column("Hit rate", "Share of images whose hottest pixel lies in a box", cell=number_of("hit_rate")),
         Column(
-            "Chance",
-            "Hit rate of pointing blindly: mean share of the image that is in boxes",
-            cell=number_of("chance"),
+            "Chance", "Hit rate of pointing blindly: mean share of the image that is in boxes", cell=number_of("chance")
         ),
         Column("Ratio", "Hit rate over chance", cell=number_of("ratio", 1)),
         *(
@@ -112,9 +110,7 @@ def groups_table(macro: pd.DataFrame) -> Table:
         Column("Patients", cell=count_of("patients")),
         Column("Findings", "How many findings the macro means are of", cell=count_of("findings")),
         Column("Macro AUROC", cell=number_of("auroc")),
-        Column(
-            "Macro recall", "At the thresholds from val: the true-positive rate", cell=number_of("recall")
-        ),
+        Column("Macro recall", "At the thresholds from val: the true-positive rate", cell=number_of("recall")),
     )
     frame = macro.set_index(macro["attribute"] + " " + macro["group"])
     return frame_table("groups-table", "Groups of patients", columns, frame)
@@ -147,12 +143,7 @@ def view_baseline_table(baseline: pd.DataFrame, scores: Scores, intervals: pd.Da
         Column("AUROC", cell=number_of("model")),
         Column("Of the view alone", cell=number_of("auroc")),
         Column("Above it", "The model's AUROC minus that of the view alone", cell=number_of("above")),
-        Column(
-            "More often in",
-            "The view with the greater share of positives",
-            is_number=False,
-            cell=text_of("view"),
-        ),
+        Column("More often in", "The view with the greater share of positives", is_number=False, cell=text_of("view")),
     )
     ours = _joined(scores.to_frame()[["auroc"]], intervals).filter(regex="^auroc")
     ours = ours.rename(columns=lambda name: name.replace("auroc", "model"))
@@ -189,17 +180,12 @@ def epochs_table(epochs: tuple[Mapping[str, Any], ...], name: str, number: int) 
         Column("On val", is_number=False, cell=text_of("on_val")),
     )
     best = [line["epoch"] for line in epochs if line.get("best")][-1:]
-    on_val = [
-        "best, kept" if line["epoch"] in best else "best so far" if line.get("best") else ""
-        for line in epochs
-    ]
+    on_val = ["best, kept" if line["epoch"] in best else "best so far" if line.get("best") else "" for line in epochs]
     frame = pd.DataFrame(list(epochs)).assign(on_val=on_val)
     return frame_table(f"epochs-{number}", f"Epochs of {name}", columns, frame)
 
 
-def published_table(
-    name: str, macro_auroc: float, auroc_interval: str, macro_f1: float, micro_f1: float
-) -> Table:
+def published_table(name: str, macro_auroc: float, auroc_interval: str, macro_f1: float, micro_f1: float) -> Table:
     """Return the run among published results on the official split and the baseline paper's, best first."""
     columns = (
         Column("Model", is_number=False, cell=text_of("model")),

@@ -59,10 +59,7 @@ def not_published(evaluation: Evaluation) -> str | None:
 def run_facts(log: TrainingLog) -> list[tuple[str, str]]:
     """Return what is known of a run's training and machine, title and text; nothing that is not recorded."""
     config, machine = log.config, log.environment
-    facts: list[tuple[str, Any]] = [
-        ("Arch", config.get("arch")),
-        ("Weights at the start", config.get("weights")),
-    ]
+    facts: list[tuple[str, Any]] = [("Arch", config.get("arch")), ("Weights at the start", config.get("weights"))]
     if log.epochs:
         seconds = [line["seconds"] for line in log.epochs]
         best = log.best_epoch
@@ -131,10 +128,7 @@ def _intervals(evaluation: Evaluation) -> str:
     if evaluation.resampled is None:
         return "Without confidence intervals."
     count = evaluation.resampled.resamples
-    return (
-        f"The small numbers are {_LEVEL} confidence intervals from {count:,} bootstrap resamples of the "
-        "patients."
-    )
+    return f"The small numbers are {_LEVEL} confidence intervals from {count:,} bootstrap resamples of the patients."
 
 
 def _means(evaluation: Evaluation) -> str:

@@ -64,11 +64,9 @@ class Resampled:
     def warnings(self) -> tuple[str, ...]:
         """One sentence for each row whose intervals leave resamples out; to be printed, not dropped."""
         return tuple(
-            f"{row} has one class only in {count:,} of {self.resamples:,} resamples: "
-            "its intervals leave these out."
+            f"{row} has one class only in {count:,} of {self.resamples:,} resamples: its intervals leave these out."
             if row != "macro"
-            else f"macro lacks a finding in {count:,} of {self.resamples:,} resamples: "
-            "its intervals leave these out."
+            else f"macro lacks a finding in {count:,} of {self.resamples:,} resamples: its intervals leave these out."
             for row, count in self.dropped.items()
             if 0 < count < self.resamples
         )
@@ -223,10 +221,7 @@ def all_intervals(
 
 
 def at_half_intervals(
-    resampled: Resampled,
-    labels: npt.NDArray[Any],
-    probabilities: npt.NDArray[Any],
-    patients: npt.NDArray[Any],
+    resampled: Resampled, labels: npt.NDArray[Any], probabilities: npt.NDArray[Any], patients: npt.NDArray[Any]
 ) -> pd.DataFrame:
     """Return the columns of `all_intervals` that are of the threshold 0.5."""
     return _others(resampled, labels, probabilities, patients, 0.5, DECIDED, AT_HALF)

@@ -84,9 +84,7 @@ class Calibration:
         of columns or for anything that is no probability.
         """
         if probabilities.ndim != 2 or probabilities.shape[1] != len(self.curves):
-            raise ValueError(
-                f"expected probabilities [N, {len(self.curves)}], got {list(probabilities.shape)}"
-            )
+            raise ValueError(f"expected probabilities [N, {len(self.curves)}], got {list(probabilities.shape)}")
         raw = probabilities.astype(np.float64)
         if not ((raw >= 0) & (raw <= 1)).all():
             raise ValueError("expected probabilities in [0, 1]")
@@ -114,9 +112,7 @@ class Calibration:
                 raise ValueError(f"method {record['method']!r} is none of {', '.join(METHODS)}")
             curves = {name: _curve(plain) for name, plain in record["findings"].items()}
             reasons = {
-                name: str(record["findings"][name]["identity"])
-                for name, curve in curves.items()
-                if curve is None
+                name: str(record["findings"][name]["identity"]) for name, curve in curves.items() if curve is None
             }
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise BadData(f"{source} is damaged: {error or type(error).__name__}") from error
@@ -194,9 +190,7 @@ def _fit_platt(positive: Bools, logits: Floats) -> Curve | str:
 
 def _fit_sigmoid(positive: Bools, logits: Floats, *, shift: bool) -> Curve | str:
     # The scaled problem has the same optimum, and Newton's method is well-conditioned in it.
-    middle, scale = (
-        (float(logits.mean()), float(logits.std())) if shift else (0.0, float(np.abs(logits).max()))
-    )
+    middle, scale = (float(logits.mean()), float(logits.std())) if shift else (0.0, float(np.abs(logits).max()))
     scaled = (logits - middle) / scale
     # A soft target t is the image twice: as a positive that weighs t and a negative that weighs 1 - t.
     positives = int(positive.sum())

@@ -10,11 +10,7 @@ from eval.scores.thresholds import Floats
 
 
 def compare(
-    first: Resampled,
-    other: Resampled,
-    first_scores: Scores,
-    other_scores: Scores,
-    level: float = LEVEL,
+    first: Resampled, other: Resampled, first_scores: Scores, other_scores: Scores, level: float = LEVEL
 ) -> pd.DataFrame:
     """Return what `other` scores more than `first`, with interval and p-value, per finding and mean.
 
@@ -72,8 +68,7 @@ def _check(first: Resampled, other: Resampled, first_scores: Scores, other_score
         )
     if (first.seed, first.resamples) != (other.seed, other.resamples):
         raise ValueError(
-            f"the resamples differ: {first.resamples} of seed {first.seed} "
-            f"and {other.resamples} of seed {other.seed}"
+            f"the resamples differ: {first.resamples} of seed {first.seed} and {other.resamples} of seed {other.seed}"
         )
     before, after = (scores.per_finding["positives"].tolist() for scores in (first_scores, other_scores))
     if before != after:

@@ -36,11 +36,7 @@ def group_images(entries: pd.DataFrame) -> list[Group]:
     """
     decades = entries["age"].to_numpy() // 10 * 10
     age = [
-        UNKNOWN
-        if not 0 <= years <= _OLDEST
-        else f"{decade}-{decade + 9}"
-        if decade < _LAST_DECADE
-        else f"{decade}+"
+        UNKNOWN if not 0 <= years <= _OLDEST else f"{decade}-{decade + 9}" if decade < _LAST_DECADE else f"{decade}+"
         for years, decade in zip(entries["age"], np.minimum(decades, _LAST_DECADE), strict=True)
     ]
     columns: dict[str, Any] = {
@@ -98,8 +94,7 @@ def group_stats(
         positives=truth.sum(axis=0),
         enough=(_patients_in(recallable) >= FEWEST) & (_patients_in(lacking) >= FEWEST),
         rankings=tuple(
-            rank(positive, column, units, patients)
-            for positive, column in zip(truth.T, probabilities.T, strict=True)
+            rank(positive, column, units, patients) for positive, column in zip(truth.T, probabilities.T, strict=True)
         ),
         recalled=_per_patient(truth & predicted, units, patients),
         recallable=recallable,

@@ -8,12 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sklearn.metrics import (
-    average_precision_score,
-    brier_score_loss,
-    precision_recall_fscore_support,
-    roc_auc_score,
-)
+from sklearn.metrics import average_precision_score, brier_score_loss, precision_recall_fscore_support, roc_auc_score
 
 from eval.scores.thresholds import Floats, apply_thresholds, with_thresholds
 
@@ -30,14 +25,7 @@ COLUMNS = (*COUNTS[:3], "prevalence", "threshold", *COUNTS[3:], *MEASURES)
 ECE_BINS = 15
 """Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 5."""
 
-_HEADINGS = {
-    "npv": "NPV",
-    "f1": "F1",
-    "auroc": "AUROC",
-    "average_precision": "AP",
-    "brier": "Brier",
-    "ece": "ECE",
-}
+_HEADINGS = {"npv": "NPV", "f1": "F1", "auroc": "AUROC", "average_precision": "AP", "brier": "Brier", "ece": "ECE"}
 
 Row = dict[str, float]
 
@@ -96,9 +84,7 @@ class Scores:
         Of the counts it holds the positives only: with all of them a line would not fit.
         """
         table = self.to_frame()[["positives", "prevalence", "threshold", *MEASURES]].rename_axis(index=None)
-        text = table.rename(columns=_HEADINGS).to_string(
-            float_format=lambda value: f"{value:.3f}", na_rep="-"
-        )
+        text = table.rename(columns=_HEADINGS).to_string(float_format=lambda value: f"{value:.3f}", na_rep="-")
         return "\n".join([text.replace("<NA>", "   -"), *self.warnings])
 
 
@@ -183,9 +169,7 @@ _UNDECIDED: dict[str, Callable[..., float]] = {
 """The measures that no threshold changes."""
 
 
-def _row(
-    truth: npt.NDArray[np.bool_], probabilities: Floats, thresholds: Floats, measures: Collection[str]
-) -> Row:
+def _row(truth: npt.NDArray[np.bool_], probabilities: Floats, thresholds: Floats, measures: Collection[str]) -> Row:
     """Pool the columns of one finding, or of all that are scored, into one row of measures."""
     ranked = two_classes(truth)
     with_threshold = ~np.isnan(thresholds)

@@ -61,9 +61,7 @@ class Ranking:
             )
 
 
-def rank(
-    truth: npt.NDArray[np.bool_], probabilities: Floats, units: npt.NDArray[Any], unit_count: int
-) -> Ranking:
+def rank(truth: npt.NDArray[np.bool_], probabilities: Floats, units: npt.NDArray[Any], unit_count: int) -> Ranking:
     """Sort images by probability, for weights that all images of a unit (a patient) share.
 
     `truth`, `probabilities` and `units` (0 to `unit_count` - 1) are [N]. For the pooled decisions of
@@ -85,8 +83,7 @@ def rank(
     misses = _images(negative_run[counted], units[counted], (2 * runs, unit_count))
     return Ranking(
         blocks=tuple(
-            (hits[start : start + _BLOCK], misses[2 * start : 2 * (start + _BLOCK)])
-            for start in range(0, runs, _BLOCK)
+            (hits[start : start + _BLOCK], misses[2 * start : 2 * (start + _BLOCK)]) for start in range(0, runs, _BLOCK)
         ),
         negatives=np.bincount(units[~truth], minlength=unit_count).astype(np.float64),
     )

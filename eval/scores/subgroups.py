@@ -42,9 +42,7 @@ class Subgroups:
         """Return the three tables as lists of plain dicts, with None for NaN, and the warnings."""
         tables = {"table": self.table, "gaps": self.gaps, "floor": self.view_baseline}
         plain = {name: table.astype(object).where(table.notna(), None) for name, table in tables.items()}
-        return {name: table.to_dict("records") for name, table in plain.items()} | {
-            "warnings": list(self.warnings)
-        }
+        return {name: table.to_dict("records") for name, table in plain.items()} | {"warnings": list(self.warnings)}
 
 
 def subgroups(
@@ -83,8 +81,7 @@ def subgroups(
     names, units = np.unique(entries["patient"].to_numpy(), return_inverse=True)
     patients = len(names)
     stats = [
-        group_stats(truth[here], probabilities[here], predicted[here], units[here], patients)
-        for *_, here in groups
+        group_stats(truth[here], probabilities[here], predicted[here], units[here], patients) for *_, here in groups
     ]
     views = {name: here for attribute, name, here in groups if attribute == "view"}
     shares = pd.DataFrame({name: truth[here].mean(axis=0) for name, here in views.items()}, list(findings))
@@ -118,11 +115,7 @@ def _compared(scored: Bools) -> tuple[Bools, Bools]:
 
 
 def _table(
-    groups: Sequence[Group],
-    stats: Sequence[GroupStats],
-    findings: Sequence[str],
-    auroc: Floats,
-    recall: Floats,
+    groups: Sequence[Group], stats: Sequence[GroupStats], findings: Sequence[str], auroc: Floats, recall: Floats
 ) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for attribute, members in _by_attribute(groups):
@@ -142,13 +135,7 @@ def _table(
                     | _interval("recall", recall[member, column])
                 )
             rows.append(
-                {
-                    **start,
-                    "finding": MACRO,
-                    "findings": int(shared.sum()) * has_macro,
-                    **sizes,
-                    "positives": None,
-                }
+                {**start, "finding": MACRO, "findings": int(shared.sum()) * has_macro, **sizes, "positives": None}
                 | _interval("auroc", _mean(auroc[member, shared & has_macro]))
                 | _interval("recall", _mean(recall[member, decided & has_macro]))
             )

@@ -80,9 +80,7 @@ def parse_rule(text: str) -> Rule:
     if text == F1.name:
         return F1
     if text == "youden":
-        return Rule(
-            text, "the greatest sensitivity + specificity - 1; the highest of equal ones", _best_youden
-        )
+        return Rule(text, "the greatest sensitivity + specificity - 1; the highest of equal ones", _best_youden)
     kind, _, number = text.partition("=")
     if kind not in _TARGETS:
         raise ValueError(f"unknown threshold rule {text!r}; there are {RULES}")
@@ -116,9 +114,7 @@ def _best_youden(points: OperatingPoints) -> float:
         return math.nan
     # Times positives x negatives: integers, so that equal ones are found equal.
     return float(
-        points.values[
-            np.argmax(points.true_positives * points.negatives - points.false_positives * points.positives)
-        ]
+        points.values[np.argmax(points.true_positives * points.negatives - points.false_positives * points.positives)]
     )
 
 
@@ -151,10 +147,7 @@ F1 = Rule("f1", "the exact maximum of F1; the highest of equal ones", _best_f1)
 _TARGETS: dict[str, tuple[str, Callable[[float, OperatingPoints], float]]] = {
     "sensitivity": ("the highest of sensitivity {} or more", _at_sensitivity),
     "specificity": ("the lowest of specificity {} or more", _at_specificity),
-    "precision": (
-        "the greatest sensitivity at precision {} or more; the highest of equal ones",
-        _at_precision,
-    ),
+    "precision": ("the greatest sensitivity at precision {} or more; the highest of equal ones", _at_precision),
 }
 
 RULES = "f1, youden, sensitivity=S, specificity=S and precision=P, with S and P above 0 and at most 1"
@@ -170,9 +163,7 @@ def pick_thresholds(labels: npt.NDArray[Any], probabilities: npt.NDArray[Any], r
     """
     labels, probabilities = paired(labels, probabilities)
     columns = zip(labels.T, probabilities.T, strict=True)
-    return np.array(
-        [rule.pick(_operating_points(positive, scores)) for positive, scores in columns], dtype=np.float64
-    )
+    return np.array([rule.pick(_operating_points(positive, scores)) for positive, scores in columns], dtype=np.float64)
 
 
 def apply_thresholds(probabilities: npt.NDArray[Any], thresholds: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
@@ -208,10 +199,7 @@ def paired(labels: npt.NDArray[Any], probabilities: npt.NDArray[Any]) -> tuple[n
 
 
 def with_thresholds(
-    labels: npt.NDArray[Any],
-    probabilities: npt.NDArray[Any],
-    thresholds: npt.NDArray[Any],
-    findings: Sequence[str],
+    labels: npt.NDArray[Any], probabilities: npt.NDArray[Any], thresholds: npt.NDArray[Any], findings: Sequence[str]
 ) -> tuple[npt.NDArray[np.bool_], Floats, Floats]:
     """Return what `paired` does, and the thresholds as float64 [F].
 

@@ -87,20 +87,14 @@ def weighted_scores(
         sums=sums,
         rankings=tuple(rank(labels, values, units, len(images)) for labels, values, _ in columns),
         pooled=rank(
-            truth[:, scored].ravel(),
-            probabilities[:, scored].ravel(),
-            np.repeat(units, int(scored.sum())),
-            len(images),
+            truth[:, scored].ravel(), probabilities[:, scored].ravel(), np.repeat(units, int(scored.sum())), len(images)
         ),
         signed_gaps=_signed_gaps([finding.toarray()[4:] for finding in sums], scored),
     )
 
 
 def _unit_sums(
-    truth: npt.NDArray[np.bool_],
-    probabilities: Floats,
-    predicted: npt.NDArray[np.bool_],
-    units: npt.NDArray[Any],
+    truth: npt.NDArray[np.bool_], probabilities: Floats, predicted: npt.NDArray[np.bool_], units: npt.NDArray[Any]
 ) -> csr_array:
     """Return, per unit, what the measures without a ranking are made of: float64 [4 + ECE_BINS, U].
 
@@ -118,15 +112,11 @@ def _unit_sums(
 
 def _signed_gaps(gaps: Sequence[Floats], scored: npt.NDArray[np.bool_]) -> csr_array:
     """Add the gaps [ECE_BINS, U] of each finding, and of the scored ones pooled, as `signed_gaps` says."""
-    pooled = sum(
-        (gap for gap, is_scored in zip(gaps, scored, strict=True) if is_scored), np.zeros_like(gaps[0])
-    )
+    pooled = sum((gap for gap, is_scored in zip(gaps, scored, strict=True) if is_scored), np.zeros_like(gaps[0]))
     return csr_array(np.stack([np.sign(gap.sum(axis=1)) @ gap for gap in (*gaps, pooled)]))
 
 
-def _pool(
-    sums: Floats, images: Floats, chosen: npt.NDArray[np.bool_], measures: Sequence[str]
-) -> dict[str, Floats]:
+def _pool(sums: Floats, images: Floats, chosen: npt.NDArray[np.bool_], measures: Sequence[str]) -> dict[str, Floats]:
     """Return measures [R] over the images of the chosen findings pooled."""
     together = _from_sums(sums[chosen].sum(axis=0), images * chosen.sum())
     return {measure: together[measure] for measure in measures}

@@ -69,8 +69,7 @@ def _check_shape(path: Path) -> int:
         for row in reader:
             if any(cell.strip() for cell in row[len(header) :]):
                 raise BadData(
-                    f"{path}, line {reader.line_num} ({row[0]}) has {len(row)} cells, but the header "
-                    f"has {len(header)}"
+                    f"{path}, line {reader.line_num} ({row[0]}) has {len(row)} cells, but the header has {len(header)}"
                 )
     return len(header)
 
@@ -151,9 +150,7 @@ def choose_entries(entries: Entries, selection: Selection | None) -> tuple[pd.Da
     table, csv = entries.table, entries.csv
     if selection is not None and selection.images is not None:
         if unknown := selection.images.difference(table["image"]):
-            raise BadData(
-                f"{len(unknown):,} images on the list {selection.name} are not in {csv}, {_first(unknown)}"
-            )
+            raise BadData(f"{len(unknown):,} images on the list {selection.name} are not in {csv}, {_first(unknown)}")
         return table[table["image"].isin(selection.images)], selection.name
     if "split" not in table:
         if selection is None:
@@ -187,9 +184,7 @@ def read_submission(path: Path, entries: Entries) -> Submission:
     if twice := set(images[images.duplicated()]):
         raise BadData(f"{path} has more than one row for {len(twice):,} images, {_first(twice)}")
     if unknown := set(images).difference(entries.table["image"]):
-        raise BadData(
-            f"{path}: {len(unknown):,} of {len(images):,} images are not in {entries.csv}, {_first(unknown)}"
-        )
+        raise BadData(f"{path}: {len(unknown):,} of {len(images):,} images are not in {entries.csv}, {_first(unknown)}")
     probabilities = np.column_stack([_numbers(table[column], images, path) for column in columns])
     known = entries.table[entries.table["image"].isin(images)]
     place = pd.Series(np.arange(len(images)), index=images)

@@ -105,9 +105,7 @@ def _plain(frame: pd.DataFrame) -> dict[str, dict[str, float | None]]:
 def _halve(given: Submission, seed: int) -> tuple[Submission, Submission]:
     patients = np.unique(given.patients)
     if len(patients) < 2:
-        raise BadData(
-            "one patient cannot be halved to pick thresholds; give predictions on others with --val"
-        )
+        raise BadData("one patient cannot be halved to pick thresholds; give predictions on others with --val")
     first = np.random.default_rng(seed).permutation(patients)[: len(patients) // 2]
     chosen = np.isin(given.patients, first)
     return given.of(chosen), given.of(~chosen)

@@ -80,9 +80,7 @@ def pack(
         with exclusive_lock(out):
             if (out / NAME).is_file():
                 manifest = read_manifest(out)
-                verify_same_plan(
-                    out, identity, {"recipe": manifest.recipe, "source_sha256": manifest.source_sha256}
-                )
+                verify_same_plan(out, identity, {"recipe": manifest.recipe, "source_sha256": manifest.source_sha256})
                 verify_finished(out, manifest, plan, tasks, write, jobs)
                 found = {kind: Oddity(count) for kind, count in (manifest.warnings or {}).items()}
                 report({kind: odd for kind, odd in found.items() if kind not in plan.oddities}, strict=strict)
@@ -119,9 +117,7 @@ def _tasks(plan: Plan, out: Path, shard_size: int) -> list[ShardTask]:
         mine = [samples[row] for row in np.flatnonzero(plan.table["split"] == split)]
         for number, start in enumerate(range(0, len(mine), shard_size)):
             name = f"{split}-{number:05d}"
-            tasks.append(
-                ShardTask(out / f"{name}.tar", out / WORK / f"{name}.json", mine[start : start + shard_size])
-            )
+            tasks.append(ShardTask(out / f"{name}.tar", out / WORK / f"{name}.json", mine[start : start + shard_size]))
     return tasks
 
 
@@ -133,9 +129,7 @@ def _publish(
     max_rejects: int,
     warnings: dict[str, int],
 ) -> Manifest:
-    planned = plan.table.assign(
-        **{_SOURCE_SHA256: [sha256 for receipt in receipts for _, sha256 in receipt.sources]}
-    )
+    planned = plan.table.assign(**{_SOURCE_SHA256: [sha256 for receipt in receipts for _, sha256 in receipt.sources]})
     rejects = {row: reason for receipt in receipts for row, reason in receipt.rejects}
     left_out = planned.loc[sorted(rejects), ["image", "folder", _SOURCE_SHA256]]
     left_out.insert(1, "reason", [rejects[row] for row in left_out.index])
@@ -210,7 +204,5 @@ def _describe(entries: pd.DataFrame) -> SplitRecord:
         images=images,
         patients=entries["patient"].nunique(),
         positives=positives,
-        prevalence={
-            finding: round(count / images, 6) if images else None for finding, count in positives.items()
-        },
+        prevalence={finding: round(count / images, 6) if images else None for finding, count in positives.items()},
     )

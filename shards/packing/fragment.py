@@ -101,11 +101,7 @@ def make_fragment(source: Path, samples: list[Sample], recipe: PixelRecipe) -> F
         measured = recipe.encoding != "png" and row % PSNR_STEP == 0
         wide = gray.astype(np.uint64)
         statistics += PixelStatistics(
-            1,
-            int(wide.sum()),
-            int((wide * wide).sum()),
-            int(measured),
-            psnr(gray, encoded) if measured else 0.0,
+            1, int(wide.sum()), int((wide * wide).sum()), int(measured), psnr(gray, encoded) if measured else 0.0
         )
         packed.append((row, zlib.crc32(encoded)))
         row_bytes = np.array(row, dtype="<i4").tobytes()

@@ -157,9 +157,7 @@ def _split(table: pd.DataFrame, source: Path, split: SplitRecipe) -> tuple[Names
             "Without it, --split random draws a split of its own, by patient"
         )
     lists = {key: read_list(path) for key, path in paths.items() if path is not None}
-    recipe: dict[str, Any] = {
-        f"{key}_sha256": sha256_of(path) for key, path in paths.items() if path is not None
-    }
+    recipe: dict[str, Any] = {f"{key}_sha256": sha256_of(path) for key, path in paths.items() if path is not None}
     if split.rule == "file" or split.val_list is not None:
         val = lists["val_list"]
         train = lists["train_list"] - val if split.rule == "official" else lists["train_list"]

@@ -65,9 +65,7 @@ def verify_same_plan(out: Path, now: dict[str, Any], then: dict[str, Any]) -> No
         if old.get(key) != new.get(key)
     ]
     if differing:
-        raise CannotResume(
-            f"{out} was packed otherwise: {'; '.join(differing)}. Give another folder for this one"
-        )
+        raise CannotResume(f"{out} was packed otherwise: {'; '.join(differing)}. Give another folder for this one")
 
 
 def finished_shards(tasks: list[ShardTask], source: Path, jobs: int) -> dict[Path, ShardReport]:
@@ -86,15 +84,11 @@ def finished_shards(tasks: list[ShardTask], source: Path, jobs: int) -> dict[Pat
 
 def verify_sources(receipts: Iterable[ShardReport], source: Path, jobs: int) -> None:
     """Raise CannotResume naming an image that changed since the shard of its receipt was packed."""
-    packed = (
-        Packed(image, sha256, receipt.read_ns) for receipt in receipts for image, sha256 in receipt.sources
-    )
+    packed = (Packed(image, sha256, receipt.read_ns) for receipt in receipts for image, sha256 in receipt.sources)
     verify_unchanged(source, packed, jobs)
 
 
-def verify_finished(
-    out: Path, manifest: Manifest, plan: Plan, tasks: list[ShardTask], write: Write, jobs: int
-) -> None:
+def verify_finished(out: Path, manifest: Manifest, plan: Plan, tasks: list[ShardTask], write: Write, jobs: int) -> None:
     """Verify that a finished folder is whole and made of the plan's images; mend what is damaged.
 
     Writes nothing where all is well. A missing or damaged index is built again, a missing or
@@ -135,9 +129,6 @@ def _verify_same_sources(out: Path, manifest: Manifest, plan: Plan, jobs: int) -
     published_ns = (out / NAME).stat().st_mtime_ns
     verify_unchanged(
         plan.source,
-        (
-            Packed(image, sha256, published_ns)
-            for image, sha256 in zip(images, known["source_sha256"], strict=True)
-        ),
+        (Packed(image, sha256, published_ns) for image, sha256 in zip(images, known["source_sha256"], strict=True)),
         jobs,
     )

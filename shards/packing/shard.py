@@ -100,9 +100,4 @@ def read_receipt(task: ShardTask) -> ShardReport | None:
 def is_intact(tar: Path, shard: ShardRecord) -> bool:
     """Return whether a tar and its index are byte for byte those of the record."""
     idx = tar.with_suffix(".idx")
-    return (
-        tar.is_file()
-        and idx.is_file()
-        and sha256_of(tar) == shard.sha256
-        and sha256_of(idx) == shard.idx_sha256
-    )
+    return tar.is_file() and idx.is_file() and sha256_of(tar) == shard.sha256 and sha256_of(idx) == shard.idx_sha256

@@ -40,9 +40,7 @@ def verify_unchanged(source: Path, packed: Iterable[Packed], jobs: int) -> None:
         ThreadPoolExecutor(jobs) as pool,
         progress_bar(len(suspects), "reading images again", "img", disable=len(suspects) < _SILENT) as bar,
     ):
-        for image, sha256 in zip(
-            suspects, pool.map(lambda i: _sha256(source / i.image), suspects), strict=True
-        ):
+        for image, sha256 in zip(suspects, pool.map(lambda i: _sha256(source / i.image), suspects), strict=True):
             bar.update()
             if sha256 != image.sha256:
                 changed.append(image.image)

@@ -30,8 +30,7 @@ def write_shards(
     raises; fragments that were not begun are then dropped.
     """
     chunks = {
-        task.tar: [task.samples[n : n + _SAMPLES] for n in range(0, len(task.samples), _SAMPLES)]
-        for task in tasks
+        task.tar: [task.samples[n : n + _SAMPLES] for n in range(0, len(task.samples), _SAMPLES)] for task in tasks
     }
     make = functools.partial(make_fragment, source, recipe=pixels)
     images = sum(len(task.samples) for task in tasks)

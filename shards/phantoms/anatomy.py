@@ -164,9 +164,7 @@ def draw_chest(plane: Plane, rng: np.random.Generator) -> Layer:
     knob = ramp(0.035 - np.hypot(plane.across - 0.06, (plane.down - 0.24) / 1.4), 0.02)
     solid = np.maximum(np.maximum(plane.heart * 0.86, centre * 0.85), knob * 0.7)
     belly = ramp(y - plane.diaphragm, 0.10) * ramp(plane.outer + 0.02 - out, 0.06)
-    soft = (
-        0.64 + 0.12 * belly + 0.08 * solid - 0.10 * ramp(0.12 - y, 0.2) + 0.03 * cloud(6, plane.pixels, rng)
-    )
+    soft = 0.64 + 0.12 * belly + 0.08 * solid - 0.10 * ramp(0.12 - y, 0.2) + 0.03 * cloud(6, plane.pixels, rng)
     lungs = plane.lungs * (1 - solid)
     image = soft - chest.air * lungs * (0.88 + 0.12 * ramp(0.6 - plane.down, 1.0))
     image = image + _bones(plane) + lungs * _vessels(plane, rng)
@@ -189,9 +187,7 @@ def _bones(plane: Plane) -> Layer:
     cage = ramp(plane.outer + 0.02 - out, 0.03) * ramp(out - 0.05, 0.04) * ramp(plane.down + 0.03, 0.06)
     cage = cage * ramp(plane.diaphragm + 0.06 - y, 0.12) * (1 - 0.6 * plane.heart)
     turn = 2 * np.pi
-    ribs = 0.042 * np.cos(turn * (back + chest.phase)) + 0.018 * np.cos(turn * front) * ramp(
-        across - 0.35, 0.3
-    )
+    ribs = 0.042 * np.cos(turn * (back + chest.phase)) + 0.018 * np.cos(turn * front) * ramp(across - 0.35, 0.3)
     spine = ramp(0.040 - out, 0.015) * (0.06 + 0.025 * np.cos(turn * y / 0.055))
     trachea = ramp(0.018 - out, 0.012) * ramp(chest.apex + 0.20 - y, 0.08)
     collar = y - chest.apex - 0.055 + 0.11 * out + 0.03 * np.sin(8 * out)

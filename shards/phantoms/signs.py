@@ -171,9 +171,7 @@ def _consolidation(plane: Plane, strength: float, rng: np.random.Generator) -> S
     slope = side * rng.uniform(0.05, 0.2)
     level = plane.y - slope * (plane.x - x)
     layer = ramp(fissure - level, 0.012) * ramp(level - top, 0.08) * ramp(plane.out - 0.10, 0.05)
-    bronchi = sum(
-        ridge(plane.out - 0.13 - shift - 0.5 * (fissure - plane.y), 0.006) for shift in (0, 0.05, 0.1)
-    )
+    bronchi = sum(ridge(plane.out - 0.13 - shift - 0.5 * (fissure - plane.y), 0.006) for shift in (0, 0.05, 0.1))
     layer = layer * (1 - 0.5 * np.clip(bronchi, 0, 1)) * _on(side, plane)
     inner, outer = (plane.at(side, share, 0.38)[0] for share in (0.28, 1.0))
     box = (min(inner, outer), top, abs(outer - inner), fissure - top + 0.02)
@@ -211,9 +209,7 @@ def _fibrosis(plane: Plane, strength: float, rng: np.random.Generator) -> Sign:
     step = rng.uniform(0.022, 0.028)
     bend = 0.012 * cloud(16, plane.pixels, rng)
     turn = 2 * np.pi / step
-    net = np.abs(
-        np.cos(turn * 0.5 * (plane.x + plane.y + bend)) * np.cos(turn * 0.5 * (plane.x - plane.y + bend))
-    )
+    net = np.abs(np.cos(turn * 0.5 * (plane.x + plane.y + bend)) * np.cos(turn * 0.5 * (plane.x - plane.y + bend)))
     zone = ramp(plane.down - 0.66, 0.16) * ramp(plane.out - 0.5 * plane.wall(0.85), 0.12)
     boxes = []
     for side in (-1, 1):

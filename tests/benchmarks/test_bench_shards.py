@@ -26,15 +26,11 @@ def source(tmp_path: Path) -> Path:
             member = tarfile.TarInfo(f"images/{number}.png")
             member.size = buffer.tell()
             archive.addfile(member, io.BytesIO(buffer.getvalue()))
-    (tmp_path / "two_index.csv").write_text(
-        "Image Index,Finding Labels\n0.png,Mass|Hernia\n1.png,No Finding\n"
-    )
+    (tmp_path / "two_index.csv").write_text("Image Index,Finding Labels\n0.png,Mass|Hernia\n1.png,No Finding\n")
     return tar
 
 
-def test_a_few_images_become_many_different_ones_with_their_findings_once(
-    source: Path, tmp_path: Path
-) -> None:
+def test_a_few_images_become_many_different_ones_with_their_findings_once(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     made = make_bench_shards(out, 10, source)
     encoded = SplitReader(made, "train").read(range(10)).images

@@ -46,9 +46,7 @@ def test_every_loader_is_measured_with_its_ceiling_and_what_an_epoch_of_the_real
     assert plot_epoch(record, tmp_path / "ladder.png").stat().st_size > plain
 
 
-def test_the_cached_and_the_streamed_head_end_at_the_same_val_loss(
-    phantom_shards: ShardFolder, tmp_path: Path
-) -> None:
+def test_the_cached_and_the_streamed_head_end_at_the_same_val_loss(phantom_shards: ShardFolder, tmp_path: Path) -> None:
     options = ("--freeze", "backbone", "--epochs", "2")
     frozen = measured(phantom_shards, tmp_path / "frozen.json", *options)["frozen"]
     assert frozen["cached_val_loss"] == pytest.approx(frozen["streamed_val_loss"], abs=1e-3)

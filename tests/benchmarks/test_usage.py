@@ -12,9 +12,7 @@ def test_a_process_is_counted_with_its_children() -> None:
         "print(flush=True); input()"
     )
     before = usage_of(os.getpid())
-    child = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     child.stdout.readline()
     during, alone = usage_of(os.getpid()), usage_of(child.pid)

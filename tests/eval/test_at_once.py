@@ -105,16 +105,12 @@ def test_a_run_that_is_busy_too_long_is_named_and_nothing_of_it_changes(
         with exclusive_lock(runs / "other"):
             numbers = ("--resamples", 2, *NUMBERS[2:])
             refused = score(*options, "--runs", runs, "--threshold-rule", "youden", *numbers)
-        expect_refusal(
-            refused, FINDS_IT_BUSY, f"another command is still at work in {runs / 'other'} after 0.2 s"
-        )
+        expect_refusal(refused, FINDS_IT_BUSY, f"another command is still at work in {runs / 'other'} after 0.2 s")
         assert refused.stderr.splitlines()[0].startswith("waiting up to 0.2 s for another command")
     assert contents(runs) == before
 
 
-def test_averages_of_the_same_runs_in_another_order_do_not_block_each_other(
-    scored: Path, tmp_path: Path
-) -> None:
+def test_averages_of_the_same_runs_in_another_order_do_not_block_each_other(scored: Path, tmp_path: Path) -> None:
     """Each would wait for a lock that the other holds, and neither would end in time."""
     runs = Path(shutil.copytree(scored, tmp_path / "runs"))
     orders = (("small", "other"), ("other", "small"))

@@ -42,9 +42,7 @@ def test_a_run_on_other_shards_is_named_wherever_its_scores_go(runs: Path, other
     (compared,) = (runs / "native-vs-small" / "eval").iterdir()
     assert native.name == "test"
     assert alone.name == joint.name == compared.name == f"test-{open_shards(other_shards).digest[:12]}"
-    assert [sum(line.startswith(said) for line in written(folder)) for folder in (native, alone, joint)] == [
-        0, 1, 1,
-    ]  # fmt: skip
+    assert [sum(line.startswith(said) for line in written(folder)) for folder in (native, alone, joint)] == [0, 1, 1]
     record = json.loads((compared / "comparison.json").read_text())
     warned = [line.partition(":")[0] for line in record["warnings"] if said in line]
     assert warned == ["small", "native+small"]
@@ -53,9 +51,7 @@ def test_a_run_on_other_shards_is_named_wherever_its_scores_go(runs: Path, other
     assert trained_on[0] == own != trained_on[1]
 
 
-def test_runs_of_other_image_sizes_are_each_on_their_own_shards(
-    runs: Path, phantom_tree: Path, tmp_path: Path
-) -> None:
+def test_runs_of_other_image_sizes_are_each_on_their_own_shards(runs: Path, phantom_tree: Path, tmp_path: Path) -> None:
     pack(make_plan(phantom_tree, SplitRecipe(val_fraction=0.2)), tmp_path / "32", PixelRecipe(size=32))
     done = train(open_shards(tmp_path / "32"), runs, "coarse", epochs=1, batch_size=16)
     assert done.exit_code == 0, done.output
@@ -82,9 +78,7 @@ def test_images_that_thresholds_were_fitted_on_are_told_of_whatever_the_list_is_
 def test_metrics_json_holds_every_warning(scored: Path) -> None:
     """Also what else than the scores leaves out."""
     warnings = written(scored / "small" / "eval" / "test")
-    assert any(
-        line.startswith("Groups of too few patients are left out of the subgroups") for line in warnings
-    )
+    assert any(line.startswith("Groups of too few patients are left out of the subgroups") for line in warnings)
     assert not any(line.startswith("Thresholds and calibration") for line in warnings)
 
 
@@ -92,9 +86,7 @@ def nothing_predicted(runs: Path) -> bool:
     return not list(runs.glob("*/eval"))
 
 
-def test_boxes_that_cannot_be_used_are_refused_before_anything_is_predicted(
-    runs: Path, tmp_path: Path
-) -> None:
+def test_boxes_that_cannot_be_used_are_refused_before_anything_is_predicted(runs: Path, tmp_path: Path) -> None:
     boxes = tmp_path / "boxes.csv"
     options = ("small", "--runs", runs, "--resamples", 0, "--boxes", boxes)
     expect_refusal(score(*options), 3, "boxes.csv cannot be read")

@@ -56,18 +56,14 @@ def test_scoring_again_needs_no_torch_and_gives_the_same_files(changeable: Path)
         "print(sorted({'torch', 'nvidia', 'torchvision'} & set(sys.modules)))"
     )
     options = ["small", "--runs", str(changeable), "--resamples", "20", "--heatmaps", "1"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *options], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code, *options], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     after = contents(folder)
     assert {name for name in before if after[name] != before[name]} == set()
 
 
 def test_predictions_are_made_anew_for_other_weights_and_where_asked_for(changeable: Path) -> None:
-    path, model_file = (
-        changeable / "small" / name for name in ("eval/test/predictions.csv", "model.safetensors")
-    )
+    path, model_file = (changeable / "small" / name for name in ("eval/test/predictions.csv", "model.safetensors"))
     before, inode = path.read_bytes(), path.stat().st_ino
     succeed("small", "--runs", changeable, *NUMBERS)
     assert path.stat().st_ino == inode
@@ -284,9 +280,7 @@ def without_torch(*options: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_without_torch_another_rule_is_scored_and_reported_in_full_but_for_new_heat_maps(
-    changeable: Path,
-) -> None:
+def test_without_torch_another_rule_is_scored_and_reported_in_full_but_for_new_heat_maps(changeable: Path) -> None:
     folder = changeable / "small" / "eval" / "test"
     options = ("small", "--runs", changeable, "--threshold-rule", "youden", "--resamples", 0)
     failed = without_torch(*options, "--heatmaps", 1)

@@ -145,21 +145,14 @@ DECISIONS_FAULTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "mirror as text": lambda record: json.dumps({**record, "tta": "yes"}),
     "thresholds as a list": lambda record: json.dumps({**record, "thresholds": [0.5] * 14}),
     "a finding less": lambda record: json.dumps({**record, "thresholds": {"Mass": 0.5}}),
-    "a threshold of 2": lambda record: json.dumps(
-        {**record, "thresholds": {**record["thresholds"], "Mass": 2}}
-    ),
-    "NaN": lambda record: json.dumps(
-        {**record, "thresholds": {**record["thresholds"], "Mass": float("nan")}}
-    ),
+    "a threshold of 2": lambda record: json.dumps({**record, "thresholds": {**record["thresholds"], "Mass": 2}}),
+    "NaN": lambda record: json.dumps({**record, "thresholds": {**record["thresholds"], "Mass": float("nan")}}),
     "another calibration": lambda record: json.dumps({**record, "calibration": {"method": "none"}}),
     "a calibration of one finding": lambda record: json.dumps(
         {**record, "calibration": {"method": "platt", "findings": {"Mass": {"identity": "x"}}}}
     ),
     "a curve of huge numbers": lambda record: json.dumps(
-        {
-            **record,
-            "calibration": {"method": "platt", "findings": {"Mass": {"slope": 10**400, "intercept": 0}}},
-        }
+        {**record, "calibration": {"method": "platt", "findings": {"Mass": {"slope": 10**400, "intercept": 0}}}}
     ),
 }
 

@@ -47,10 +47,7 @@ def told(done: Result) -> list[str]:
         (["--threshold-rule", "sensitivity=0.9"], "test-sensitivity=0.9"),
         (["--calibration", "none"], "test-calibration=none"),
         (["--tta"], "test-tta"),
-        (
-            ["--tta", "--threshold-rule", "youden", "--calibration", "isotonic"],
-            "test-tta-youden-calibration=isotonic",
-        ),
+        (["--tta", "--threshold-rule", "youden", "--calibration", "isotonic"], "test-tta-youden-calibration=isotonic"),
     ],
 )
 def test_a_what_if_changes_nothing_of_the_run_and_says_by_what_it_still_decides(
@@ -71,9 +68,7 @@ def test_a_what_if_changes_nothing_of_the_run_and_says_by_what_it_still_decides(
     assert decided_by(run, image) == BY_DEFAULT
 
 
-def test_a_list_of_images_and_other_shards_set_nothing_either(
-    runs: Path, phantom_shards: Any, tmp_path: Path
-) -> None:
+def test_a_list_of_images_and_other_shards_set_nothing_either(runs: Path, phantom_shards: Any, tmp_path: Path) -> None:
     entries = phantom_shards.entries
     (tmp_path / "some.txt").write_text("\n".join(entries["image"][entries["split"] == "test"][:20]))
     done = succeed("small", "--runs", runs, "--split", tmp_path / "some.txt", *NUMBERS)
@@ -89,15 +84,10 @@ def test_a_list_of_images_and_other_shards_set_nothing_either(
 def test_a_what_if_counts_where_it_is_asked_to_and_a_plain_evaluation_says_what_it_takes_back(
     changeable: Path, image: Path, tmp_path: Path
 ) -> None:
-    run, what_if = (
-        changeable / "small",
-        ("--tta", "--threshold-rule", "sensitivity=0.9", "--calibration", "none"),
-    )
+    run, what_if = (changeable / "small", ("--tta", "--threshold-rule", "sensitivity=0.9", "--calibration", "none"))
     done = succeed("small", "--runs", changeable, *what_if, "--set-decisions", *NUMBERS)
     now = "rule sensitivity=0.9, mirror on, calibration none"
-    assert told(done) == [
-        f"small now decides by {now}; before by rule f1, mirror off, calibration platt",
-    ]
+    assert told(done) == [f"small now decides by {now}; before by rule f1, mirror off, calibration platt"]
     done = predict(run, image, "--json", tmp_path / "said.json")
     assert done.stdout.splitlines()[0] == f"small decides by {now}"
     said = json.loads((tmp_path / "said.json").read_text())
@@ -125,9 +115,7 @@ def test_options_that_would_change_runs_that_are_only_read_are_refused(
     expect_refusal(score("small", "other", "--runs", scored, *options), 2, message)
 
 
-def test_an_evaluation_never_writes_the_weights_and_its_decisions_name_them(
-    trained: Path, runs: Path
-) -> None:
+def test_an_evaluation_never_writes_the_weights_and_its_decisions_name_them(trained: Path, runs: Path) -> None:
     succeed("small", "--runs", runs, *NUMBERS)
     for name in ("model.safetensors", "model.safetensors.sha256"):
         assert (runs / "small" / name).read_bytes() == (trained / "small" / name).read_bytes()
@@ -162,9 +150,7 @@ def test_members_of_an_average_or_a_comparison_are_only_read(changeable: Path, o
     succeed("small", "other", "--runs", changeable, option, "--no-report", *rule[2:])
     assert contents(changeable / "small") == before["small"]
     after = contents(changeable / "other")
-    stored = {
-        f"eval/test/{name}.{kind}" for name in ("predictions", "val_predictions") for kind in ("csv", "json")
-    }
+    stored = {f"eval/test/{name}.{kind}" for name in ("predictions", "val_predictions") for kind in ("csv", "json")}
     assert after.keys() - before["other"].keys() == stored
     assert {name: after[name] for name in before["other"]} == before["other"]
 
@@ -175,9 +161,7 @@ def test_weights_that_are_not_those_of_their_hash_are_refused(changeable: Path, 
     content[-5] ^= 1
     path.write_bytes(content)
     for done in (predict(path.parent, image), score("small", "--runs", changeable, *NUMBERS)):
-        expect_refusal(
-            done, 3, "model.safetensors is damaged: its SHA-256 is not in model.safetensors.sha256"
-        )
+        expect_refusal(done, 3, "model.safetensors is damaged: its SHA-256 is not in model.safetensors.sha256")
         assert done.stderr.count("\n") == 1
 
 

@@ -49,15 +49,21 @@ def evaluated(runs: Path, split: str, **changes: Any) -> Evaluation:
 def test_every_file_is_written(scored: Path) -> None:
     names = {path.name for path in (scored / TEST).iterdir()}
     assert names >= {
-        "predictions.csv", "val_predictions.csv", "thresholds.json", "metrics.json", "metrics.csv",
-        "intervals.csv", "calibration.json", "subgroups.csv", "roc.png", "report.html",
-    }  # fmt: skip
+        "predictions.csv",
+        "val_predictions.csv",
+        "thresholds.json",
+        "metrics.json",
+        "metrics.csv",
+        "intervals.csv",
+        "calibration.json",
+        "subgroups.csv",
+        "roc.png",
+        "report.html",
+    }
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_predictions_name_every_image_of_the_split_once(
-    scored: Path, phantom_shards: ShardFolder, split: str
-) -> None:
+def test_predictions_name_every_image_of_the_split_once(scored: Path, phantom_shards: ShardFolder, split: str) -> None:
     rows = read_csv(scored / TEST / ("predictions.csv" if split == "test" else "val_predictions.csv"))
     entries = phantom_shards.entries[phantom_shards.entries["split"] == split]
     assert [row["image"] for row in rows] == entries["image"].tolist()
@@ -129,9 +135,7 @@ def test_no_test_label_reaches_a_threshold_or_a_calibration(
             options = ("--threshold-rule", rule, "--calibration", method)
             done = score("small", "--runs", runs, *options, *NUMBERS)
             assert done.exit_code == 0, done.output
-            folder = (
-                runs / "small" / "eval" / ("test" if rule == "f1" else f"test-{rule}-calibration={method}")
-            )
+            folder = runs / "small" / "eval" / ("test" if rule == "f1" else f"test-{rule}-calibration={method}")
             fitted = [(folder / f"{name}.json").read_bytes() for name in ("thresholds", "calibration")]
             header = read_header(runs / "small" / "model.safetensors")
             results.setdefault((rule, method), []).append(
@@ -143,16 +147,11 @@ def test_no_test_label_reaches_a_threshold_or_a_calibration(
 
 
 def test_a_rule_and_a_calibration_can_be_chosen(runs: Path) -> None:
-    plain, other = (
-        evaluated(runs, "test"),
-        evaluated(runs, "test", rule=parse_rule("youden"), calibration="platt"),
-    )
+    plain, other = (evaluated(runs, "test"), evaluated(runs, "test", rule=parse_rule("youden"), calibration="platt"))
     assert other.operating_point.rule == "youden"
     assert other.thresholds != plain.thresholds
     assert other.scores.macro["auroc"] == plain.scores.macro["auroc"]
-    assert (
-        other.operating_point.calibration is not None and other.operating_point.calibration.method == "platt"
-    )
+    assert other.operating_point.calibration is not None and other.operating_point.calibration.method == "platt"
     bare = evaluated(runs, "test", calibration=None)
     assert bare.operating_point.calibration is None and bare.calibrated is None
     assert len({each.folder for each in (plain, other, bare)}) == 3
@@ -187,9 +186,7 @@ def test_a_run_without_finished_weights_is_never_scored(runs: Path) -> None:
     expect_refusal(score("small", "--runs", runs), 3, "its training has not finished")
 
 
-def test_shards_with_another_split_are_refused_unless_asked_for(
-    runs: Path, phantom_tree: Path, tmp_path: Path
-) -> None:
+def test_shards_with_another_split_are_refused_unless_asked_for(runs: Path, phantom_tree: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     pack(make_plan(phantom_tree, SplitRecipe(rule="random", seed=1)), other, PixelRecipe(size=64))
     assert score("small", "--runs", runs, *NUMBERS).exit_code == 0
@@ -208,9 +205,7 @@ def test_shards_with_another_split_are_refused_unless_asked_for(
 def test_shards_of_another_size_are_refused(runs: Path, phantom_tree: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     pack(make_plan(phantom_tree, SplitRecipe(val_fraction=0.2)), other, PixelRecipe(size=32))
-    expect_refusal(
-        score("small", "--runs", runs, "--shards", other, "--allow-other-shards"), 3, "takes 64 px"
-    )
+    expect_refusal(score("small", "--runs", runs, "--shards", other, "--allow-other-shards"), 3, "takes 64 px")
 
 
 def test_weights_of_other_findings_or_another_arch_are_refused(runs: Path) -> None:

@@ -79,9 +79,7 @@ def test_an_option_without_a_value_is_damage(tmp_path: Path) -> None:
         ({"device_type": "cpu", "device": "x86_64"}, "x86_64"),
     ],
 )
-def test_cores_are_told_of_a_cpu_and_not_of_a_gpu(
-    tmp_path: Path, machine: dict[str, object], said: str
-) -> None:
+def test_cores_are_told_of_a_cpu_and_not_of_a_gpu(tmp_path: Path, machine: dict[str, object], said: str) -> None:
     run = on(a_run(tmp_path / "demo"), **machine)
     assert dict(run_facts(read_training_log(run)))["Device"] == said
     assert cost_of([run], [ModelHeader({}, 7, "0" * 64)]).device == said

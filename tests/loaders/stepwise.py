@@ -25,9 +25,18 @@ def main(shards: Path, out: Path, names: list[str]) -> None:
     if world_size > 1:
         torch.distributed.init_process_group("gloo")
     spec = LoaderSpec(
-        open_shards(shards), "train", 8, torch.device("cpu"), training=True, flip="random", augment="light",
-        seed=3, rank=rank, world_size=world_size, threads=1,
-    )  # fmt: skip
+        open_shards(shards),
+        "train",
+        8,
+        torch.device("cpu"),
+        training=True,
+        flip="random",
+        augment="light",
+        seed=3,
+        rank=rank,
+        world_size=world_size,
+        threads=1,
+    )
     (out / f"rank{rank}.pid").write_text(str(os.getpid()))
     loaders = {name: make_loader(name, spec) for name in names}
     progress = out / f"rank{rank}.json"

@@ -28,13 +28,7 @@ def test_nothing_drawn_changes_nothing() -> None:
     assert torch.equal(distort(image, np.zeros((3, PARAMETERS), dtype=np.float32)), image)
 
 
-@pytest.mark.parametrize(
-    ("change", "place"),
-    [
-        ({"right": 0.2}, (32, 32 + 13)),
-        ({"down": -0.2}, (32 - 13, 32)),
-    ],
-)
+@pytest.mark.parametrize(("change", "place"), [({"right": 0.2}, (32, 32 + 13)), ({"down": -0.2}, (32 - 13, 32))])
 def test_a_shift_moves_by_a_share_of_the_side(change: dict[str, float], place: tuple[int, int]) -> None:
     assert brightest(distort(spot(32, 32), parameters(**change))) == pytest.approx(place, abs=0.2)
 

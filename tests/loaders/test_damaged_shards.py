@@ -49,9 +49,13 @@ def test_a_shard_that_is_cut_while_it_is_read_is_named(name: str, copy: Path) ->
     script = copy.parent / "reading.py"
     script.write_text(code)
     done = subprocess.run(
-        [sys.executable, str(script), str(copy), name], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=240,
-    )  # fmt: skip
+        [sys.executable, str(script), str(copy), name],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=240,
+    )
     assert done.returncode == 3, done.stderr
     assert "train-00000.tar" in done.stdout
 

@@ -16,9 +16,7 @@ def make_spec(shards: ShardFolder, batch_size: int = 16, threads: int = 0) -> Lo
     return LoaderSpec(shards, "train", batch_size, torch.device("cpu"), training=True, threads=threads)
 
 
-def test_on_a_cpu_one_thread_more_than_cores_decodes_unless_threads_are_given(
-    phantom_shards: ShardFolder,
-) -> None:
+def test_on_a_cpu_one_thread_more_than_cores_decodes_unless_threads_are_given(phantom_shards: ShardFolder) -> None:
     reader = SplitReader(phantom_shards, "train")
     assert choose_decoder(make_spec(phantom_shards), reader) == Decoder("cpu", available_cores() + 1)
     assert choose_decoder(make_spec(phantom_shards, threads=5), reader) == Decoder("cpu", 5)

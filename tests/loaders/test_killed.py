@@ -31,9 +31,7 @@ def finished(process: "subprocess.Popen[str]", out: Path, ranks: int) -> list[di
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_killed_run_goes_on_to_the_same_bits(
-    phantom_shards: ShardFolder, tmp_path: Path, ranks: int
-) -> None:
+def test_a_killed_run_goes_on_to_the_same_bits(phantom_shards: ShardFolder, tmp_path: Path, ranks: int) -> None:
     whole = finished(start(phantom_shards, tmp_path / "whole", ranks), tmp_path / "whole", ranks)
     killed = start(phantom_shards, tmp_path / "killed", ranks)
     assert killed.stdout is not None

@@ -47,9 +47,7 @@ def pillow_pixels(shards: ShardFolder, split: str) -> dict[int, np.ndarray]:
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_evaluation_yields_the_packed_pixels_and_labels_in_row_order(
-    phantom_shards: ShardFolder, split: str
-) -> None:
+def test_evaluation_yields_the_packed_pixels_and_labels_in_row_order(phantom_shards: ShardFolder, split: str) -> None:
     with open_loader(phantom_shards, split=split, training=False) as loader:
         batch = epoch(loader)
     expected = pillow_pixels(phantom_shards, split)
@@ -61,9 +59,7 @@ def test_evaluation_yields_the_packed_pixels_and_labels_in_row_order(
 
 
 @pytest.mark.parametrize("name", [*IN_PROCESS, "synthetic"])
-def test_batches_are_uint8_channels_last_and_the_last_is_short(
-    phantom_shards: ShardFolder, name: str
-) -> None:
+def test_batches_are_uint8_channels_last_and_the_last_is_short(phantom_shards: ShardFolder, name: str) -> None:
     with open_loader(phantom_shards, name, batch_size=16) as loader:
         batches = list(loader)
     count = phantom_shards.manifest.splits["train"].images
@@ -73,11 +69,7 @@ def test_batches_are_uint8_channels_last_and_the_last_is_short(
     for batch in batches:
         assert batch.images.shape[1:] == (1, 64, 64)
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
-        assert (batch.images.dtype, batch.labels.dtype, batch.rows.dtype) == (
-            torch.uint8,
-            torch.uint8,
-            torch.int32,
-        )
+        assert (batch.images.dtype, batch.labels.dtype, batch.rows.dtype) == (torch.uint8, torch.uint8, torch.int32)
         assert batch.labels.shape == (len(batch.images), 14)
 
 
@@ -178,9 +170,7 @@ def test_a_rank_may_have_one_sample_or_none(phantom_shards: ShardFolder, name: s
 
 
 @pytest.mark.parametrize("name", IN_PROCESS)
-def test_png_shards_yield_the_very_pixels_that_were_packed(
-    phantom_tree: Path, tmp_path: Path, name: str
-) -> None:
+def test_png_shards_yield_the_very_pixels_that_were_packed(phantom_tree: Path, tmp_path: Path, name: str) -> None:
     pack(make_plan(phantom_tree, SplitRecipe()), tmp_path / "png", PixelRecipe(48, "png"), shard_size=20)
     shards = open_shards(tmp_path / "png")
     reader = SplitReader(shards, "val")
@@ -192,10 +182,7 @@ def test_png_shards_yield_the_very_pixels_that_were_packed(
 def test_a_state_may_be_loaded_while_batches_are_under_way_and_two_loaders_take_turns(
     phantom_shards: ShardFolder,
 ) -> None:
-    with (
-        open_loader(phantom_shards) as train,
-        open_loader(phantom_shards, split="val", training=False) as val,
-    ):
+    with open_loader(phantom_shards) as train, open_loader(phantom_shards, split="val", training=False) as val:
         start = train.state_dict()
         first = [next(iter(train)) for _ in range(3)]
         val_rows = [batch.rows for batch in val]
@@ -211,9 +198,7 @@ def test_a_state_of_other_shards_is_refused(phantom_shards: ShardFolder) -> None
         loader.load_state_dict({**loader.state_dict(), "manifest": "0" * 64})
 
 
-def test_an_image_that_does_not_decode_is_named_with_its_shard(
-    phantom_shards: ShardFolder, tmp_path: Path
-) -> None:
+def test_an_image_that_does_not_decode_is_named_with_its_shard(phantom_shards: ShardFolder, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(phantom_shards.path, tmp_path / "copy"))
     reader = SplitReader(phantom_shards, "train")
     start = int(reader._places[7, 0, 0])
@@ -221,27 +206,19 @@ def test_an_image_that_does_not_decode_is_named_with_its_shard(
     content = bytearray(tar.read_bytes())
     content[start : start + 64] = bytes(64)
     tar.write_bytes(content)
-    with (
-        open_loader(open_shards(copy)) as loader,
-        pytest.raises(BadData, match=r"train-00000\.tar, sample 00000007"),
-    ):
+    with open_loader(open_shards(copy)) as loader, pytest.raises(BadData, match=r"train-00000\.tar, sample 00000007"):
         list(loader)
 
 
 def test_a_shard_with_its_samples_moved_is_named(phantom_shards: ShardFolder, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(phantom_shards.path, tmp_path / "copy"))
     tar = copy / "train-00000.tar"
-    (line,) = [
-        line for line in tar.with_suffix(".idx").read_text().splitlines() if line.endswith("00000003.row")
-    ]
+    (line,) = [line for line in tar.with_suffix(".idx").read_text().splitlines() if line.endswith("00000003.row")]
     offset = int(line.split()[-3])
     content = bytearray(tar.read_bytes())
     content[offset] = 99
     tar.write_bytes(content)
-    with (
-        open_loader(open_shards(copy)) as loader,
-        pytest.raises(BadData, match=r"sample 00000003.* holds row 99"),
-    ):
+    with open_loader(open_shards(copy)) as loader, pytest.raises(BadData, match=r"sample 00000003.* holds row 99"):
         list(loader)
 
 

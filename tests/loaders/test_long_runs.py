@@ -35,9 +35,7 @@ def test_five_hundred_epochs_take_no_more_memory_and_files(
     start = command(phantom_shards, tmp_path, "long", epochs=EPOCHS, batch_size=16, loader=loader)
     kib: dict[int, int] = {}
     files: dict[int, int] = {}
-    with subprocess.Popen(
-        start, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as run:
+    with subprocess.Popen(start, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as run:
         assert run.stdout is not None
         for line in run.stdout:  # one an epoch, printed before its checkpoint is saved
             if line.startswith("epoch "):
@@ -47,12 +45,7 @@ def test_five_hundred_epochs_take_no_more_memory_and_files(
                 files[epoch] = sum(len(os.listdir(f"/proc/{one}/fd")) for one in processes)
     assert run.returncode == 0
     assert len(metrics(tmp_path / "long", "epoch")) == EPOCHS
-    early, late = (
-        sorted(kib[epoch] for epoch in range(21, 41)),
-        sorted(kib[epoch] for epoch in range(481, 501)),
-    )
+    early, late = (sorted(kib[epoch] for epoch in range(21, 41)), sorted(kib[epoch] for epoch in range(481, 501)))
     print(f"{loader}: MiB {early[10] / 1024:.0f} after 20 epochs, {late[10] / 1024:.0f} at the end")
     assert late[10] == pytest.approx(early[10], rel=0.05)
-    assert (
-        sorted(files[epoch] for epoch in range(21, 41))[10] == sorted(files[e] for e in range(481, 501))[10]
-    )
+    assert sorted(files[epoch] for epoch in range(21, 41))[10] == sorted(files[e] for e in range(481, 501))[10]

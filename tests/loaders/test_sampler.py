@@ -43,9 +43,7 @@ def test_epochs_and_seeds_have_independent_orders_and_flips() -> None:
     assert abs(np.corrcoef(first, flips)[0, 1]) < 0.02
 
 
-@given(
-    samples=st.integers(1, 200), world=st.integers(1, 5), batch=st.integers(1, 40), epoch=st.integers(0, 3)
-)
+@given(samples=st.integers(1, 200), world=st.integers(1, 5), batch=st.integers(1, 40), epoch=st.integers(0, 3))
 def test_the_ranks_together_see_every_sample_once(
     phantom_shards: ShardFolder, samples: int, world: int, batch: int, epoch: int
 ) -> None:

@@ -105,19 +105,14 @@ def test_evaluation_yields_the_packed_pixels_and_labels_in_row_order_and_starts_
     rows = shards.rows("train")
     assert batch.rows.tolist() == rows.tolist()
     encoded = SplitReader(shards, "train").read(range(len(rows))).images
-    assert np.array_equal(
-        batch.images[:, 0], np.stack([decode_sample(image.tobytes(), 64) for image in encoded])
-    )
+    assert np.array_equal(batch.images[:, 0], np.stack([decode_sample(image.tobytes(), 64) for image in encoded]))
     assert np.array_equal(batch.labels, shards.entries.loc[rows, list(FINDINGS)])
     assert torch.equal(torch.get_rng_state(), generator), "a run's own random numbers were drawn"
 
 
 def test_a_rank_has_the_samples_that_dali_has_for_it_even_in_one_batch(phantom_shards: ShardFolder) -> None:
     options: dict[str, Any] = {"batch_size": 1000, "rank": 1, "world_size": 2}
-    with (
-        open_loader(phantom_shards, **options) as loader,
-        open_loader(phantom_shards, "dali", **options) as dali,
-    ):
+    with open_loader(phantom_shards, **options) as loader, open_loader(phantom_shards, "dali", **options) as dali:
         (batch,), (expected,) = loader, dali
     assert torch.equal(batch.rows, expected.rows)
 
@@ -152,8 +147,11 @@ def test_a_process_that_never_closes_its_loader_ends_cleanly(phantom_shards: Sha
     )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code, str(phantom_shards.path)],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "8\n", "")
 
 

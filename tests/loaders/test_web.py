@@ -100,9 +100,7 @@ def test_evaluation_yields_the_packed_pixels_and_labels_in_row_order(
     assert np.array_equal(batch.labels.numpy(), stored.labels)
 
 
-def test_batches_have_the_sizes_and_types_of_the_other_loaders(
-    phantom_shards: ShardFolder, training: Loader
-) -> None:
+def test_batches_have_the_sizes_and_types_of_the_other_loaders(phantom_shards: ShardFolder, training: Loader) -> None:
     count = phantom_shards.manifest.splits["train"].images
     batches = list(training)
     assert [len(batch.images) for batch in batches] == [16] * (count // 16) + [count % 16]
@@ -143,9 +141,7 @@ def test_a_state_from_the_middle_of_an_epoch_continues_to_the_same_bits(training
     assert same([*training, *training], expected[state["batch"] :])
 
 
-def test_a_state_continues_to_the_same_bits_where_batches_are_skipped_undecoded(
-    phantom_shards: ShardFolder,
-) -> None:
+def test_a_state_continues_to_the_same_bits_where_batches_are_skipped_undecoded(phantom_shards: ShardFolder) -> None:
     with open_loader(phantom_shards, flip="both", augment="light", threads=1, batch_size=4) as loader:
         expected, state = two_epochs_and_a_state(loader)
         assert 32 < state["batch"] * 2 < 64
@@ -153,9 +149,7 @@ def test_a_state_continues_to_the_same_bits_where_batches_are_skipped_undecoded(
         assert same([*loader, *loader], expected[state["batch"] :])
 
 
-def test_flip_both_yields_each_image_and_its_mirror_in_one_batch(
-    phantom_shards: ShardFolder, doubling: Loader
-) -> None:
+def test_flip_both_yields_each_image_and_its_mirror_in_one_batch(phantom_shards: ShardFolder, doubling: Loader) -> None:
     (batch,) = doubling
     once, mirrored = batch.images.chunk(2)
     assert torch.equal(once.flip(-1), mirrored)
@@ -173,9 +167,7 @@ def test_there_are_no_more_processes_than_work_for_them(doubling: Loader) -> Non
 
 
 @pytest.mark.parametrize("is_training", [True, False])
-def test_ranks_share_the_split_and_mix_anew_every_epoch(
-    phantom_shards: ShardFolder, is_training: bool
-) -> None:
+def test_ranks_share_the_split_and_mix_anew_every_epoch(phantom_shards: ShardFolder, is_training: bool) -> None:
     seen: list[list[list[int]]] = []
     for rank in range(2):
         options = {"rank": rank, "world_size": 2, "threads": 1, "training": is_training}
@@ -232,9 +224,7 @@ def test_damage_is_named_with_its_shard_and_the_loader_goes_on_elsewhere(
             ("jpg", None, rf"{name} has no intact jpg, labels, row"),
         ]:
             data = bytearray(original.read_bytes())
-            fields = next(
-                line.split() for line in original.with_suffix(".idx").read_text().splitlines() if key in line
-            )
+            fields = next(line.split() for line in original.with_suffix(".idx").read_text().splitlines() if key in line)
             offset = int(fields[fields.index(member) + 1])
             if content is None:  # without a header, what follows cannot be read either
                 offset, content = offset - 512, b"\xff" * 8

@@ -27,8 +27,12 @@ WITH_PROCESSES = ["dataloader", "webdataset"]
 def run(*arguments: object, before: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [*before, sys.executable, str(SCRIPT), *map(str, arguments)],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def errors(done: "subprocess.CompletedProcess[str]") -> str:
@@ -47,9 +51,7 @@ def in_tiny_memory(kilobytes: int) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("files", [20, 28])
 @pytest.mark.parametrize("name", WITH_PROCESSES)
-def test_a_limit_of_open_files_is_named_with_a_way_out(
-    phantom_shards: ShardFolder, name: str, files: int
-) -> None:
+def test_a_limit_of_open_files_is_named_with_a_way_out(phantom_shards: ShardFolder, name: str, files: int) -> None:
     done = run(phantom_shards.path, name, "--files", files)
     assert (done.returncode, done.stdout) == (4, "")
     assert re.fullmatch(

@@ -15,9 +15,7 @@ def still_parts(model: Classifier) -> dict[str, Tensor]:
     """Everything a frozen model must not change: frozen parameters and statistics beside them."""
     trained = {name.rpartition(".")[0] for name, weight in model.named_parameters() if weight.requires_grad}
     return {
-        name: tensor.clone()
-        for name, tensor in model.state_dict().items()
-        if name.rpartition(".")[0] not in trained
+        name: tensor.clone() for name, tensor in model.state_dict().items() if name.rpartition(".")[0] not in trained
     }
 
 
@@ -28,18 +26,14 @@ def train_a_step(model: Classifier, images: Tensor) -> None:
     torch.optim.SGD(trainable, lr=0.1).step()
 
 
-@pytest.mark.parametrize(
-    ("how", "trainable"), [("none", 23_536_718), ("partial", 14_993_422), ("backbone", 28_686)]
-)
+@pytest.mark.parametrize(("how", "trainable"), [("none", 23_536_718), ("partial", 14_993_422), ("backbone", 28_686)])
 def test_resnet50_has_the_published_trainable_counts(resnet50: Classifier, how: str, trainable: int) -> None:
     models.freeze(resnet50, how)
     assert models.parameter_counts(resnet50) == (trainable, 23_536_718)
 
 
 # The last block of a ViT-B has 7,087,872 parameters, the final layer norm 1,536.
-@pytest.mark.parametrize(
-    ("how", "trainable"), [("none", 85_809_422), ("partial", 7_100_174), ("backbone", 10_766)]
-)
+@pytest.mark.parametrize(("how", "trainable"), [("none", 85_809_422), ("partial", 7_100_174), ("backbone", 10_766)])
 def test_vit_b_16_has_the_published_trainable_counts(how: str, trainable: int) -> None:
     with torch.device("meta"):
         model = models.create_model("vit_b_16")
@@ -47,9 +41,7 @@ def test_vit_b_16_has_the_published_trainable_counts(how: str, trainable: int) -
     assert models.parameter_counts(model) == (trainable, 85_809_422)
 
 
-@pytest.mark.parametrize(
-    ("how", "trainable"), [("none", 3_312_430), ("partial", 3_292_942), ("backbone", 3_218_958)]
-)
+@pytest.mark.parametrize(("how", "trainable"), [("none", 3_312_430), ("partial", 3_292_942), ("backbone", 3_218_958)])
 def test_the_custom_cnn_has_its_trainable_counts(custom_cnn: Classifier, how: str, trainable: int) -> None:
     models.freeze(custom_cnn, how)
     assert models.parameter_counts(custom_cnn) == (trainable, 3_312_430)
@@ -106,9 +98,7 @@ def test_freezing_leaves_a_model_in_evaluation_there(custom_cnn: Classifier) -> 
     assert not any(part.training for part in custom_cnn.modules())
 
 
-def test_dropout_of_the_head_works_while_the_backbone_is_frozen(
-    custom_cnn: Classifier, images: Images
-) -> None:
+def test_dropout_of_the_head_works_while_the_backbone_is_frozen(custom_cnn: Classifier, images: Images) -> None:
     models.freeze(custom_cnn, "backbone")
     custom_cnn.train()
     with torch.no_grad():
@@ -121,9 +111,7 @@ def test_an_unknown_freeze_is_refused_with_the_known_ones(custom_cnn: Classifier
 
 
 @pytest.mark.parametrize("how", ["backbone", "partial"])
-def test_the_two_parts_are_the_model_to_the_bit_in_both_modes(
-    model: Classifier, images: Images, how: str
-) -> None:
+def test_the_two_parts_are_the_model_to_the_bit_in_both_modes(model: Classifier, images: Images, how: str) -> None:
     models.freeze(model, how)
     seen = images(2, model.size)
     features = models.feature_extractor(model, how)(seen)

@@ -33,9 +33,14 @@ def test_a_name_is_registered_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arch", "size", "rule"), [("vit_b_16", 225, "multiple of 16"), ("vit_b_16", 0, "multiple of 16"),
-                               ("resnet50", 31, "at least 32"), ("custom_cnn", 7, "at least 8")]
-)  # fmt: skip
+    ("arch", "size", "rule"),
+    [
+        ("vit_b_16", 225, "multiple of 16"),
+        ("vit_b_16", 0, "multiple of 16"),
+        ("resnet50", 31, "at least 32"),
+        ("custom_cnn", 7, "at least 8"),
+    ],
+)
 def test_a_size_that_an_arch_cannot_take_is_refused_with_the_rule(arch: str, size: int, rule: str) -> None:
     with pytest.raises(ValueError, match=f"{arch}.*{rule}.*got {size}"):
         models.create_model(arch, size=size)
@@ -46,9 +51,7 @@ def test_a_model_without_findings_is_refused() -> None:
         models.create_model("custom_cnn", findings=0)
 
 
-def test_every_model_gives_one_logit_a_finding_and_knows_its_arch_and_size(
-    model: Classifier, images: Images
-) -> None:
+def test_every_model_gives_one_logit_a_finding_and_knows_its_arch_and_size(model: Classifier, images: Images) -> None:
     with torch.inference_mode():
         logits = model(images(2, model.size))
     assert logits.shape == (2, 14)
@@ -105,9 +108,7 @@ def test_state_dict_keys_are_the_networks_own_behind_one_prefix(resnet50: Classi
 
 def test_convolution_weights_are_channels_last(model: Classifier) -> None:
     assert all(
-        weight.is_contiguous(memory_format=torch.channels_last)
-        for weight in model.parameters()
-        if weight.dim() == 4
+        weight.is_contiguous(memory_format=torch.channels_last) for weight in model.parameters() if weight.dim() == 4
     )
 
 

@@ -70,15 +70,11 @@ def test_a_torchvision_file_fills_everything_but_the_head(
     assert_same(plain(resnet50), published | head)
 
 
-def test_imagenet_comes_from_the_cache_of_torch_hub(
-    resnet50: Classifier, published: State, hub: Path
-) -> None:
+def test_imagenet_comes_from_the_cache_of_torch_hub(resnet50: Classifier, published: State, hub: Path) -> None:
     hub.mkdir(parents=True)
     torch.save(published, hub / Path(ResNet50_Weights.IMAGENET1K_V2.url).name)
     assert models.load_weights(resnet50, "imagenet") == "ImageNet weights, head newly initialised"
-    assert_same(
-        plain(resnet50), published | {n: t for n, t in plain(resnet50).items() if n.startswith("fc.")}
-    )
+    assert_same(plain(resnet50), published | {n: t for n, t in plain(resnet50).items() if n.startswith("fc.")})
 
 
 @pytest.mark.parametrize("damaged", [False, True])
@@ -105,9 +101,7 @@ def test_the_custom_cnn_has_no_imagenet_weights(custom_cnn: Classifier) -> None:
 
 @pytest.mark.parametrize("prefix", ["", "network."])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-def test_a_file_of_our_own_is_loaded_whole(
-    custom_cnn: Classifier, tmp_path: Path, prefix: str, suffix: str
-) -> None:
+def test_a_file_of_our_own_is_loaded_whole(custom_cnn: Classifier, tmp_path: Path, prefix: str, suffix: str) -> None:
     file = tmp_path / f"model{suffix}"
     wanted = plain(custom_cnn)
     named = {prefix + name: tensor for name, tensor in wanted.items()}
@@ -155,14 +149,10 @@ def test_a_file_of_another_arch_is_refused_by_its_first_differences(
 
 
 @pytest.mark.parametrize("findings", [13, 1000])
-def test_a_head_of_another_number_of_findings_is_refused(
-    custom_cnn: Classifier, tmp_path: Path, findings: int
-) -> None:
+def test_a_head_of_another_number_of_findings_is_refused(custom_cnn: Classifier, tmp_path: Path, findings: int) -> None:
     file = tmp_path / "other.pt"
     torch.save(plain(models.create_model("custom_cnn", findings=findings)), file)
-    with pytest.raises(
-        ValueError, match=rf"head.output.weight is \[{findings}, 512\] instead of \[14, 512\]"
-    ):
+    with pytest.raises(ValueError, match=rf"head.output.weight is \[{findings}, 512\] instead of \[14, 512\]"):
         models.load_weights(custom_cnn, file)
 
 

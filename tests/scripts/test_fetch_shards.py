@@ -95,17 +95,19 @@ def test_without_fsspec_s3_says_what_to_install(tmp_path: Path) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=TIMEOUT,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 4
     assert "pip install -e '.[fetch]'" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
-    ("text", "every"),
-    [("", ""), ("HTTP/1.1 200 OK\nX: ", "y"), (BODY, "1\n\0\n")],
-    ids=["silent", "headers", "body"],
+    ("text", "every"), [("", ""), ("HTTP/1.1 200 OK\nX: ", "y"), (BODY, "1\n\0\n")], ids=["silent", "headers", "body"]
 )
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_waiting_at_once_and_what_is_finished_is_kept(
@@ -132,9 +134,7 @@ def test_a_signal_ends_waiting_at_once_and_what_is_finished_is_kept(
     assert files(dest) == whole
 
 
-def test_what_a_killed_fetch_left_does_not_pile_up(
-    server: Server, phantom_shards: ShardFolder, tmp_path: Path
-) -> None:
+def test_what_a_killed_fetch_left_does_not_pile_up(server: Server, phantom_shards: ShardFolder, tmp_path: Path) -> None:
     dest = tmp_path / "dest"
     server.answers = {TAR: waits(BODY, "1\n\0\n")}
     for _ in range(2):
@@ -151,9 +151,7 @@ def test_what_a_killed_fetch_left_does_not_pile_up(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("silent", ["the store", "the name server"])
-def test_a_signal_does_not_wait_for_a_store_or_a_name_server(
-    tmp_path: Path, number: int, silent: str
-) -> None:
+def test_a_signal_does_not_wait_for_a_store_or_a_name_server(tmp_path: Path, number: int, silent: str) -> None:
     code = {
         "the store": (
             "import fsspec\n"
@@ -177,9 +175,7 @@ def test_a_full_disk_ends_in_exit_4_and_what_is_finished_is_kept(
     server: Server, phantom_shards: ShardFolder, tmp_path: Path
 ) -> None:
     dest, largest = tmp_path / "dest", 20_000  # bytes of a file: more than the tables have, less than a shard
-    command = start(
-        server.url, dest, f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({largest},) * 2)"
-    )
+    command = start(server.url, dest, f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({largest},) * 2)")
     _, error = command.communicate(timeout=TIMEOUT)
     assert command.returncode == 4
     assert error.splitlines()[-1].startswith(f"Error: cannot write {dest}/") and "make room" in error

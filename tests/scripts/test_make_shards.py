@@ -44,9 +44,7 @@ def assert_says(result: Result, exit_code: int, *texts: str) -> None:
     assert not any("Error" in line for line in before)
 
 
-def test_a_tree_is_packed_verified_and_the_next_step_is_named(
-    phantom_tree: Path, tmp_path: Path, run: Run
-) -> None:
+def test_a_tree_is_packed_verified_and_the_next_step_is_named(phantom_tree: Path, tmp_path: Path, run: Run) -> None:
     out = tmp_path / "out"
     result = run(phantom_tree, out, "--shard-size", "16")
     assert result.exit_code == 0, result.output
@@ -56,18 +54,13 @@ def test_a_tree_is_packed_verified_and_the_next_step_is_named(
     assert lines[1].split() == ["images", *map(str, images)] and sum(images) == 96
     assert "patients in two splits: 0" in lines
     counts = [f"{s.positives['Mass']} ({s.prevalence['Mass']:.1%})" for s in folder.manifest.splits.values()]
-    assert [line.split() for line in lines if line.startswith("Mass")] == [
-        ["Mass", *" ".join(counts).split()]
-    ]
+    assert [line.split() for line in lines if line.startswith("Mass")] == [["Mass", *" ".join(counts).split()]]
     assert (
-        lines[-1]
-        == f"{out}: {len(folder.manifest.shards)} shards, 0 rejects; next: python -m trainer --shards {out}"
+        lines[-1] == f"{out}: {len(folder.manifest.shards)} shards, 0 rejects; next: python -m trainer --shards {out}"
     )
 
 
-def test_the_same_command_again_writes_nothing_and_says_the_same(
-    phantom_tree: Path, tmp_path: Path, run: Run
-) -> None:
+def test_the_same_command_again_writes_nothing_and_says_the_same(phantom_tree: Path, tmp_path: Path, run: Run) -> None:
     out = tmp_path / "out"
     first = run(phantom_tree, out)
     before = {path: path.stat().st_mtime_ns for path in (out, *out.iterdir())}
@@ -108,18 +101,7 @@ def test_a_remark_about_the_data_goes_to_stderr(tree: Path, tmp_path: Path, run:
         ["--split", "file", "--train-list", "a", "--test-list", "b"],
         ["--split", "random", "--test-list", "a"],
         ["--val-list", "a", "--val-fraction", "0.1"],
-        [
-            "--split",
-            "file",
-            "--train-list",
-            "a",
-            "--val-list",
-            "b",
-            "--test-list",
-            "c",
-            "--val-fraction",
-            "0.1",
-        ],
+        ["--split", "file", "--train-list", "a", "--val-list", "b", "--test-list", "c", "--val-fraction", "0.1"],
         ["a-third-folder"],
     ],
     ids=" ".join,
@@ -192,10 +174,7 @@ def bomb(tree: Path) -> None:
         (torn_patient, ["patients are in both", "the first is patient"]),
         (other_bytes, ["have one name but different bytes", "images_001"]),
         (bomb, ["1 images do not decode", "claims 30000x30000 pixels"]),
-        (
-            bad_image,
-            ["1 images do not decode, more than --max-rejects 0", "the file is truncated", "rejects.csv"],
-        ),
+        (bad_image, ["1 images do not decode, more than --max-rejects 0", "the file is truncated", "rejects.csv"]),
     ],
 )
 def test_bad_data_is_exit_3_with_one_line_and_no_manifest(
@@ -206,9 +185,7 @@ def test_bad_data_is_exit_3_with_one_line_and_no_manifest(
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-@pytest.mark.parametrize(
-    ("damage", "option"), [(no_image, ["--allow-missing"]), (bad_image, ["--max-rejects", "1"])]
-)
+@pytest.mark.parametrize(("damage", "option"), [(no_image, ["--allow-missing"]), (bad_image, ["--max-rejects", "1"])])
 def test_what_is_bad_can_be_left_out_when_asked(
     tree: Path, tmp_path: Path, run: Run, damage: Callable[[Path], None], option: list[str]
 ) -> None:
@@ -218,9 +195,7 @@ def test_what_is_bad_can_be_left_out_when_asked(
     assert len(open_shards(tmp_path / "out").entries) == 95
 
 
-def test_images_smaller_than_the_size_are_warned_of_and_refused_by_strict(
-    phantom_tree: Path, tmp_path: Path
-) -> None:
+def test_images_smaller_than_the_size_are_warned_of_and_refused_by_strict(phantom_tree: Path, tmp_path: Path) -> None:
     arguments = [str(phantom_tree), str(tmp_path / "out"), "--size", "160", "--jobs", "1"]
     assert_says(CliRunner().invoke(main, [*arguments, "--strict"]), 3, "96 images are smaller than --size")
     result = CliRunner().invoke(main, arguments)
@@ -232,9 +207,7 @@ def test_images_smaller_than_the_size_are_warned_of_and_refused_by_strict(
 
 def test_folders_restrict_what_is_packed(phantom_tree: Path, tmp_path: Path, run: Run) -> None:
     assert_says(
-        run(phantom_tree, tmp_path / "out", "--folders", "99"),
-        3,
-        "image folders; --folders 99 asks for others",
+        run(phantom_tree, tmp_path / "out", "--folders", "99"), 3, "image folders; --folders 99 asks for others"
     )
     for choice, folders in (("1", {1}), ("2", {1, 2}), ("2,4", {2, 4})):
         out = tmp_path / choice
@@ -279,8 +252,12 @@ def test_options_also_come_from_the_environment(
 def test_as_a_process_it_ends_with_one_line_and_no_traceback(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / "make_shards.py", tmp_path / "nowhere", tmp_path / "out"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
     assert (done.returncode, done.stdout) == (3, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"Error: {tmp_path / 'nowhere'} is no folder")

@@ -49,9 +49,7 @@ def test_a_file_is_given_the_probability_and_the_decision_of_the_evaluation(
         assert [one[finding]["probability"] for finding in FINDINGS] == pytest.approx(expected, abs=1e-4)
         for finding, probability in zip(FINDINGS, row, strict=True):
             if cuts[finding] is None or abs(probability - cuts[finding]) > 1e-4:
-                assert one[finding]["positive"] == (
-                    cuts[finding] is not None and probability >= cuts[finding]
-                )
+                assert one[finding]["positive"] == (cuts[finding] is not None and probability >= cuts[finding])
             if one[finding]["positive"]:
                 drawn += 1
                 with Image.open(tmp_path / "maps" / f"{file.stem}-{finding}.png") as picture:

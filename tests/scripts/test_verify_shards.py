@@ -99,9 +99,7 @@ def to_nothing(folder: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    "place",
-    [at_a_member, in_a_header, in_the_data, between_image_and_label, to_nothing],
-    ids=lambda f: f.__name__,
+    "place", [at_a_member, in_a_header, in_the_data, between_image_and_label, to_nothing], ids=lambda f: f.__name__
 )
 def test_a_cut_tar_is_named_by_verification_and_before_the_first_step_of_training(
     folder: Path, place: Callable[[Path], int]
@@ -160,15 +158,7 @@ def path_outside(folder: Path) -> str:
 
 @pytest.mark.parametrize(
     "damage",
-    [
-        swapped_index,
-        foreign_index,
-        manifest_of(""),
-        manifest_of("{"),
-        lowered_count,
-        lowered_patients,
-        path_outside,
-    ],
+    [swapped_index, foreign_index, manifest_of(""), manifest_of("{"), lowered_count, lowered_patients, path_outside],
     ids=["swapped index", "foreign index", "empty", "{", "lowered count", "lowered patients", "../x"],
 )
 def test_what_is_wrong_is_named_by_verification_and_before_the_first_step_of_training(
@@ -203,8 +193,12 @@ def test_as_a_process_it_verifies_in_parallel_and_ends_with_one_line(folder: Pat
     (folder / "train-00099.tar").touch()
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / "verify_shards.py", folder, "--jobs", "2"],
-        cwd=folder, capture_output=True, text=True, timeout=TIMEOUT, check=False,
-    )  # fmt: skip
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
     assert (done.returncode, done.stdout) == (3, "")
     last = done.stderr.splitlines()[-1]
     said = "is in the folder, but the manifest does not name it; remove it"

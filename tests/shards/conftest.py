@@ -42,9 +42,7 @@ def png() -> Callable[..., bytes]:
 def write_metadata() -> Callable[..., Path]:
     """(folder, rows, ...) -> the metadata CSV with these rows, written there."""
 
-    def write(
-        folder: Path, rows: Iterable[str], *, header: str = HEADER, end: str = "\n", start: str = ""
-    ) -> Path:
+    def write(folder: Path, rows: Iterable[str], *, header: str = HEADER, end: str = "\n", start: str = "") -> Path:
         csv = folder / "Data_Entry_2017_v2020.csv"
         csv.write_bytes((start + end.join([header, *rows, ""])).encode())
         return csv

@@ -72,9 +72,7 @@ def test_an_archive_is_to_be_unpacked_with_a_command_that_works(
 ) -> None:
     archive = make(tmp_path / name)
     said = refusal(archive)
-    assert said.startswith(
-        f"{archive} is an archive; unpack it, and give a folder that holds Data_Entry_2017"
-    )
+    assert said.startswith(f"{archive} is an archive; unpack it, and give a folder that holds Data_Entry_2017")
     command = said.rsplit(": ", 1)[1]
     if command.startswith("mkdir"):
         subprocess.run(command, shell=True, check=True)
@@ -120,9 +118,7 @@ def test_a_foreign_table_of_many_columns_is_named_in_a_short_line(tmp_path: Path
 
 
 def test_shards_that_are_packed_already_are_to_be_trained_on(packed: Path) -> None:
-    assert refusal(packed).endswith(
-        f"holds shards that are packed already: python -m trainer --shards {packed}"
-    )
+    assert refusal(packed).endswith(f"holds shards that are packed already: python -m trainer --shards {packed}")
 
 
 def test_a_missing_list_offers_a_random_split(make_tree: MakeTree) -> None:

@@ -52,9 +52,7 @@ def flips(tar: Path, count: int) -> list[tuple[int, str]]:
 
 
 @pytest.mark.parametrize("count", [48, pytest.param(600, marks=pytest.mark.full)])
-def test_every_flipped_bit_of_a_sample_is_found_with_its_shard_and_its_sample(
-    shards: Path, count: int
-) -> None:
+def test_every_flipped_bit_of_a_sample_is_found_with_its_shard_and_its_sample(shards: Path, count: int) -> None:
     tar = shards / "train-00000.tar"
     before = tar.read_bytes()
     for n, (place, sample) in enumerate(flips(tar, count)):
@@ -79,6 +77,4 @@ def test_a_folder_without_the_sums_of_its_images_is_verified_and_a_flip_names_th
     data = bytearray(tar.read_bytes())
     data[image.offset_data + 15] ^= 1  # the density that its header claims, which decides no pixel
     tar.write_bytes(data)
-    assert faults(shards) == [
-        f"{tar} is not the tar that was packed (SHA-256 differs); pack or fetch it again"
-    ]
+    assert faults(shards) == [f"{tar} is not the tar that was packed (SHA-256 differs); pack or fetch it again"]

@@ -81,9 +81,7 @@ def test_boxes_of_the_real_sample_are_packed_and_the_others_counted(nih_data: Pa
     boxes = open_shards(tmp_path / "out").boxes
     assert boxes is not None
     assert boxes["row"].nunique() == 12
-    assert f"note: {nih_data / 'nih_sample' / BOX_LIST}: {984 - len(boxes)} of 984 boxes are of images" in (
-        done.stderr
-    )
+    assert f"note: {nih_data / 'nih_sample' / BOX_LIST}: {984 - len(boxes)} of 984 boxes are of images" in (done.stderr)
 
 
 def test_a_packed_folder_holds_the_boxes_by_row_in_the_order_of_findings(tree: Path, tmp_path: Path) -> None:
@@ -121,9 +119,7 @@ def test_a_tree_without_a_list_is_packed_without_boxes_as_ever(make_tree, tmp_pa
 
 def test_a_list_of_boxes_elsewhere_is_named_by_an_option(make_tree, tmp_path: Path) -> None:
     listed = write_list(tmp_path / "mine.csv", LINES[1], "elsewhere.png,Mass,1,2,3,4")
-    done = command(
-        make_tree(), tmp_path / "out", "--size", 16, "--val-fraction", 0.3, "--jobs", 1, "--boxes", listed
-    )
+    done = command(make_tree(), tmp_path / "out", "--size", 16, "--val-fraction", 0.3, "--jobs", 1, "--boxes", listed)
     assert done.exit_code == 0, done.output
     assert f"note: {listed}: 1 of 2 boxes are of images that are not packed here" in done.stderr
     assert len(open_shards(tmp_path / "out").boxes) == 1

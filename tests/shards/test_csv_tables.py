@@ -74,13 +74,10 @@ ENTRIES: dict[str, tuple[Change, str]] = {
     "an image elsewhere": (cell(2, 1, b"../a.png"), "line 3: '../a.png' is no image"),
     "rows swapped": (lambda data: lines(data, 0, 2, 1, *range(3, 19)), "its rows are not in order"),
     "a row twice": (lambda data: lines(data, 0, 1, 1, *range(3, 19)), "its rows are not in order"),
-    "an image twice": (
-        lambda data: cell(3, 1, data.splitlines()[2].split(b",")[1])(data),
-        "is there twice",
-    ),
+    "an image twice": (lambda data: cell(3, 1, data.splitlines()[2].split(b",")[1])(data), "is there twice"),
     "a blank line": (lambda data: data.replace(b"\n", b"\n\n", 2), "line 2: '' is no row"),
     "a huge cell": (cell(2, 1, b"a" * 60_000), "entries.csv has more than 19,456 bytes"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("change", "cause"), ENTRIES.values(), ids=ENTRIES)

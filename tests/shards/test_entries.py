@@ -66,8 +66,7 @@ def test_every_release_s_spelling_reads_as_the_same_entries(
 
 
 @pytest.mark.parametrize(
-    ("age", "years"),
-    [("60", 60), ("060Y", 60), ("000Y", 0), ("013M", 1), ("011M", 0), ("052W", 0), ("366D", 1)],
+    ("age", "years"), [("60", 60), ("060Y", 60), ("000Y", 0), ("013M", 1), ("011M", 0), ("052W", 0), ("366D", 1)]
 )
 def test_ages_come_out_in_whole_years(read: Callable[..., Entries], age: str, years: int) -> None:
     assert read(row(age=age)).table["age"].tolist() == [years]
@@ -112,7 +111,7 @@ def test_the_columns_have_the_promised_types(read: Callable[..., Entries]) -> No
         ([row(), row('"b\nc.png"')], {}, "row 3: image has a line break or over 1000 characters"),
         ([ROW + ",18"], {"header": HEADER + ",Patient ID"}, "has more than one column 'Patient ID'"),
     ],
-)  # fmt: skip
+)
 def test_bad_metadata_is_named_with_file_row_and_cause(
     read: Callable[..., Entries], rows: list[str], options: dict[str, str], message: str
 ) -> None:
@@ -121,9 +120,7 @@ def test_bad_metadata_is_named_with_file_row_and_cause(
     assert "Data_Entry_2017_v2020.csv" in error.value.message and message in error.value.message
 
 
-def test_blank_lines_are_skipped_and_rows_are_counted_as_an_editor_counts_lines(
-    read: Callable[..., Entries],
-) -> None:
+def test_blank_lines_are_skipped_and_rows_are_counted_as_an_editor_counts_lines(read: Callable[..., Entries]) -> None:
     assert read("", row("a.png"), "", "  ", row("b.png"), "").table["image"].tolist() == ["a.png", "b.png"]
     with pytest.raises(BadData, match="row 5: unknown finding 'Mas'"):
         read("", row("a.png"), "", row("b.png", "Mas"))
@@ -162,9 +159,7 @@ def test_a_file_that_unpacks_to_more_than_the_largest_size_is_refused(tmp_path: 
         read_box_list(csv)
 
 
-def test_compressed_metadata_reads_as_the_plain_file_does(
-    tmp_path: Path, read: Callable[..., Entries]
-) -> None:
+def test_compressed_metadata_reads_as_the_plain_file_does(tmp_path: Path, read: Callable[..., Entries]) -> None:
     plain = read(ROW)
     compressed = tmp_path / "Data_Entry_2017_v2020.csv.gz"
     compressed.write_bytes(gzip.compress(plain.csv.read_bytes()))

@@ -69,9 +69,7 @@ def test_a_second_run_asks_for_the_manifest_alone_and_writes_nothing(server: Ser
     assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in (dest, *dest.iterdir())} == before
 
 
-def test_a_file_that_was_lost_or_damaged_here_is_fetched_again(
-    server: Server, packed: Path, dest: Path
-) -> None:
+def test_a_file_that_was_lost_or_damaged_here_is_fetched_again(server: Server, packed: Path, dest: Path) -> None:
     fetch(server.url, dest)
     (dest / TAR).unlink()
     (dest / "train-00000.idx").write_bytes(b"x")
@@ -90,9 +88,7 @@ def test_after_the_last_retry_what_is_finished_is_kept_and_the_next_call_fetches
     server: Server, packed: Path, dest: Path
 ) -> None:
     server.answers = {TAR: breaks(TAR, 2)}
-    with pytest.raises(
-        ResourceMissing, match=rf"cannot fetch {TAR} from {server.url}: .* body .*; .*same com"
-    ):
+    with pytest.raises(ResourceMissing, match=rf"cannot fetch {TAR} from {server.url}: .* body .*; .*same com"):
         fetch(server.url, dest, retries=1, jobs=1)
     kept = contents(dest)
     assert "train-00000.tar" in kept and kept.items() <= contents(packed).items()
@@ -114,9 +110,7 @@ def test_what_a_killed_fetch_left_is_removed(server: Server, packed: Path, dest:
 
 
 @pytest.mark.parametrize("status", [500, 503, 429])
-def test_an_answer_of_the_moment_is_tried_again(
-    server: Server, packed: Path, dest: Path, status: int
-) -> None:
+def test_an_answer_of_the_moment_is_tried_again(server: Server, packed: Path, dest: Path, status: int) -> None:
     server.fails = {"manifest.json": [status], TAR: [status, status]}
     fetch(server.url, dest)
     assert contents(dest) == contents(packed)
@@ -124,9 +118,7 @@ def test_an_answer_of_the_moment_is_tried_again(
 
 def test_an_answer_that_stays_bad_ends_in_exit_4(server: Server, dest: Path) -> None:
     server.fails = {TAR: [503] * 3}
-    with pytest.raises(
-        ResourceMissing, match=rf"cannot fetch {TAR} .*503 Service Unavailable; .*same command"
-    ):
+    with pytest.raises(ResourceMissing, match=rf"cannot fetch {TAR} .*503 Service Unavailable; .*same command"):
         fetch(server.url, dest)
     assert "manifest.json" not in finished(dest)
 
@@ -152,12 +144,8 @@ def test_a_file_with_other_bytes_is_named_and_not_kept(
     server: Server, packed: Path, dest: Path, name: str, how: str
 ) -> None:
     data = (packed / name).read_bytes()
-    server.replaced = {
-        name: {"other": data[:-1] + b"\1", "longer": data + b"\0" * 512, "shorter": data[:-5]}[how]
-    }
-    with pytest.raises(
-        BadData, match=rf"{server.url}/{name} (is not the file that the man|has more than the)"
-    ):
+    server.replaced = {name: {"other": data[:-1] + b"\1", "longer": data + b"\0" * 512, "shorter": data[:-5]}[how]}
+    with pytest.raises(BadData, match=rf"{server.url}/{name} (is not the file that the man|has more than the)"):
         fetch(server.url, dest)
     assert not (dest / name).exists()
     assert [path for path in dest.iterdir() if path.name.startswith(".")] == []
@@ -170,11 +158,7 @@ def test_a_file_with_other_bytes_is_named_and_not_kept(
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (
-            b'"train-00000.tar"',
-            b'"../x/train-00000.tar"',
-            r"names '\.\./x/train-00000\.tar', which is no shard",
-        ),
+        (b'"train-00000.tar"', b'"../x/train-00000.tar"', r"names '\.\./x/train-00000\.tar', which is no shard"),
         (b'"rejects": 0', b'"rejects": 1', "its text is not the one that its sha256 was made of"),
         (b"{", b"[", "is damaged"),
     ],
@@ -197,9 +181,7 @@ def test_other_shards_or_files_here_are_not_touched(server: Server, packed: Path
     assert finished(dest) == ["thesis.txt"]
 
 
-def test_another_shard_folder_here_is_not_touched(
-    server: Server, phantom_shards: object, packed: Path
-) -> None:
+def test_another_shard_folder_here_is_not_touched(server: Server, phantom_shards: object, packed: Path) -> None:
     folder = phantom_shards.path  # type: ignore[attr-defined]
     before = contents(folder)
     with pytest.raises(CannotResume, match="holds other shards than"):
@@ -241,8 +223,7 @@ def test_a_url_that_leads_nowhere_says_so(
 
 
 @pytest.mark.parametrize(
-    "name",
-    [TAR, "entries.csv", f".{TAR}.partial", f".{TAR}.abc.partial", ".manifest.json.partial", ".partial"],
+    "name", [TAR, "entries.csv", f".{TAR}.partial", f".{TAR}.abc.partial", ".manifest.json.partial", ".partial"]
 )
 @pytest.mark.parametrize("there", [True, False])
 def test_a_link_in_the_folder_is_not_followed(
@@ -259,9 +240,7 @@ def test_a_link_in_the_folder_is_not_followed(
     assert list(dest.iterdir()) == [dest / name] and server.asked == ["manifest.json"]
 
 
-def test_a_link_that_appears_while_fetching_is_not_written_through(
-    server: Server, tmp_path: Path, dest: Path
-) -> None:
+def test_a_link_that_appears_while_fetching_is_not_written_through(server: Server, tmp_path: Path, dest: Path) -> None:
     victim = tmp_path / "victim"
 
     def plant(handler: Handler) -> None:

@@ -30,9 +30,7 @@ def test_text_is_utf_8_with_bare_line_feeds_and_replaces_what_was_there(tmp_path
 
 
 @pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt()], ids=repr)
-def test_an_error_keeps_the_old_file_and_leaves_nothing_beside_it(
-    tmp_path: Path, error: BaseException
-) -> None:
+def test_an_error_keeps_the_old_file_and_leaves_nothing_beside_it(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "a.txt"
     atomic_write_text(path, "old")
 
@@ -54,9 +52,7 @@ def test_a_full_disk_is_a_missing_resource_that_names_the_file_and_the_cause(tmp
             partial.write_text("half")
             Path("/dev/full").write_text("more than fits")
 
-    with pytest.raises(
-        ResourceMissing, match=re.escape(f"cannot write {path}: No space left on device")
-    ) as error:
+    with pytest.raises(ResourceMissing, match=re.escape(f"cannot write {path}: No space left on device")) as error:
         write_too_much()
     assert "make room" in error.value.message
     assert os.listdir(tmp_path) == []

@@ -13,9 +13,15 @@ some_findings = st.lists(st.sampled_from(FINDINGS), min_size=1, unique=True)
 def test_there_are_14_findings_in_the_order_of_the_dataset_s_authors() -> None:
     assert len(set(FINDINGS)) == len(FINDINGS) == 14
     assert FINDINGS[:8] == (
-        "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration",
-        "Mass", "Nodule", "Pneumonia", "Pneumothorax",
-    )  # fmt: skip
+        "Atelectasis",
+        "Cardiomegaly",
+        "Effusion",
+        "Infiltration",
+        "Mass",
+        "Nodule",
+        "Pneumonia",
+        "Pneumothorax",
+    )
 
 
 @given(some_findings)

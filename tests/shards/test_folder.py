@@ -81,9 +81,7 @@ def swap(path: Path) -> None:
         ("entries.csv", Path.unlink, "is missing or not the file that was packed"),
     ],
 )
-def test_a_damaged_file_is_named(
-    shards: Path, name: str, damage: Callable[[Path], None], message: str
-) -> None:
+def test_a_damaged_file_is_named(shards: Path, name: str, damage: Callable[[Path], None], message: str) -> None:
     damage(shards / name)
     with pytest.raises(BadData) as error:
         open_shards(shards).rows("train")
@@ -117,9 +115,7 @@ def test_an_index_with_fewer_samples_than_the_entries_is_noticed(shards: Path) -
         SplitReader(folder, "test")
 
 
-def test_a_missing_index_that_is_built_again_is_said(
-    shards: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_index_that_is_built_again_is_said(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     open_shards(shards)
     assert capsys.readouterr() == ("", "")
     idx = shards / "train-00001.idx"
@@ -132,8 +128,5 @@ def test_an_index_that_cannot_be_built_again_says_what_to_do(
     shards: Path, no_room: AbstractContextManager[None]
 ) -> None:
     (shards / "train-00001.idx").unlink()
-    with (
-        no_room,
-        pytest.raises(ResourceMissing, match=r"train-00001\.idx is missing and cannot be built .* copy"),
-    ):
+    with no_room, pytest.raises(ResourceMissing, match=r"train-00001\.idx is missing and cannot be built .* copy"):
         open_shards(shards)

@@ -64,20 +64,13 @@ def begins_a_formula(cell: str) -> bool:
     return cell[:1] in tuple("=+@\t\r") or (cell[:1] == "-" and not cell[1:].replace(".", "").isdigit())
 
 
-def test_what_is_packed_predicted_and_reported_begins_no_formula_and_is_read_back(
-    tree: Path, tmp_path: Path
-) -> None:
+def test_what_is_packed_predicted_and_reported_begins_no_formula_and_is_read_back(tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (path,) = tree.rglob("@x.png")
     path.write_bytes(b"")
     plan = make_plan(tree, SplitRecipe("random"))
     pack(plan, out, PixelRecipe(16), max_rejects=1)
-    assert not [
-        cell
-        for name in ("entries.csv", "rejects.csv")
-        for cell in cells(out / name)
-        if begins_a_formula(cell)
-    ]
+    assert not [cell for name in ("entries.csv", "rejects.csv") for cell in cells(out / name) if begins_a_formula(cell)]
     shards = open_shards(out)
     assert set(NAMES.values()) - {"@x.png"} <= set(shards.entries["image"])
     assert set(shards.entries["sex"]) == {"-F"} and set(shards.entries["view"]) == {"=HYPERLINK(1)"}

@@ -40,9 +40,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     ],
 )
 @pytest.mark.parametrize("name", ["manifest.json", TAR])
-def test_a_body_of_negative_or_absurd_size_is_not_read(
-    server: Server, dest: Path, name: str, start: str
-) -> None:
+def test_a_body_of_negative_or_absurd_size_is_not_read(server: Server, dest: Path, name: str, start: str) -> None:
     server.answers = {name: floods(start)}
     with pytest.raises((BadData, ResourceMissing), match=name):
         fetch(server.url, dest, retries=0, jobs=1)
@@ -50,25 +48,19 @@ def test_a_body_of_negative_or_absurd_size_is_not_read(
     assert not dest.exists() or not {name, "manifest.json"} & {path.name for path in dest.iterdir()}
 
 
-@pytest.mark.parametrize(
-    "name", ["manifest.json", "entries.csv", "rejects.csv", "boxes.csv", "train-00001.idx", TAR]
-)
+@pytest.mark.parametrize("name", ["manifest.json", "entries.csv", "rejects.csv", "boxes.csv", "train-00001.idx", TAR])
 def test_no_file_may_be_longer_than_the_manifest_lets_expect(
     server: Server, packed: Path, dest: Path, name: str
 ) -> None:
     with_boxes = dataclasses.replace(read_manifest(packed), boxes_sha256=hashlib.sha256(b"boxes").hexdigest())
     server.replaced = {"manifest.json": with_boxes.to_json().encode(), "boxes.csv": b"boxes"}
     server.answers = {name: floods(CHUNKED + "FFFFFFFFFFFFFFF\n")}
-    with pytest.raises(
-        BadData, match=rf"{server.url}/{name} has more than the [\d,]+ bytes that it may have"
-    ):
+    with pytest.raises(BadData, match=rf"{server.url}/{name} has more than the [\d,]+ bytes that it may have"):
         fetch(server.url, dest, jobs=1)
     assert server.sent < FLOOD / 2
 
 
-def test_shards_for_which_the_disk_has_no_room_are_not_begun(
-    server: Server, packed: Path, dest: Path
-) -> None:
+def test_shards_for_which_the_disk_has_no_room_are_not_begun(server: Server, packed: Path, dest: Path) -> None:
     manifest = read_manifest(packed)
     shards = tuple(dataclasses.replace(shard, bytes=10**15) for shard in manifest.shards)
     server.replaced = {"manifest.json": dataclasses.replace(manifest, shards=shards).to_json().encode()}
@@ -79,9 +71,7 @@ def test_shards_for_which_the_disk_has_no_room_are_not_begun(
 
 @pytest.mark.parametrize("status", [416, 206, 204, 304, 300, 401, 501])
 @pytest.mark.parametrize("name", ["manifest.json", TAR])
-def test_an_answer_that_is_not_the_file_ends_in_exit_4(
-    server: Server, dest: Path, name: str, status: int
-) -> None:
+def test_an_answer_that_is_not_the_file_ends_in_exit_4(server: Server, dest: Path, name: str, status: int) -> None:
     server.answers = {name: lambda handler: handler.raw(f"HTTP/1.1 {status} So\nContent-Length: 0\n\n")}
     with pytest.raises(ResourceMissing, match=rf"{server.url}/{name} may not be read \({status} So\)"):
         fetch(server.url, dest)
@@ -90,12 +80,7 @@ def test_an_answer_that_is_not_the_file_ends_in_exit_4(
 
 @pytest.mark.parametrize(
     ("name", "start"),
-    [
-        ("manifest.json", ""),
-        (TAR, OK),
-        (TAR, OK + "Content-Length: 14336\n\n"),
-        (TAR, CHUNKED + "5\nabc"),
-    ],
+    [("manifest.json", ""), (TAR, OK), (TAR, OK + "Content-Length: 14336\n\n"), (TAR, CHUNKED + "5\nabc")],
 )
 def test_a_silent_server_is_given_up(server: Server, dest: Path, name: str, start: str) -> None:
     server.answers = {name: waits(start)}
@@ -112,9 +97,7 @@ def test_a_trickling_server_is_given_up(server: Server, dest: Path, start: str, 
         fetch(server.url, dest, retries=0, idle_timeout=1.5, min_rate=10**9)
 
 
-@pytest.mark.parametrize(
-    "target", ["ftp://127.0.0.1/x", "file:///etc/passwd", "ws://127.0.0.1/x", "s3://a/b"]
-)
+@pytest.mark.parametrize("target", ["ftp://127.0.0.1/x", "file:///etc/passwd", "ws://127.0.0.1/x", "s3://a/b"])
 def test_a_redirect_to_anything_but_http_is_refused(server: Server, dest: Path, target: str) -> None:
     server.answers = {"manifest.json": redirects(target)}
     scheme = target.partition("/")[0]

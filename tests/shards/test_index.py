@@ -31,17 +31,13 @@ def test_the_index_is_byte_for_byte_what_dali_s_own_tool_writes(shards: Path, tm
 
 
 def test_the_places_are_those_of_the_members_bytes(tmp_path: Path) -> None:
-    contents = [
-        (f"{row:08d}.{suffix}", f"{row} {suffix}".encode() * 300) for row in range(2) for suffix in MEMBERS
-    ]
+    contents = [(f"{row:08d}.{suffix}", f"{row} {suffix}".encode() * 300) for row in range(2) for suffix in MEMBERS]
     tar = write_tar(tmp_path / "a.tar", *contents)
     (tmp_path / "a.idx").write_text(index_tar(tar))
     places = read_index(tmp_path / "a.idx", MEMBERS)
     assert places.shape == (2, 3, 2)
     data = tar.read_bytes()
-    assert [data[offset : offset + size] for offset, size in places.reshape(-1, 2)] == [
-        data for _, data in contents
-    ]
+    assert [data[offset : offset + size] for offset, size in places.reshape(-1, 2)] == [data for _, data in contents]
 
 
 def test_the_last_place_is_that_before_the_end_of_the_archive(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def signed(record: dict[str, Any]) -> str:
         (lambda m: m.update(findings=[1]), "findings[0]: Expected `str`, got `int`"),
         (lambda m: m.update(format="1"), "format: Expected `int`, got `str`"),
     ],
-)  # fmt: skip
+)
 def test_a_manifest_that_was_changed_and_signed_again_is_refused_with_its_field(
     shards: Path, change: Change, message: str
 ) -> None:

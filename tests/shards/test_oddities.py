@@ -141,9 +141,7 @@ def test_names_that_do_not_tell_the_patient_are_not_held_against_the_metadata(
     assert make_plan(tree, SplitRecipe()).oddities == {}
 
 
-def test_sixteen_bits_that_are_used_are_not_taken_for_twelve(
-    make_tree: MakeTree, png: Png, tmp_path: Path
-) -> None:
+def test_sixteen_bits_that_are_used_are_not_taken_for_twelve(make_tree: MakeTree, png: Png, tmp_path: Path) -> None:
     deep = np.zeros((24, 24), dtype=np.uint16)
     deep[3, 3] = 4096
     assert packed_into(tmp_path, make_tree(replace={FIRST: png(deep)})).warnings is None

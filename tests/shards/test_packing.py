@@ -31,32 +31,19 @@ def packed_into(out: Path, tree: Path, recipe: PixelRecipe | None = None, **opti
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_the_folder_holds_what_its_manifest_names_and_nothing_else(packed: Path) -> None:
     manifest = open_shards(packed).manifest
     tars = [shard.name for shard in manifest.shards]
     assert tars == [
-        f"{split}-{number:05d}.tar"
-        for split, count in zip(SPLITS, (2, 1, 2), strict=True)
-        for number in range(count)
+        f"{split}-{number:05d}.tar" for split, count in zip(SPLITS, (2, 1, 2), strict=True) for number in range(count)
     ]
-    expected = {
-        "manifest.json",
-        "entries.csv",
-        "rejects.csv",
-        *tars,
-        *(name.replace(".tar", ".idx") for name in tars),
-    }
+    expected = {"manifest.json", "entries.csv", "rejects.csv", *tars, *(name.replace(".tar", ".idx") for name in tars)}
     assert set(contents(packed)) == expected
     for shard in manifest.shards:
-        assert (
-            sha256_of(packed / shard.name) == shard.sha256
-            and (packed / shard.name).stat().st_size == shard.bytes
-        )
+        assert sha256_of(packed / shard.name) == shard.sha256 and (packed / shard.name).stat().st_size == shard.bytes
     assert sha256_of(packed / "entries.csv") == manifest.entries_sha256
 
 
@@ -130,12 +117,7 @@ def test_a_folder_packed_otherwise_is_refused_with_what_differs(
 
 def test_other_metadata_or_another_split_is_refused_too(shards: Path, make_tree: MakeTree) -> None:
     with pytest.raises(CannotResume, match="seed was 0, is now 1"):
-        pack(
-            make_plan(make_tree(), SplitRecipe(seed=1, val_fraction=0.3)),
-            shards,
-            PixelRecipe(16),
-            shard_size=4,
-        )
+        pack(make_plan(make_tree(), SplitRecipe(seed=1, val_fraction=0.3)), shards, PixelRecipe(16), shard_size=4)
     tree = make_tree()
     csv = tree / "Data_Entry_2017_v2020.csv"
     csv.write_text(csv.read_text().replace("Mass", "Nodule"))
@@ -143,9 +125,7 @@ def test_other_metadata_or_another_split_is_refused_too(shards: Path, make_tree:
         packed_into(shards, tree)
 
 
-def test_a_folder_with_other_files_and_a_file_in_the_way_are_left_alone(
-    make_tree: MakeTree, tmp_path: Path
-) -> None:
+def test_a_folder_with_other_files_and_a_file_in_the_way_are_left_alone(make_tree: MakeTree, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("precious")
     with pytest.raises(BadData, match="holds other files and no shards"):
@@ -161,12 +141,8 @@ BAD = {"00000001_000.png": b"", "00000004_001.png": b"no image", "00000009_001.p
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_too_many_rejects_are_all_listed_and_no_manifest_stands(
-    make_tree: MakeTree, tmp_path: Path, jobs: int
-) -> None:
-    with pytest.raises(
-        BadData, match=r"3 images do not decode, more than --max-rejects 2; the first is images_001/"
-    ):
+def test_too_many_rejects_are_all_listed_and_no_manifest_stands(make_tree: MakeTree, tmp_path: Path, jobs: int) -> None:
+    with pytest.raises(BadData, match=r"3 images do not decode, more than --max-rejects 2; the first is images_001/"):
         packed_into(tmp_path / "out", make_tree(replace=BAD), jobs=jobs, max_rejects=2)
     assert not (tmp_path / "out" / "manifest.json").exists()
     rejects = pd.read_csv(tmp_path / "out" / "rejects.csv")
@@ -236,9 +212,7 @@ def test_every_kind_of_png_is_packed_as_its_gray(make_tree: MakeTree, tmp_path: 
 def test_a_shard_whose_images_are_all_bad_is_not_there_and_the_others_keep_their_names(
     make_tree: MakeTree, tmp_path: Path
 ) -> None:
-    images = (
-        pd.read_csv(tmp_path / "all" / "entries.csv") if packed_into(tmp_path / "all", make_tree()) else None
-    )
+    images = pd.read_csv(tmp_path / "all" / "entries.csv") if packed_into(tmp_path / "all", make_tree()) else None
     assert images is not None
     first = images["image"][:4]  # the first shard of train
     manifest = packed_into(tmp_path / "out", make_tree(replace=dict.fromkeys(first, b"")), max_rejects=4)
@@ -272,9 +246,7 @@ def test_a_split_without_images_has_no_prevalence(make_tree: MakeTree, tmp_path:
     assert open_shards(tmp_path).manifest == manifest
 
 
-def test_the_loss_of_the_encoding_is_measured_on_every_sixteenth_row(
-    make_tree: MakeTree, tmp_path: Path
-) -> None:
+def test_the_loss_of_the_encoding_is_measured_on_every_sixteenth_row(make_tree: MakeTree, tmp_path: Path) -> None:
     tree = make_tree()
     good, poor = (packed_into(tmp_path / str(q), tree, PixelRecipe(16, quality=q)) for q in (95, 30))
     folder = open_shards(tmp_path / "95")
@@ -294,9 +266,7 @@ def test_the_recipe_names_filter_and_aspect_and_another_filter_gives_other_bytes
     make_tree: MakeTree, tmp_path: Path
 ) -> None:
     tree = make_tree()
-    lanczos, box = (
-        packed_into(tmp_path / name, tree, PixelRecipe(16, filter=name)) for name in ("lanczos", "box")
-    )
+    lanczos, box = (packed_into(tmp_path / name, tree, PixelRecipe(16, filter=name)) for name in ("lanczos", "box"))
     assert (lanczos.recipe["filter"], box.recipe["filter"]) == ("lanczos", "box")
     assert lanczos.recipe["aspect"] == "padded to a square"
     assert lanczos.shards[0].sha256 != box.shards[0].sha256
@@ -310,9 +280,7 @@ def test_every_common_size_is_packed(make_tree: MakeTree, tmp_path: Path, size: 
     assert decode_sample(data.tobytes(), size).shape == (size, size)
 
 
-def test_entries_and_rejects_tell_the_sha256_of_every_source_file(
-    make_tree: MakeTree, tmp_path: Path
-) -> None:
+def test_entries_and_rejects_tell_the_sha256_of_every_source_file(make_tree: MakeTree, tmp_path: Path) -> None:
     tree = make_tree(replace=BAD)
     packed_into(tmp_path / "out", tree, max_rejects=3)
     known = pd.concat(pd.read_csv(tmp_path / "out" / name) for name in ("entries.csv", "rejects.csv"))

@@ -171,9 +171,7 @@ def test_a_sign_lies_in_its_box(finding: str) -> None:
         inside = np.zeros((128, 128), dtype=bool)
         for x, y, width, height in sign.boxes:
             assert min(x, y) >= 0 and x + width <= 1 and y + height <= 1
-            inside |= (np.abs(plane.x - x - width / 2) < width / 2) & (
-                np.abs(plane.y - y - height / 2) < height / 2
-            )
+            inside |= (np.abs(plane.x - x - width / 2) < width / 2) & (np.abs(plane.y - y - height / 2) < height / 2)
         change = np.abs(sign.layer)
         assert change.max() > 0.02
         assert change[inside].sum() > 0.75 * change.sum()
@@ -247,9 +245,7 @@ def test_numbers_out_of_range_are_refused(tmp_path: Path, wrong: dict[str, Any])
         ([".", "--images", "20", "--size", "64"], 3, "not a phantom tree"),
     ],
 )
-def test_the_command_says_what_it_did_in_one_line(
-    tmp_path: Path, arguments: list[str], code: int, said: str
-) -> None:
+def test_the_command_says_what_it_did_in_one_line(tmp_path: Path, arguments: list[str], code: int, said: str) -> None:
     (tmp_path / "other.txt").touch()
     command = [sys.executable, str(ROOT / "scripts/make_phantoms.py"), *arguments]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

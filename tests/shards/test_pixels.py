@@ -15,16 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from shards.pixels import (
-    MAX_SIDE,
-    Filter,
-    Gray,
-    decode_sample,
-    encode,
-    open_gray,
-    psnr,
-    resize,
-)
+from shards.pixels import MAX_SIDE, Filter, Gray, decode_sample, encode, open_gray, psnr, resize
 
 ROOT = Path(__file__).parents[2]
 Png = Callable[..., bytes]
@@ -76,9 +67,9 @@ def test_a_transparent_palette_reads_as_its_colours(options: dict[str, object], 
     assert np.array_equal(read_gray(png(image, **options)), GRAY)
 
 
-@pytest.mark.parametrize(("depth", "row", "grays"), [
-    (1, 0b01000000, [0, 255]), (2, 0b00011011, [0, 85, 170, 255]), (4, 0x1E, [17, 238]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("depth", "row", "grays"), [(1, 0b01000000, [0, 255]), (2, 0b00011011, [0, 85, 170, 255]), (4, 0x1E, [17, 238])]
+)
 def test_few_bits_are_stretched_to_the_whole_range(depth: int, row: int, grays: list[int]) -> None:
     data = raw_png(len(grays), 1, depth, 0, bytes([0, row]))
     assert read_gray(data).tolist() == [grays]
@@ -90,9 +81,7 @@ def test_colour_becomes_luma(png: Png) -> None:
 
 
 @given(values=st.lists(st.integers(0, 65535), min_size=1, max_size=64))
-def test_sixteen_bits_are_scaled_to_the_nearest_level_and_keep_their_order(
-    png: Png, values: list[int]
-) -> None:
+def test_sixteen_bits_are_scaled_to_the_nearest_level_and_keep_their_order(png: Png, values: list[int]) -> None:
     deep = np.sort(np.array([values], dtype=np.uint16))
     gray = read_gray(png(deep))
     assert np.array_equal(gray, np.rint(deep / 257))
@@ -132,10 +121,7 @@ def jpeg(image: Image.Image = Image.fromarray(GRAY)) -> bytes:  # noqa: B008
         (raw_png(4, 4, 7, 9, bytes(20)), "pixels do not decode: the header makes no sense"),
         (raw_png(0, 4, 8, 0, bytes(20)), "pixels do not decode"),
         (raw_png(4, 4, 8, 0, bytes(9)), "pixels do not decode: image file is truncated"),
-        (
-            VALID[:33] + chunk(b"tEXt", b"Jane")[:-1] + b"?" + VALID[33:],
-            "wrong checksum in chunk beside the pixels",
-        ),
+        (VALID[:33] + chunk(b"tEXt", b"Jane")[:-1] + b"?" + VALID[33:], "wrong checksum in chunk beside the pixels"),
         (VALID[:33] + VALID[-12:], "pixels do not decode"),
     ],
 )
@@ -154,9 +140,7 @@ def test_any_flipped_bit_is_noticed(position: int) -> None:
 
 
 @given(
-    name=st.sampled_from(
-        [b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"tRNS", b"PLTE", b"zTXt", b"iTXt", b"eXIf", b"IHDR"]
-    ),
+    name=st.sampled_from([b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"tRNS", b"PLTE", b"zTXt", b"iTXt", b"eXIf", b"IHDR"]),
     data=st.binary(max_size=24),
     colour=st.sampled_from([0, 2, 3, 4, 6]),
 )
@@ -198,8 +182,12 @@ except ValueError as error:
 """
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "bomb.png"],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     reason, grown = done.stdout.split(";")[0], int(done.stdout.rsplit(";", 1)[1])
     assert reason.startswith("claims 30000x30000 pixels") and grown < 1024  # KiB
 

@@ -22,14 +22,11 @@ def test_every_entry_is_planned_once_with_its_split_and_folder(make_tree: MakeTr
     assert plan.source_sha256 == sha256_of(tree / "Data_Entry_2017_v2020.csv")
 
 
-def test_train_is_shuffled_by_the_seed_and_val_and_test_stay_in_the_metadata_s_order(
-    make_tree: MakeTree,
-) -> None:
+def test_train_is_shuffled_by_the_seed_and_val_and_test_stay_in_the_metadata_s_order(make_tree: MakeTree) -> None:
     tree = make_tree(30)
     plans = {seed: make_plan(tree, SplitRecipe(seed=seed)).table for seed in (0, 1)}
     images = {
-        seed: {split: rows["image"].tolist() for split, rows in table.groupby("split")}
-        for seed, table in plans.items()
+        seed: {split: rows["image"].tolist() for split, rows in table.groupby("split")} for seed, table in plans.items()
     }
     assert plans[0]["split"].drop_duplicates().tolist() == ["train", "val", "test"]
     for split in ("val", "test"):
@@ -54,11 +51,7 @@ def test_three_lists_of_one_s_own_are_followed(make_tree: MakeTree, tmp_path: Pa
         path.write_text(f"{patient:08d}_000.png\n{patient:08d}_001.png\n")
     recipe = SplitRecipe("file", 0, None, lists["train"], lists["val"], lists["test"])
     splits = make_plan(tree, recipe).table.groupby("split")["patient"].unique()
-    assert {split: patients.tolist() for split, patients in splits.items()} == {
-        "train": [1],
-        "val": [2],
-        "test": [3],
-    }
+    assert {split: patients.tolist() for split, patients in splits.items()} == {"train": [1], "val": [2], "test": [3]}
 
 
 @pytest.mark.parametrize("rule", ["official", "file"])
@@ -67,10 +60,7 @@ def test_lists_that_tear_a_patient_apart_are_refused_with_the_patient(
 ) -> None:
     tree = make_tree(3)
     (tmp_path / "val.txt").write_text("00000002_001.png")
-    names = {
-        "train": "00000001_000.png 00000001_001.png 00000002_000.png",
-        "test": "00000003_000.png 00000003_001.png",
-    }
+    names = {"train": "00000001_000.png 00000001_001.png 00000002_000.png", "test": "00000003_000.png 00000003_001.png"}
     for which, text in names.items():
         (tmp_path / f"{which}.txt").write_text(text)
     val = tmp_path / "val.txt"

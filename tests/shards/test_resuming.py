@@ -36,9 +36,7 @@ def packed_into(out: Path, tree: Path, **options: int) -> Manifest:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def state(folder: Path) -> dict[str, tuple[int, int]]:
@@ -87,8 +85,12 @@ def make_shards(tree: Path, out: Path, jobs: int, **popen: object) -> "subproces
     options = ["--size", "16", "--shard-size", "2", "--jobs", str(jobs)]
     return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
         [sys.executable, ROOT / "scripts" / "make_shards.py", tree, out, *options],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen,
-    )  # fmt: skip
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **popen,
+    )
 
 
 @pytest.fixture
@@ -145,8 +147,7 @@ def test_stopped_by_a_signal_it_says_so_in_one_line_and_the_same_command_goes_on
     errors = stop_somewhere(process, out, number, finished=3)
     assert process.returncode == 128 + number
     assert (
-        errors.splitlines()[-1]
-        == f"stopped by {name}; packed shards are kept; run the same command again to continue"
+        errors.splitlines()[-1] == f"stopped by {name}; packed shards are kept; run the same command again to continue"
     )
     assert "Traceback" not in errors and not list(out.glob(".*.partial"))
     receipts = list((out / ".packing").glob("*-*.json"))  # a tar without one is written again
@@ -227,9 +228,7 @@ def test_other_metadata_is_named(make_tree: MakeTree, tmp_path: Path, when: str)
 
 
 @pytest.mark.parametrize("when", ["finished", "interrupted"])
-def test_another_set_of_images_is_named_though_it_is_as_large(
-    make_tree: MakeTree, tmp_path: Path, when: str
-) -> None:
+def test_another_set_of_images_is_named_though_it_is_as_large(make_tree: MakeTree, tmp_path: Path, when: str) -> None:
     tree, out = make_tree(), tmp_path / "out"
     away, back = place_of(tree, "00000002_001.png"), place_of(tree, "00000001_001.png")
     kept = back.read_bytes()
@@ -251,9 +250,7 @@ def test_another_set_of_images_is_named_though_it_is_as_large(
         pack(make_plan(tree, recipe, **options), out, PixelRecipe(16), shard_size=20)
 
 
-def test_an_untouched_image_whose_times_are_new_is_no_change(
-    shards: Path, make_tree: MakeTree, tmp_path: Path
-) -> None:
+def test_an_untouched_image_whose_times_are_new_is_no_change(shards: Path, make_tree: MakeTree, tmp_path: Path) -> None:
     tree = shutil.copytree(make_tree(), tmp_path / "copied")
     before = state(shards)
     packed_into(shards, tree)
@@ -297,9 +294,7 @@ def test_a_finished_folder_with_more_rejects_than_are_allowed_now_is_no_success(
     assert packed_into(tmp_path, tree, max_rejects=3).rejects == 3
 
 
-def test_what_a_kill_left_behind_is_gone_at_the_end(
-    make_tree: MakeTree, tmp_path: Path, packed: Path
-) -> None:
+def test_what_a_kill_left_behind_is_gone_at_the_end(make_tree: MakeTree, tmp_path: Path, packed: Path) -> None:
     tree = make_tree()
     interrupted(tmp_path, tree)
     (tmp_path / ".train-00000.tar.partial").write_bytes(b"half")
@@ -308,9 +303,7 @@ def test_what_a_kill_left_behind_is_gone_at_the_end(
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"5", b"{}"])
-def test_a_damaged_note_of_an_interrupted_pack_is_named(
-    make_tree: MakeTree, tmp_path: Path, content: bytes
-) -> None:
+def test_a_damaged_note_of_an_interrupted_pack_is_named(make_tree: MakeTree, tmp_path: Path, content: bytes) -> None:
     tree = make_tree()
     interrupted(tmp_path, tree)
     (tmp_path / ".packing" / "plan.json").write_bytes(content)

@@ -106,9 +106,7 @@ def test_a_finished_shard_is_known_by_its_receipt(packer: Packer) -> None:
     assert packer.pack() == read_receipt(packer.task)
 
 
-@pytest.mark.parametrize(
-    "damage", ["no tar", "other tar", "no idx", "other idx", "no receipt", "half a receipt"]
-)
+@pytest.mark.parametrize("damage", ["no tar", "other tar", "no idx", "other idx", "no receipt", "half a receipt"])
 def test_a_shard_that_is_not_whole_counts_as_unfinished(packer: Packer, damage: str) -> None:
     packer.pack()
     task = packer.task
@@ -121,9 +119,7 @@ def test_a_shard_that_is_not_whole_counts_as_unfinished(packer: Packer, damage: 
     assert read_receipt(task) is None
 
 
-def test_an_image_that_does_not_decode_is_left_out_with_its_reason_and_the_rest_is_packed(
-    packer: Packer,
-) -> None:
+def test_an_image_that_does_not_decode_is_left_out_with_its_reason_and_the_rest_is_packed(packer: Packer) -> None:
     (packer.source / "0.png").write_bytes(b"")
     (packer.source / "2.png").unlink()
     receipt = packer.pack()

@@ -53,9 +53,7 @@ def test_random_never_puts_a_patient_into_two_splits_and_every_image_into_one(
 
 
 @given(patients_of_images, shares, seeds)
-def test_random_gives_each_split_its_share_to_within_a_patient(
-    patients: list[int], share: float, seed: int
-) -> None:
+def test_random_gives_each_split_its_share_to_within_a_patient(patients: list[int], share: float, seed: int) -> None:
     names = split_random(entries_of(patients), (0.8 - share, share, 0.2), seed)
     largest = max(patients.count(patient) for patient in patients)
     for split, fraction in zip(SPLITS, (0.8 - share, share, 0.2), strict=True):
@@ -105,10 +103,7 @@ def test_the_proof_fails_exactly_where_a_patient_is_in_two_splits(rows: list[tup
 
 def test_three_lists_are_followed_to_the_letter() -> None:
     names = split_by_lists(
-        entries_of([1, 2, 3]),
-        frozenset({"2.png"}),
-        frozenset({"0.png"}),
-        frozenset({"1.png", "elsewhere.png"}),
+        entries_of([1, 2, 3]), frozenset({"2.png"}), frozenset({"0.png"}), frozenset({"1.png", "elsewhere.png"})
     )
     assert names.tolist() == ["val", "test", "train"]
 
@@ -126,20 +121,14 @@ def test_an_image_on_no_list_or_on_two_is_named(train: set[str], test: set[str],
     assert message in error.value.message
 
 
-@pytest.mark.parametrize(
-    "text", ["a.png\nb.png", "a.png\nb.png\n", "\ufeffa.png\r\nb.png\r\n", "b.png\n\na.png\n"]
-)
+@pytest.mark.parametrize("text", ["a.png\nb.png", "a.png\nb.png\n", "\ufeffa.png\r\nb.png\r\n", "b.png\n\na.png\n"])
 def test_a_list_is_read_whatever_its_line_ends_are(tmp_path: Path, text: str) -> None:
     (tmp_path / "list.txt").write_bytes(text.encode())
     assert read_list(tmp_path / "list.txt") == {"a.png", "b.png"}
 
 
-@pytest.mark.parametrize(
-    "content", [None, b"", b"\n", b"\xff\xfe\xfd"], ids=["missing", "empty", "blank", "binary"]
-)
-def test_a_list_that_names_nothing_is_an_error_that_names_the_list(
-    tmp_path: Path, content: bytes | None
-) -> None:
+@pytest.mark.parametrize("content", [None, b"", b"\n", b"\xff\xfe\xfd"], ids=["missing", "empty", "blank", "binary"])
+def test_a_list_that_names_nothing_is_an_error_that_names_the_list(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "val_list.txt"
     if content is not None:
         path.write_bytes(content)

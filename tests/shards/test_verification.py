@@ -118,11 +118,7 @@ def flip_label(data: bytes) -> bytes:
 
 CONTENTS: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
     "a flipped label": ("labels", flip_label, "the label of Atelectasis is "),
-    "a label of 2": (
-        "labels",
-        lambda data: data[:13] + b"\2",
-        "the label of Hernia is 2, entries.csv says 0",
-    ),
+    "a label of 2": ("labels", lambda data: data[:13] + b"\2", "the label of Hernia is 2, entries.csv says 0"),
     "a short label": ("labels", lambda data: data[:13], ".labels has 13 bytes, not 14"),
     "a foreign row": ("row", lambda data: struct.pack("<i", 7), ".row holds 07 00 00 00, not 1 as int32"),
     "a long row": ("row", lambda data: data + b"\0", ".row holds 01 00 00 00 00, not 1 as int32"),
@@ -134,16 +130,8 @@ CONTENTS: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
         lambda data: encoded(Image.new("RGB", (16, 16))),
         "the image is RGB 16x16, not gray 16x16",
     ),
-    "a small image": (
-        "jpg",
-        lambda data: encoded(Image.new("L", (16, 8))),
-        "the image is L 16x8, not gray 16x16",
-    ),
-    "a PNG named jpg": (
-        "jpg",
-        lambda data: encoded(Image.new("L", (16, 16)), "PNG"),
-        "the image does not decode",
-    ),
+    "a small image": ("jpg", lambda data: encoded(Image.new("L", (16, 8))), "the image is L 16x8, not gray 16x16"),
+    "a PNG named jpg": ("jpg", lambda data: encoded(Image.new("L", (16, 16)), "PNG"), "the image does not decode"),
     "a bomb": (
         "jpg",
         lambda data: data.replace(b"\x08\x00\x10\x00\x10", b"\x08\xff\xff\xff\xff"),
@@ -200,10 +188,7 @@ MEMBERS: dict[str, tuple[Callable[[Members], object], str]] = {
         lambda members: members.__setitem__(PLACE, (member("00000001.labels", tarfile.CHRTYPE), b"")),
         "sample 00000001: 00000001.labels is no plain USTAR file",
     ),
-    "a folder": (
-        lambda members: members.insert(0, (member("x", tarfile.DIRTYPE), b"")),
-        "the shard holds 'x'",
-    ),
+    "a folder": (lambda members: members.insert(0, (member("x", tarfile.DIRTYPE), b"")), "the shard holds 'x'"),
     "a time": (lambda members: setattr(members[PLACE][0], "mtime", 5), "type b'0', time 5, owner 0:0"),
     "an owner": (lambda members: setattr(members[PLACE][0], "uid", 1000), "time 0, owner 1000:0"),
     "a mode": (lambda members: setattr(members[PLACE][0], "mode", 0o4777), "owner 0:0, mode 4777"),
@@ -233,9 +218,7 @@ def test_a_member_that_packing_does_not_write_is_named_even_where_every_hash_fit
     assert found.startswith(str(tar)) and cause in found, found
 
 
-@pytest.mark.parametrize(
-    ("place", "cause"), [("padding", "the padding behind "), ("end", "does not end as a tar")]
-)
+@pytest.mark.parametrize(("place", "cause"), [("padding", "the padding behind "), ("end", "does not end as a tar")])
 def test_bytes_hidden_between_or_behind_the_members_are_found(shards: Path, place: str, cause: str) -> None:
     tar = shards / "train-00000.tar"
     data = bytearray(tar.read_bytes())
@@ -294,15 +277,10 @@ def test_a_patient_in_two_splits_is_named_whatever_the_manifest_says(shards: Pat
     [
         (("splits", "val", "patients"), "says 1 for patients of val, entries.csv has 2"),
         (("splits", "test", "positives", "Mass"), " for Mass of test, entries.csv has "),
-        (
-            ("splits", "train", "prevalence", "Edema"),
-            " for the prevalence of Edema of train, entries.csv has ",
-        ),
+        (("splits", "train", "prevalence", "Edema"), " for the prevalence of Edema of train, entries.csv has "),
     ],
 )
-def test_a_lowered_count_is_named_even_where_every_hash_fits(
-    shards: Path, what: tuple[str, ...], cause: str
-) -> None:
+def test_a_lowered_count_is_named_even_where_every_hash_fits(shards: Path, what: tuple[str, ...], cause: str) -> None:
     def lower(record: dict[str, Any]) -> None:
         for key in what[:-1]:
             record = record[key]

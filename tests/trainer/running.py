@@ -25,9 +25,17 @@ TIMEOUT = 120
 
 def command(folder: ShardFolder, runs: Path, run: str, **changes: Any) -> list[str]:
     options = {
-        "arch": "custom_cnn", "shards": folder.path, "runs": runs, "name": run, "batch_size": 8, "epochs": 3,
-        "patience": 0, "lr": 1e-3, "log_every": 2, **changes,
-    }  # fmt: skip
+        "arch": "custom_cnn",
+        "shards": folder.path,
+        "runs": runs,
+        "name": run,
+        "batch_size": 8,
+        "epochs": 3,
+        "patience": 0,
+        "lr": 1e-3,
+        "log_every": 2,
+        **changes,
+    }
     pairs = ((f"--{key.replace('_', '-')}", str(value)) for key, value in options.items())
     return [sys.executable, "-m", "trainer", *(text for pair in pairs for text in pair)]
 
@@ -83,9 +91,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 def kill(arguments: list[str], ready: Callable[[], bool], wait: float) -> None:
     """Start the command, and kill -9 it so many seconds after it is `ready`."""
-    process = subprocess.Popen(
-        arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + TIMEOUT
     while not ready():
         assert process.poll() is None, process.stderr.read() if process.stderr else ""

@@ -177,9 +177,7 @@ def swept(phantom_shards: ShardFolder, runs: Path) -> Path:
 
 def test_a_sweep_goes_on_with_the_options_of_the_best_head_and_ends_at_its_val_loss(swept: Path) -> None:
     heads = metrics(swept, "sweep")
-    assert [(head["lr"], head["weight_decay"]) for head in heads] == list(
-        itertools.product((1e-5, 1e-3), (0, 1e-3))
-    )
+    assert [(head["lr"], head["weight_decay"]) for head in heads] == list(itertools.product((1e-5, 1e-3), (0, 1e-3)))
     best = min(heads, key=lambda head: head["val_loss"])
     config = json.loads((swept / "config.json").read_text())
     assert config["lr"] == {"value": best["lr"], "from": "sweep"}

@@ -101,11 +101,9 @@ CHECKPOINTS: dict[str, tuple[Change, str]] = {
     "an optimizer of nothing": (put("optimizer", value=[]), "TypeError"),
     "a state of no parameter": (put("optimizer", "state", 99, value={}), "there is no such parameter"),
     "a state without exp_avg": (lambda state: state["optimizer"]["state"][0].pop("exp_avg"), "exp_avg"),
-    "an infinite exp_avg": (
-        lambda state: state["optimizer"]["state"][0]["exp_avg"].fill_(math.inf), "is not finite"
-    ),
+    "an infinite exp_avg": (lambda state: state["optimizer"]["state"][0]["exp_avg"].fill_(math.inf), "is not finite"),
     "a scaler": (put("scaler", value={"scale": 1.0}), "state.scaler has not the same keys"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("change", "cause"), CHECKPOINTS.values(), ids=CHECKPOINTS)
@@ -179,9 +177,14 @@ def test_best_weights_with_something_else_in_them_are_exit_5(
 
 LINE = {"kind": "step", "epoch": 1, "step": 2, "lr": 0.1, "train_loss": 0.5}
 EPOCH = {
-    **LINE, "kind": "epoch", "val_loss": 0.4, "best": True, "seconds": 1.0, "data_wait": 0.1,
+    **LINE,
+    "kind": "epoch",
+    "val_loss": 0.4,
+    "best": True,
+    "seconds": 1.0,
+    "data_wait": 0.1,
     "images_per_second": 9.0,
-}  # fmt: skip
+}
 METRICS: dict[str, tuple[str, str]] = {
     "no step": (json.dumps({"kind": "step", "epoch": 1}), "required field `step`"),
     "no kind": (json.dumps({"epoch": 1, "step": 1}), "required field `kind`"),
@@ -225,7 +228,7 @@ def test_a_line_of_metrics_that_is_not_ours_is_named_before_anything_is_trained(
         ("environment.json", '{"x": ' + "[" * 100_000, "environment.json is damaged: it is nested"),
     ],
     ids=range(10),
-)  # fmt: skip
+)
 def test_a_record_of_a_run_that_is_not_ours_is_named_with_its_field(
     phantom_shards: ShardFolder, run: RunDirectory, name: str, text: str, cause: str
 ) -> None:
@@ -234,8 +237,7 @@ def test_a_record_of_a_run_that_is_not_ours_is_named_with_its_field(
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "cause"),
-    [("cache", "x", "'x' is not one of"), ("loader", "web", "'web' is not one of")],
+    ("key", "value", "cause"), [("cache", "x", "'x' is not one of"), ("loader", "web", "'web' is not one of")]
 )
 def test_an_option_on_record_that_auto_goes_by_is_checked_as_on_the_command_line(
     phantom_shards: ShardFolder, run: RunDirectory, key: str, value: Any, cause: str

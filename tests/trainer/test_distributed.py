@@ -64,8 +64,7 @@ def largest_difference(run: Path, other: Path) -> float:
     first, second = (load_file(path / "model.safetensors") for path in (run, other))
     assert first.keys() == second.keys()
     return max(
-        float((first[name] - second[name]).abs().max() / first[name].abs().max().clamp(min=1e-3))
-        for name in first
+        float((first[name] - second[name]).abs().max() / first[name].abs().max().clamp(min=1e-3)) for name in first
     )
 
 
@@ -128,9 +127,7 @@ def ranks_of(process: "subprocess.Popen[str]") -> list[int]:
 
 def assert_same_end(run: Path, other: Path) -> None:
     assert losses(run) == losses(other)
-    assert [line["step"] for line in metrics(run, "step")] == [
-        line["step"] for line in metrics(other, "step")
-    ]
+    assert [line["step"] for line in metrics(run, "step")] == [line["step"] for line in metrics(other, "step")]
     assert (run / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
 
 
@@ -147,9 +144,7 @@ def test_ranks_that_were_stopped_and_of_which_one_died_go_on_to_the_undisturbed_
     assert not torch.equal(saved["ranks"][0]["rng"], saved["ranks"][1]["rng"])
 
     # The other rank is ended by torchrun, or sees that its connection is gone.
-    code, seconds = stop_in(
-        2, phantom_shards, run, lambda process: os.kill(ranks_of(process)[-1], signal.SIGKILL)
-    )
+    code, seconds = stop_in(2, phantom_shards, run, lambda process: os.kill(ranks_of(process)[-1], signal.SIGKILL))
     assert code != 0
     assert seconds < 60
 
@@ -258,8 +253,7 @@ def test_each_rank_runs_and_saves_its_share_of_a_frozen_network_and_has_all_of_i
     program = tmp_path / "shares.py"
     program.write_text(SHARES)
     process = start(
-        [sys.executable, "-m", str(program), str(uneven_shards.path), str(tmp_path / "features")],
-        module=False,
+        [sys.executable, "-m", str(program), str(uneven_shards.path), str(tmp_path / "features")], module=False
     )
     said, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, errors

@@ -34,11 +34,7 @@ def kill_before(name: str, folder: ShardFolder, run: Path) -> None:
     """Train until the file of this name is to get its name, or to be removed; kill -9 then."""
     told = command(folder, run.parent, run.name, epochs=2)[3:]
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, name, *told],
-        cwd=ROOT,
-        timeout=TIMEOUT,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", PROGRAM, name, *told], cwd=ROOT, timeout=TIMEOUT, capture_output=True, text=True
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
 

@@ -90,9 +90,7 @@ def test_a_kill_at_any_moment_of_writing_leaves_a_model_that_its_hash_fits(tmp_p
     )
     lot = random.Random(0)
     for _ in range(3):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
+        process = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         for _ in range(2):
             process.stdout.readline()

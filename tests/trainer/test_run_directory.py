@@ -60,9 +60,7 @@ def somebody_elses(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["..", "", "x" * 300, "a\x00b", "x" * 5000, "\x1b[2J"])
-def test_what_is_no_name_of_a_run_finds_none(
-    somebody_elses: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_no_name_of_a_run_finds_none(somebody_elses: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(somebody_elses / "mine" / "..")
     (somebody_elses.parent / "config.json").unlink()
     with pytest.raises(click.UsageError, match="the runs there: mine") as refused:
@@ -78,9 +76,7 @@ def test_the_parent_of_the_runs_is_no_run(somebody_elses: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("text", ["mine", "runs/mine", "./runs/mine/"])
-def test_a_run_is_found_by_name_and_by_path(
-    somebody_elses: Path, text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_found_by_name_and_by_path(somebody_elses: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(somebody_elses.parent)
     assert find_run(text, somebody_elses).path.resolve() == (somebody_elses / "mine").resolve()
     assert find_run(str((somebody_elses / "mine").resolve()), somebody_elses).name == "mine"
@@ -107,18 +103,14 @@ def test_a_name_that_something_else_has_is_refused_and_that_is_left(
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
-def test_a_folder_with_another_programs_config_is_refused_and_left(
-    phantom_shards: ShardFolder, tmp_path: Path
-) -> None:
+def test_a_folder_with_another_programs_config_is_refused_and_left(phantom_shards: ShardFolder, tmp_path: Path) -> None:
     theirs = tmp_path / "bert"
     theirs.mkdir()
     (theirs / "config.json").write_text('{"hidden_size": 768}')
     done = train(phantom_shards, tmp_path, "bert", epochs=1)
     assert done.exit_code == 3, done.stderr
     assert "no run's folder" in done.stderr and "--name" in done.stderr
-    assert [(path.name, path.read_text()) for path in theirs.iterdir()] == [
-        ("config.json", '{"hidden_size": 768}')
-    ]
+    assert [(path.name, path.read_text()) for path in theirs.iterdir()] == [("config.json", '{"hidden_size": 768}')]
 
 
 @contextlib.contextmanager

@@ -115,10 +115,12 @@ def test_what_killed_processes_left_half_written_is_gone_with_the_next_start(
 ) -> None:
     run = tmp_path / "left"
     partials = [
-        run / ".curves.png.partial", run / ".config.json.1a2b.partial",
-        run / "checkpoints" / ".last.pt.partial", run / "features" / ".train.pt.partial",
+        run / ".curves.png.partial",
+        run / ".config.json.1a2b.partial",
+        run / "checkpoints" / ".last.pt.partial",
+        run / "features" / ".train.pt.partial",
         run / "eval" / "test" / ".metrics.json.partial",
-    ]  # fmt: skip
+    ]
     done = train(phantom_shards, tmp_path, "left", epochs=1)
     assert done.exit_code == 0, done.stderr
     for again in range(2):

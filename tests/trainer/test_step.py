@@ -35,9 +35,7 @@ class Bench:
             "cpu", init_scale=scale or 1.0, backoff_factor=2.0**-120, enabled=scale is not None
         )
         loss = FindingLoss("bce", torch.ones(14))
-        self.step = Step(
-            self.model, loss, self.optimizer, rate_after, self.counters, plainly, self.scaler, clip
-        )  # fmt: skip
+        self.step = Step(self.model, loss, self.optimizer, rate_after, self.counters, plainly, self.scaler, clip)
 
     def take(self, number: int, *batches: tuple[Tensor, Tensor]) -> None:
         images = sum(len(batch[0]) for batch in batches)
@@ -126,9 +124,7 @@ def test_an_overflow_is_skipped_counted_and_does_not_advance_the_schedule(optimi
         ("sgd", lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.01, momentum=0.9, nesterov=True)),
     ],
 )
-def test_the_fused_optimizers_do_what_the_plain_ones_do(
-    name: str, plain: type[torch.optim.Optimizer]
-) -> None:
+def test_the_fused_optimizers_do_what_the_plain_ones_do(name: str, plain: type[torch.optim.Optimizer]) -> None:
     mine, theirs = nn.Parameter(torch.linspace(-1, 1, 9)), nn.Parameter(torch.linspace(-1, 1, 9))
     fused, reference = make_optimizer(name, [mine], 0.1, 0.01), plain([theirs])
     for number in range(3):

@@ -16,9 +16,7 @@ from trainer.step import Step
 from trainer.stop_signal import Stopped, StopSignal, handle_signals
 
 # Running statistics, dropout, distorted images, averaged weights; three steps an epoch, the last one short.
-OPTIONS = {
-    "batch_size": 4, "accumulate": 7, "epochs": 2, "augment": "light", "ema": 0.9, "loader": "resident",
-}  # fmt: skip
+OPTIONS = {"batch_size": 4, "accumulate": 7, "epochs": 2, "augment": "light", "ema": 0.9, "loader": "resident"}
 
 
 @pytest.fixture(scope="module")

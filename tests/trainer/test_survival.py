@@ -26,10 +26,18 @@ from trainer.stop_signal import StopSignal
 
 # Everything that has a state, at once.
 RICH = {
-    "augment": "light", "accumulate": 2, "schedule": "onecycle", "ema": 0.9, "clip": 1.0,
-    "optimizer": "adamw", "monitor": "auroc", "loss": "asymmetric", "label_smoothing": 0.1,
-    "pos_weight": "effective", "batch_size": 4,
-}  # fmt: skip
+    "augment": "light",
+    "accumulate": 2,
+    "schedule": "onecycle",
+    "ema": 0.9,
+    "clip": 1.0,
+    "optimizer": "adamw",
+    "monitor": "auroc",
+    "loss": "asymmetric",
+    "label_smoothing": 0.1,
+    "pos_weight": "effective",
+    "batch_size": 4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +83,7 @@ def half_written(run: Path) -> set[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
-def test_kills_inside_saving_all_resume(
-    undisturbed: Path, phantom_shards: ShardFolder, runs: Path, kills: int
-) -> None:
+def test_kills_inside_saving_all_resume(undisturbed: Path, phantom_shards: ShardFolder, runs: Path, kills: int) -> None:
     run = runs / f"saving-{kills}"
     saved = [run / "checkpoints" / name for name in ("last.pt", "previous.pt")]
     draw = random.Random(kills)
@@ -185,9 +191,7 @@ def test_a_diverging_run_names_its_first_bad_step_and_saves_no_bad_number(
         state = load_checkpoint(path)
         assert all(value.isfinite().all() for value in state["model"].values())
         assert all(
-            value.isfinite().all()
-            for parameter in state["optimizer"]["state"].values()
-            for value in parameter.values()
+            value.isfinite().all() for parameter in state["optimizer"]["state"].values() for value in parameter.values()
         )
         assert torch.equal(state["ranks"][0]["counters"]["first_bad"], torch.tensor(0))
 
@@ -203,15 +207,19 @@ def test_steps_that_overflow_fp16_are_on_record_and_the_scale_found_is_resumed(
         add(self, images, labels, share * (2.0**20 if self._stats.skipped < 3 else 1), **options)
 
     monkeypatch.setattr(Step, "backward", large)
-    monkeypatch.setattr(
-        Precision,
-        "make_scaler",
-        lambda _: torch.amp.GradScaler("cpu", 2.0**127, growth_interval=5),
-    )
+    monkeypatch.setattr(Precision, "make_scaler", lambda _: torch.amp.GradScaler("cpu", 2.0**127, growth_interval=5))
     config = TrainConfig(
-        arch="custom_cnn", runs=tmp_path, batch_size=8, epochs=2, patience=0, schedule="onecycle",
-        log_every=1, checkpoint_steps=1, loader="resident", cache="off",
-    )  # fmt: skip
+        arch="custom_cnn",
+        runs=tmp_path,
+        batch_size=8,
+        epochs=2,
+        patience=0,
+        schedule="onecycle",
+        log_every=1,
+        checkpoint_steps=1,
+        loader="resident",
+        cache="off",
+    )
 
     precision = Precision("fp16", torch.device("cpu"))
 

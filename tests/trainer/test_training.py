@@ -84,9 +84,7 @@ def test_the_same_seed_gives_the_same_losses_to_the_last_digit(
 ) -> None:
     train(phantom_shards, runs, "again")
     assert losses(runs / "again") == losses(undisturbed)
-    assert (runs / "again" / "model.safetensors").read_bytes() == (
-        undisturbed / "model.safetensors"
-    ).read_bytes()
+    assert (runs / "again" / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
 
 
 def test_another_seed_gives_other_losses(undisturbed: Path, phantom_shards: ShardFolder, runs: Path) -> None:
@@ -109,9 +107,7 @@ def test_a_run_stopped_in_epoch_2_and_resumed_ends_at_the_undisturbed_weights(
     assert [line["step"] for line in metrics(runs / name, "step")] == [
         line["step"] for line in metrics(undisturbed, "step")
     ]
-    assert (runs / name / "model.safetensors").read_bytes() == (
-        undisturbed / "model.safetensors"
-    ).read_bytes()
+    assert (runs / name / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
 
 
 def test_a_finished_run_is_left_alone(undisturbed: Path, phantom_shards: ShardFolder, runs: Path) -> None:
@@ -124,9 +120,17 @@ def test_a_finished_run_is_left_alone(undisturbed: Path, phantom_shards: ShardFo
 def test_patience_1_stops_at_the_first_rise(phantom_shards: ShardFolder, runs: Path) -> None:
     # A head that learns its few images by heart within a few epochs.
     done = train(
-        phantom_shards, runs, "patient", patience=1, epochs=20, lr=3e-3, batch_size=10, freeze="backbone",
-        weights="none", precision="fp32",
-    )  # fmt: skip
+        phantom_shards,
+        runs,
+        "patient",
+        patience=1,
+        epochs=20,
+        lr=3e-3,
+        batch_size=10,
+        freeze="backbone",
+        weights="none",
+        precision="fp32",
+    )
     assert done.exit_code == 0, done.stderr
     val = [loss for _, loss in losses(runs / "patient")]
     assert len(val) < 20
@@ -142,9 +146,7 @@ def test_frozen_weights_and_statistics_do_not_move(
     for run, epochs in ((name, 1), (f"{name}-longer", 2)):
         done = train(phantom_shards, runs, run, epochs=epochs, flip="both", pos_weight="sqrt", **changes)
         assert done.exit_code == 0, done.stderr
-    short, long = (
-        load_checkpoint(runs / run / "checkpoints" / "last.pt")["model"] for run in (name, f"{name}-longer")
-    )
+    short, long = (load_checkpoint(runs / run / "checkpoints" / "last.pt")["model"] for run in (name, f"{name}-longer"))
     moved = {key for key in short if not torch.equal(short[key], long[key])}
     assert moved
     first_stage = [key for key in short if short[key].shape[:2] == (32, 3) or short[key].shape == (32,)]
@@ -154,9 +156,7 @@ def test_frozen_weights_and_statistics_do_not_move(
 
 @pytest.mark.parametrize("arch", ["resnet50", "vit_b_16"])
 def test_the_large_archs_train(phantom_shards: ShardFolder, runs: Path, arch: str) -> None:
-    done = train(
-        phantom_shards, runs, arch, arch=arch, weights="none", epochs=1, batch_size=32, freeze="backbone"
-    )
+    done = train(phantom_shards, runs, arch, arch=arch, weights="none", epochs=1, batch_size=32, freeze="backbone")
     assert done.exit_code == 0, done.stderr
     assert len(losses(runs / arch)) == 1
 
@@ -184,9 +184,7 @@ def test_bad_input_gets_one_clear_line_and_its_exit_code(
     assert done.exit_code == exit_code
     assert message in done.stderr
     assert "Traceback" not in done.stderr
-    assert [
-        line for line in done.stderr.splitlines() if line.startswith("Error:")
-    ] == done.stderr.splitlines()[-1:]
+    assert [line for line in done.stderr.splitlines() if line.startswith("Error:")] == done.stderr.splitlines()[-1:]
 
 
 def test_a_diverging_run_stops_and_says_where(phantom_shards: ShardFolder, tmp_path: Path) -> None:
@@ -211,9 +209,7 @@ def test_a_start_that_failed_does_not_claim_the_name(phantom_shards: ShardFolder
     assert train(phantom_shards, tmp_path, "again", weights="none", epochs=1).exit_code == 0
 
 
-def test_metrics_of_a_first_epoch_that_was_killed_are_forgotten(
-    phantom_shards: ShardFolder, tmp_path: Path
-) -> None:
+def test_metrics_of_a_first_epoch_that_was_killed_are_forgotten(phantom_shards: ShardFolder, tmp_path: Path) -> None:
     run = tmp_path / "first"
     run.mkdir()
     line = '{"kind": "step", "epoch": 1, "step": 2, "lr": 0.1, "train_loss": 0.5}'
@@ -266,12 +262,8 @@ def test_the_same_name_with_another_setting_is_refused_naming_it(
         ("vit_b_16", "backbone", "10,766"),
     ],
 )
-def test_a_dry_run_prints_the_trainable_parameters(
-    arch: str, freeze: str, trainable: str, tmp_path: Path
-) -> None:
-    done = CliRunner().invoke(
-        main, ["--arch", arch, "--freeze", freeze, "--dry-run", "--runs", str(tmp_path)]
-    )
+def test_a_dry_run_prints_the_trainable_parameters(arch: str, freeze: str, trainable: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["--arch", arch, "--freeze", freeze, "--dry-run", "--runs", str(tmp_path)])
     assert done.exit_code == 0, done.stderr
     assert f"trainable parameters {trainable} of" in done.stdout
     assert not list(tmp_path.iterdir())

@@ -47,9 +47,8 @@ def test_the_loss_is_the_mean_over_images_whatever_the_batches() -> None:
     def score(*sizes: int, stop: bool = False) -> object:
         parts = zip(images.split(sizes), labels.split(sizes), rows.split(sizes), strict=True)
         return validate(
-            (Batch(*part) for part in parts), forward, loss, contextlib.nullcontext,
-            auroc=True, stop=lambda: stop,
-        )  # fmt: skip
+            (Batch(*part) for part in parts), forward, loss, contextlib.nullcontext, auroc=True, stop=lambda: stop
+        )
 
     whole, parts = score(10), score(3, 7)
     assert parts.loss == pytest.approx(float(loss(forward(images), labels.float())), rel=1e-6)

@@ -22,9 +22,7 @@ _RECIPES = resources.files("trainer.config") / "recipes"
 
 def recipes() -> list[str]:
     """Return the names of the recipes."""
-    return sorted(
-        file.name.removesuffix(".toml") for file in _RECIPES.iterdir() if file.name.endswith(".toml")
-    )
+    return sorted(file.name.removesuffix(".toml") for file in _RECIPES.iterdir() if file.name.endswith(".toml"))
 
 
 def read_options(source: str) -> dict[str, str]:
@@ -83,9 +81,7 @@ def use_file(context: click.Context, parameter: click.Parameter, source: str | N
     for key, value in read_options(source).items():
         if key not in known:
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0)
-            raise click.UsageError(
-                f"{source} sets {key!r}, which is no option; the nearest is {nearest[0]!r}"
-            )
+            raise click.UsageError(f"{source} sets {key!r}, which is no option; the nearest is {nearest[0]!r}")
         try:
             known[key].type_cast_value(context, value)
         except click.BadParameter as error:

@@ -36,22 +36,22 @@ class TrainConfig:
     arch: str = _option("resnet50", click.Choice(choices.ARCHS), "Architecture.")
     shards: Path = _option(Path("data/shards"), PATH, "Folder of packed shards.", "FOLDER", identity=False)
     runs: Path = _option(Path("runs"), PATH, "Folder that holds the runs.", "FOLDER", identity=False)
-    name: str = _option(
-        "", str, "Of the run.  [default: the arch, with the freezing if any]", "NAME", identity=False
-    )
+    name: str = _option("", str, "Of the run.  [default: the arch, with the freezing if any]", "NAME", identity=False)
     weights: str = _option(
-        "auto", str, "Initial weights: ImageNet, none, or a .pth or .safetensors file; "
-        "auto: imagenet if the arch has such weights.", "auto|imagenet|none|FILE",
-    )  # fmt: skip
+        "auto",
+        str,
+        "Initial weights: ImageNet, none, or a .pth or .safetensors file; auto: imagenet if the arch has such weights.",
+        "auto|imagenet|none|FILE",
+    )
     freeze: str = _option(
-        "none",
-        click.Choice(choices.FREEZES),
-        "partial trains the last stage and the head, backbone the head only.",
+        "none", click.Choice(choices.FREEZES), "partial trains the last stage and the head, backbone the head only."
     )
     cache: str = _option(
-        "auto", click.Choice(choices.CACHES), "Run the frozen part once and train on its output, kept in memory; "
+        "auto",
+        click.Choice(choices.CACHES),
+        "Run the frozen part once and train on its output, kept in memory; "
         "auto: with --freeze, if it fits and images are not augmented; off: run it in every epoch.",
-    )  # fmt: skip
+    )
     loader: str = _option(
         "auto",
         click.Choice(choices.LOADERS),
@@ -67,55 +67,49 @@ class TrainConfig:
         click.Choice(choices.AUGMENTS),
         "Small random rotations, shifts, scales, brightness and contrast of train images.",
     )
-    batch_size: int = _option(
-        64, click.IntRange(1, 2**20), "Images a batch, of all ranks together.", "IMAGES"
-    )
+    batch_size: int = _option(64, click.IntRange(1, 2**20), "Images a batch, of all ranks together.", "IMAGES")
     accumulate: int = _option(
-        1, click.IntRange(1, 2**20), "Batches a step, whose gradients are added up.",
-        "BATCHES", flag="grad-accum-steps",
-    )  # fmt: skip
+        1, click.IntRange(1, 2**20), "Batches a step, whose gradients are added up.", "BATCHES", flag="grad-accum-steps"
+    )
     epochs: int = _option(20, click.IntRange(1, 1_000_000), "Maximum number of passes over train.", "N")
     monitor: str = _option(
         "loss", click.Choice(list(MONITORS)), "What the best epoch on val is chosen by: loss, or macro AUROC."
     )
     patience: int = _option(
-        1,
-        click.IntRange(0, 1_000_000),
-        "Stop after so many epochs in a row without a new best; 0: never.",
-        "EPOCHS",
+        1, click.IntRange(0, 1_000_000), "Stop after so many epochs in a row without a new best; 0: never.", "EPOCHS"
     )
     optimizer: str = _option(
-        "adam",
-        click.Choice(choices.OPTIMIZERS),
-        "sgd has Nesterov momentum 0.9; all run as one fused kernel.",
+        "adam", click.Choice(choices.OPTIMIZERS), "sgd has Nesterov momentum 0.9; all run as one fused kernel."
     )
     lr: float = _option(1e-4, FiniteRange(0, min_open=True), "Highest learning rate.", "RATE")
     weight_decay: float = _option(
-        1e-5,
-        FiniteRange(0),
-        "adam, sgd: L2 penalty in the gradient; adamw: decoupled; 0: off.",
-        "FACTOR",
+        1e-5, FiniteRange(0), "adam, sgd: L2 penalty in the gradient; adamw: decoupled; 0: off.", "FACTOR"
     )
     sweep: str = _option(
-        "", str, 'Train a head for every combination on one cache, "lr=1e-4,1e-3 weight-decay=0,1e-4", and '
+        "",
+        str,
+        'Train a head for every combination on one cache, "lr=1e-4,1e-3 weight-decay=0,1e-4", and '
         "continue with the values of the lowest val loss; needs --freeze and its cache.  [default: off]",
         '"OPTION=VALUE,.. .."',
-    )  # fmt: skip
+    )
     schedule: str = _option(
         "constant", click.Choice(choices.SCHEDULES), "Of the learning rate over the steps of all epochs."
     )
     warmup: float = _option(
-        0.0, FiniteRange(0), "Epochs (or parts of one) in which the rate rises; 0: none, for onecycle "
-        "30 % of the steps.", "EPOCHS",
-    )  # fmt: skip
+        0.0,
+        FiniteRange(0),
+        "Epochs (or parts of one) in which the rate rises; 0: none, for onecycle 30 % of the steps.",
+        "EPOCHS",
+    )
     clip: float = _option(
-        0.0, FiniteRange(0), "Clip the gradient's L2 norm over all weights to this; 0: off.",
-        "NORM", flag="clip-grad",
-    )  # fmt: skip
+        0.0, FiniteRange(0), "Clip the gradient's L2 norm over all weights to this; 0: off.", "NORM", flag="clip-grad"
+    )
     ema: float = _option(
-        0.0, FiniteRange(0, 1, max_open=True), "Validate and save an exponential moving average of "
-        "the weights with this decay a step; 0: off.", "DECAY",
-    )  # fmt: skip
+        0.0,
+        FiniteRange(0, 1, max_open=True),
+        "Validate and save an exponential moving average of the weights with this decay a step; 0: off.",
+        "DECAY",
+    )
     loss: str = _option("bce", click.Choice(choices.LOSSES), "focal and asymmetric weigh easy images less.")
     pos_weight: str = _option(
         "none",
@@ -123,13 +117,16 @@ class TrainConfig:
         "Weight of a finding's positives in the loss, from their number in train.",
     )
     label_smoothing: float = _option(
-        0.0, FiniteRange(0, 1, max_open=True), "Train towards SHARE/2 and 1 - SHARE/2 instead of 0 and "
-        "1; 0: off.", "SHARE",
-    )  # fmt: skip
+        0.0,
+        FiniteRange(0, 1, max_open=True),
+        "Train towards SHARE/2 and 1 - SHARE/2 instead of 0 and 1; 0: off.",
+        "SHARE",
+    )
     precision: str = _option(
-        "auto", click.Choice(choices.PRECISIONS),
+        "auto",
+        click.Choice(choices.PRECISIONS),
         "auto: fp16 on a GPU; on a CPU bf16 if it has instructions for it, else fp32.",
-    )  # fmt: skip
+    )
     compile: str = _option(
         "auto",
         click.Choice(choices.COMPILE),
@@ -147,20 +144,18 @@ class TrainConfig:
     )
 
     checkpoint_every: float = _option(
-        10.0, FiniteRange(0), "Also save this often within an epoch; 0: at the end of epochs only.",
-        "MINUTES", identity=False,
-    )  # fmt: skip
-    checkpoint_steps: int = _option(
-        0,
-        click.IntRange(0, 2**40),
-        "Also save after every so many steps; 0: off.",
-        "STEPS",
+        10.0,
+        FiniteRange(0),
+        "Also save this often within an epoch; 0: at the end of epochs only.",
+        "MINUTES",
         identity=False,
     )
+    checkpoint_steps: int = _option(
+        0, click.IntRange(0, 2**40), "Also save after every so many steps; 0: off.", "STEPS", identity=False
+    )
     log_to: str = _option(
-        "none", str, f"Also log metrics to, comma-separated: {', '.join(LOGGERS)}.",
-        "NAME,..", identity=False,
-    )  # fmt: skip
+        "none", str, f"Also log metrics to, comma-separated: {', '.join(LOGGERS)}.", "NAME,..", identity=False
+    )
 
     def __post_init__(self) -> None:
         """Raise UsageError for values that do not go together."""
@@ -170,9 +165,7 @@ class TrainConfig:
         if self.warmup >= self.epochs:
             raise click.UsageError(f"--warmup {self.warmup:g} leaves nothing of --epochs {self.epochs}")
         if self.cache == "on" and self.freeze == "none":
-            raise click.UsageError(
-                "--cache on keeps what a frozen part makes; add --freeze partial or backbone"
-            )
+            raise click.UsageError("--cache on keeps what a frozen part makes; add --freeze partial or backbone")
         if self.sweep:
             self._check_sweep()
         for name in self.mirrors:
@@ -237,8 +230,7 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
         return {
-            key: str(value) if isinstance(value, Path) else value
-            for key, value in dataclasses.asdict(self).items()
+            key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(self).items()
         }
 
     def identity(self) -> dict[str, Any]:

@@ -79,8 +79,7 @@ class FeatureChunks:
             chunk = slice(self._saved, min(self._saved + step, images))
             # Cloned: torch would save the whole storage of a view.
             parts = {
-                name: part[chunk].cpu().clone(memory_format=torch.contiguous_format)
-                for name, part in features.items()
+                name: part[chunk].cpu().clone(memory_format=torch.contiguous_format) for name, part in features.items()
             }
             try:
                 save_checkpoint(self._path(chunk.start), {"identity": self._identity, **parts})
@@ -110,9 +109,7 @@ class FeatureChunks:
         fits = images > 0 and isinstance(identity, str) and identity == self._identity
         for name, place in places.items():
             part = state.get(name)
-            fits = (
-                fits and isinstance(part, Tensor) and part.shape == place.shape and part.dtype == place.dtype
-            )
+            fits = fits and isinstance(part, Tensor) and part.shape == place.shape and part.dtype == place.dtype
         if not fits:
             raise CannotResume(f"{path} holds other features")
         for name, place in places.items():

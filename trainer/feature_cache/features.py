@@ -173,9 +173,7 @@ def cache_features(
     for spec in (train, val):
         chunks = None if save_in is None else _chunks(save_in, model, spec, precision, identity, dist)
         start = time.perf_counter()
-        features = compute_features(
-            frozen, spec, precision, device, loader=loader, stop=stop, dist=dist, chunks=chunks
-        )
+        features = compute_features(frozen, spec, precision, device, loader=loader, stop=stop, dist=dist, chunks=chunks)
         seconds = time.perf_counter() - start
         ranks = f" on {dist.size} ranks" if dist.size > 1 else ""
         views, images = features.values.shape[:2]
@@ -191,12 +189,7 @@ def cache_features(
 
 
 def _chunks(
-    folder: Path,
-    model: Classifier,
-    spec: LoaderSpec,
-    precision: Precision,
-    identity: dict[str, str],
-    dist: Distributed,
+    folder: Path, model: Classifier, spec: LoaderSpec, precision: Precision, identity: dict[str, str], dist: Distributed
 ) -> FeatureChunks:
     # Numbers depend on the composition of batches, by their rounding, and so on batch size and ranks.
     bound_to = {
@@ -313,10 +306,13 @@ def _decoded(
     with (
         streaming_loader(once) if loader == "auto" else make_loader(loader, once) as decoded,
         progress_bar(
-            views * images, f"caching {spec.split}", "img", initial=min(dist.size * done, images) * views,
+            views * images,
+            f"caching {spec.split}",
+            "img",
+            initial=min(dist.size * done, images) * views,
             disable=not dist.is_rank_zero,
         ) as bar,
-    ):  # fmt: skip
+    ):
         for batch in itertools.chain(decoded, [None] * (batches - decoded.batches)):
             if stop():
                 raise Stopped

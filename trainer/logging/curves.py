@@ -29,11 +29,7 @@ def draw_curves(lines: list[dict[str, Any]], title: str, path: Path) -> None:
     steps = [line["step"] for line in epochs]
     panels[0].set_title(title)
     panels[0].plot(
-        steps,
-        [line["train_loss"] for line in epochs],
-        color=_TRAIN,
-        marker=".",
-        label="train, while it learns",
+        steps, [line["train_loss"] for line in epochs], color=_TRAIN, marker=".", label="train, while it learns"
     )
     panels[0].plot(steps, [line["val_loss"] for line in epochs], color=_VAL, marker=".", label="val")
     panels[0].set_ylabel("Loss")

@@ -43,9 +43,7 @@ class _WandB:
     def __init__(self, folder: Path, config: dict[str, Any], step: int) -> None:
         import wandb
 
-        self._run = wandb.init(
-            project="cxrapid", id=folder.name, resume="allow", dir=str(folder), config=config
-        )
+        self._run = wandb.init(project="cxrapid", id=folder.name, resume="allow", dir=str(folder), config=config)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._run.log(dict(values), step=step)

@@ -23,13 +23,7 @@ class CompiledModel:
     If compiling fails, that is logged once and the plain model is used from then on.
     """
 
-    def __init__(
-        self,
-        model: Callable[[Tensor], Tensor],
-        batch_size: int,
-        *,
-        compiled: bool,
-    ) -> None:
+    def __init__(self, model: Callable[[Tensor], Tensor], batch_size: int, *, compiled: bool) -> None:
         self._model = model
         self._batch_size = batch_size
         self._compiled = torch.compile(model, dynamic=False) if compiled else None

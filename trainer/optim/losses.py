@@ -73,11 +73,7 @@ def asymmetric(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     return -(positive + (1 - labels) * (1 - rest) ** ASYMMETRIC_GAMMA_NEG * torch.log(rest))
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "bce": bce,
-    "focal": focal,
-    "asymmetric": asymmetric,
-}
+LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"bce": bce, "focal": focal, "asymmetric": asymmetric}
 """Name -> (logits [N, 14], labels [N, 14], pos weights [14]) -> the loss of each, [N, 14]."""
 
 
@@ -99,9 +95,7 @@ class FindingLoss(nn.Module):
         return self._elementwise(logits, labels, self.weights).mean()
 
 
-def make_loss(
-    name: str, rule: str, train: SplitRecord, device: torch.device, smoothing: float = 0.0
-) -> FindingLoss:
+def make_loss(name: str, rule: str, train: SplitRecord, device: torch.device, smoothing: float = 0.0) -> FindingLoss:
     """Return the loss of this name with positives weighted by `rule`, on the device.
 
     Label smoothing (Szegedy et al., arXiv:1512.00567, for two classes) is for train; the val loss goes

@@ -49,8 +49,7 @@ def plain_maps(model: Classifier, images: Tensor, column: int, *, averaged: bool
     """
     kept: list[Tensor] = []
     handles = [
-        stage.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
-        for stage in stages_of(model)
+        stage.register_forward_hook(lambda _module, _inputs, output: kept.append(output)) for stage in stages_of(model)
     ]
     logits = model(images)
     for handle in handles:
@@ -67,18 +66,14 @@ def plain_maps(model: Classifier, images: Tensor, column: int, *, averaged: bool
             coarse = one.sum(dim=0).clip(min=0)[None, None]
             total[number] += F.interpolate(coarse, (SIZE, SIZE), mode="bilinear")[0, 0].numpy()
     smooth = [
-        ndimage.gaussian_filter(
-            one, SMOOTHING * SIZE, mode="nearest", radius=int(np.ceil(3 * SMOOTHING * SIZE))
-        )
+        ndimage.gaussian_filter(one, SMOOTHING * SIZE, mode="nearest", radius=int(np.ceil(3 * SMOOTHING * SIZE)))
         for one in total
     ]
     return np.stack([one / (one.max() or 1) for one in smooth])
 
 
 @EVERY_ARCH
-def test_maps_are_those_of_the_whole_backward_pass(
-    models: dict[str, Classifier], images: Tensor, arch: str
-) -> None:
+def test_maps_are_those_of_the_whole_backward_pass(models: dict[str, Classifier], images: Tensor, arch: str) -> None:
     found = heatmaps(models[arch], images, [5, 0])
     assert found.dtype == torch.float32
     assert found.shape == (3, 2, SIZE, SIZE)
@@ -117,10 +112,7 @@ def test_several_findings_and_images_at_once_give_what_each_gives_alone(
 ) -> None:
     together = heatmaps(models[arch], images, [1, 13])
     alone = torch.stack(
-        [
-            torch.cat([heatmaps(models[arch], image[None], [column])[0] for column in (1, 13)])
-            for image in images
-        ]
+        [torch.cat([heatmaps(models[arch], image[None], [column])[0] for column in (1, 13)]) for image in images]
     )
     torch.testing.assert_close(together, alone, atol=1e-3, rtol=0)
     assert heatmaps(models[arch], images, []).shape == (3, 0, SIZE, SIZE)

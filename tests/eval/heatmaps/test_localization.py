@@ -113,9 +113,7 @@ def test_the_findings_without_a_box_are_named() -> None:
     assert "Mass" not in warning
     assert found.to_text().endswith(warning)
     assert "cut at" in found.method
-    assert found.to_csv().startswith(
-        "finding,images,boxes,hit_rate,hit_rate_low,hit_rate_high,chance,ratio,iou_0.1"
-    )
+    assert found.to_csv().startswith("finding,images,boxes,hit_rate,hit_rate_low,hit_rate_high,chance,ratio,iou_0.1")
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +128,7 @@ def found(model: Classifier, phantom_shards: ShardFolder) -> Localization:
     return localize(model, phantom_shards, "test", phantom_shards.boxes, resamples=20)
 
 
-def test_every_image_and_box_of_the_split_is_counted_once(
-    found: Localization, phantom_shards: ShardFolder
-) -> None:
+def test_every_image_and_box_of_the_split_is_counted_once(found: Localization, phantom_shards: ShardFolder) -> None:
     boxes = phantom_shards.boxes
     assert found.table.index.tolist() == [*FINDINGS, "macro", "micro"]
     for finding in FINDINGS:
@@ -178,9 +174,7 @@ def test_an_image_that_does_not_decode_is_named(phantom_shards: ShardFolder, tmp
 
 
 def test_real_boxes_lie_on_real_images(nih_data, tmp_path) -> None:
-    done = CliRunner().invoke(
-        make_shards, [str(nih_data / "nih_sample"), str(tmp_path), "--size", "64", "--jobs", "1"]
-    )
+    done = CliRunner().invoke(make_shards, [str(nih_data / "nih_sample"), str(tmp_path), "--size", "64", "--jobs", "1"])
     assert done.exit_code == 0, done.output
     shards = open_shards(tmp_path)
     listed = by_row(read_box_list(nih_data / "nih_sample" / "BBox_List_2017.csv"), shards.entries["image"])

@@ -63,8 +63,13 @@ def test_a_strip_of_sixty_thousand_pixels_costs_no_memory(tmp_path: Path) -> Non
 
     done = subprocess.run(
         [sys.executable, "-c", code, path],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False, preexec_fn=bounded,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        preexec_fn=bounded,
+    )
     assert "claims 1x60000 pixels" in done.stdout, done.stderr
 
 
@@ -77,9 +82,7 @@ def test_a_jpeg_of_any_mode_is_read_as_its_gray(tmp_path: Path, mode: str) -> No
 
 def test_a_damaged_jpeg_is_read_or_refused_but_never_breaks(tmp_path: Path) -> None:
     draw = random.Random(0)
-    whole = [
-        jpeg(Image.fromarray(GRAY).convert(mode), progressive=p) for mode in ("L", "RGB") for p in (0, 1)
-    ]
+    whole = [jpeg(Image.fromarray(GRAY).convert(mode), progressive=p) for mode in ("L", "RGB") for p in (0, 1)]
     path = tmp_path / "damaged.jpg"
     for n in range(300):
         data = bytearray(whole[n % len(whole)])

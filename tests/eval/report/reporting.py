@@ -52,11 +52,7 @@ def a_run(folder: Path, *, epochs: int = 3) -> RunDirectory:
         lines.append({**line, "val_loss": 1.1 / epoch, "best": epoch < 3, "lr": 0.001, **rates})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "config.json").write_text(json.dumps({"arch": {"value": "custom_cnn", "from": "default"}}))
-    environment = {
-        "command": "python -m trainer --arch custom_cnn --name 'a <b>'",
-        "device": "cpu",
-        "cores": 2,
-    }
+    environment = {"command": "python -m trainer --arch custom_cnn --name 'a <b>'", "device": "cpu", "cores": 2}
     (folder / "environment.json").write_text(json.dumps({**environment, "versions": {"torch": "2.15.0"}}))
     return RunDirectory(folder)
 

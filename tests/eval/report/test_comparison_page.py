@@ -29,9 +29,7 @@ def page(comparison: RunComparison) -> Page:
     return Page((write_comparison(comparison) / "comparison.html").read_text(encoding="utf-8"))
 
 
-def test_the_files_are_written_and_the_picture_stands_in_the_page(
-    page: Page, comparison: RunComparison
-) -> None:
+def test_the_files_are_written_and_the_picture_stands_in_the_page(page: Page, comparison: RunComparison) -> None:
     names = {path.name for path in comparison.folder.iterdir()}
     assert names == {f"comparison.{end}" for end in ("csv", "json", "png", "html")}
     with Image.open(comparison.folder / "comparison.png") as image:

@@ -10,13 +10,7 @@ from PIL import Image
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from eval.report.finding_plots import (
-    bin_reliability,
-    draw_confusion,
-    draw_precision_recall,
-    draw_reliability,
-    draw_roc,
-)
+from eval.report.finding_plots import bin_reliability, draw_confusion, draw_precision_recall, draw_reliability, draw_roc
 from eval.report.overview_plots import draw_comparison, draw_prevalence, draw_subgroups, draw_training
 from eval.scores.metrics import ECE_BINS, expected_calibration_error, score
 from shards.errors import ResourceMissing
@@ -90,10 +84,7 @@ def test_a_finding_of_one_class_has_no_curve_but_its_name_in_the_legend(draw, tm
     labels[:, 0], labels[:, 13] = 1, 0
     figure = draw(labels, probabilities, "demo", tmp_path / "curves.png")
     assert list(curves(figure)) == list(FINDINGS[1:13])
-    assert entries(figure)[-2:] == [
-        "Atelectasis  not scored: one class only",
-        "Hernia  not scored: one class only",
-    ]
+    assert entries(figure)[-2:] == ["Atelectasis  not scored: one class only", "Hernia  not scored: one class only"]
 
 
 @BOTH
@@ -176,9 +167,7 @@ def test_a_reliability_diagram_gives_the_error_before_and_after(tmp_path):
     labels, probabilities = split()
     calibrated = probabilities.astype(np.float64) ** 2
     figure = draw_reliability(labels, probabilities, calibrated, "demo", tmp_path / "after.png")
-    before, after = (
-        expected_calibration_error(labels[:, 0], values[:, 0]) for values in (probabilities, calibrated)
-    )
+    before, after = (expected_calibration_error(labels[:, 0], values[:, 0]) for values in (probabilities, calibrated))
     assert texts(figure.axes[0]) == [f"ECE {before:.3f} \N{RIGHTWARDS ARROW} {after:.3f}"]
     alone = draw_reliability(labels, probabilities, None, "demo", tmp_path / "before.png")
     assert texts(alone.axes[0]) == [f"ECE {before:.3f}"]
@@ -187,11 +176,7 @@ def test_a_reliability_diagram_gives_the_error_before_and_after(tmp_path):
 
 def test_a_group_too_small_to_score_keeps_its_line(tmp_path):
     macro = pd.DataFrame(
-        [
-            ("sex", "F", 1200, 0.8, 0.7, 0.9),
-            ("sex", "M", 1300, 0.7, 0.6, 0.8),
-            ("view", "AP", 3, *[np.nan] * 3),
-        ],
+        [("sex", "F", 1200, 0.8, 0.7, 0.9), ("sex", "M", 1300, 0.7, 0.6, 0.8), ("view", "AP", 3, *[np.nan] * 3)],
         columns=["attribute", "group", "images", "auroc", "auroc_low", "auroc_high"],
     )
     figure = draw_subgroups(macro, 0.75, "demo", tmp_path / "subgroups.png")
@@ -212,14 +197,7 @@ def test_prevalence_has_a_dot_for_each_split_with_images(tmp_path):
 
 def test_training_shows_losses_time_and_data_wait_of_every_epoch(tmp_path):
     epochs = [
-        {
-            "epoch": n,
-            "train_loss": 1 / n,
-            "val_loss": 1.2 / n,
-            "seconds": 9.0,
-            "data_wait": 0.02,
-            "best": n < 3,
-        }
+        {"epoch": n, "train_loss": 1 / n, "val_loss": 1.2 / n, "seconds": 9.0, "data_wait": 0.02, "best": n < 3}
         for n in (1, 2, 3)
     ]
     figure = draw_training(epochs, "demo", tmp_path / "training.png")

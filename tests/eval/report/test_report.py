@@ -120,9 +120,7 @@ def test_every_table_is_rectangular_and_sorts_by_each_column(page: Page) -> None
     assert {"scores", "at-half", "calibration-table", "groups-table", "prevalence-table", "epochs-1"} <= set(
         page.tables
     )
-    assert [tag for tag, _ in page.elements].count("button") == sum(
-        len(rows[0]) for rows in page.tables.values()
-    )
+    assert [tag for tag, _ in page.elements].count("button") == sum(len(rows[0]) for rows in page.tables.values())
     for rows in page.tables.values():
         titles = rows[0]
         assert all(len(row) == len(titles) for row in rows)
@@ -145,17 +143,13 @@ def test_the_table_shows_the_scores_of_the_file(page: Page, folder: Path) -> Non
             assert (None if shown is None else float(shown)) == values[key]
 
 
-def test_decisions_at_one_half_stand_for_comparison(
-    page: Page, phantom_shards: ShardFolder, tmp_path: Path
-) -> None:
+def test_decisions_at_one_half_stand_for_comparison(page: Page, phantom_shards: ShardFolder, tmp_path: Path) -> None:
     whole = evaluation(phantom_shards, a_run(tmp_path / "demo"), absent=["Hernia"])
     scored = whole.predictions["test"]
     half = score(scored.labels, scored.probabilities, np.full(14, 0.5), FINDINGS)
     shown = [row[2][0].get("data-value") for row in page.tables["at-half"][1:15]]
     expected = half.per_finding["precision"]
-    assert [value and float(value) for value in shown] == [
-        None if np.isnan(value) else value for value in expected
-    ]
+    assert [value and float(value) for value in shown] == [None if np.isnan(value) else value for value in expected]
 
 
 def test_decisions_at_one_half_and_calibrated_errors_stand_with_intervals(page: Page, folder: Path) -> None:
@@ -212,9 +206,7 @@ def test_every_averaged_run_is_named(shown: Shown, phantom_shards: ShardFolder, 
     assert len(set(joint.ids())) == len(joint.ids())
 
 
-def test_text_from_files_stays_text(
-    shown: Shown, folder: Path, phantom_shards: ShardFolder, tmp_path: Path
-) -> None:
+def test_text_from_files_stays_text(shown: Shown, folder: Path, phantom_shards: ShardFolder, tmp_path: Path) -> None:
     evil = "<img src=x onerror=alert(1)>"
     run = a_run(tmp_path / "a&b<i>")
     (run.path / "environment.json").write_text(json.dumps({"command": evil, "versions": {evil: "1"}}))
@@ -243,23 +235,12 @@ def test_heat_maps_stand_by_kind_with_probability_and_threshold(
 def test_localization_stands_beside_chance_and_says_how_it_was_measured(
     shown: Shown, phantom_shards: ShardFolder, tmp_path: Path
 ) -> None:
-    found = [
-        ("Mass", 1, 1, PointingGame(True, 0.25, 0.6, 0.8)),
-        ("Mass", 2, 1, PointingGame(False, 0.15, 0.2, 0.3)),
-    ]
+    found = [("Mass", 1, 1, PointingGame(True, 0.25, 0.6, 0.8)), ("Mass", 2, 1, PointingGame(False, 0.15, 0.2, 0.3))]
     localization = summarize(found, np.array([1, 2]), resamples=20)
-    page = shown(
-        evaluation(phantom_shards, a_run(tmp_path / "demo"), explanation=Explanation((), localization))
-    )
+    page = shown(evaluation(phantom_shards, a_run(tmp_path / "demo"), explanation=Explanation((), localization)))
     titles, mass, macro, micro = page.tables["localization-table"]
     cells = dict(zip((text.strip() for _, text in titles), mass, strict=True))
-    for title, value in (
-        ("Hit rate", 0.5),
-        ("Chance", 0.2),
-        ("Ratio", 2.5),
-        ("IoU > 0.5", 0.5),
-        ("IoBB > 0.75", 0.5),
-    ):
+    for title, value in (("Hit rate", 0.5), ("Chance", 0.2), ("Ratio", 2.5), ("IoU > 0.5", 0.5), ("IoBB > 0.75", 0.5)):
         assert float(str(cells[title][0]["data-value"])) == pytest.approx(value)
     assert [macro[0][1].strip(), micro[0][1].strip()] == ["macro", "micro"]
     assert localization.method in page.words()
@@ -284,9 +265,7 @@ def test_a_damaged_record_of_the_run_is_named(
         write_report(evaluation(phantom_shards, run, **PLAIN))
 
 
-def test_scoring_on_val_and_on_other_shards_is_said(
-    shown: Shown, phantom_shards: ShardFolder, tmp_path: Path
-) -> None:
+def test_scoring_on_val_and_on_other_shards_is_said(shown: Shown, phantom_shards: ShardFolder, tmp_path: Path) -> None:
     whole = evaluation(phantom_shards, a_run(tmp_path / "demo"), split="val", **PLAIN)
     other = dataclasses.replace(whole.headers[0], metadata={"manifest_sha256": "1" * 64})
     words = shown(dataclasses.replace(whole, headers=(other,))).words()

@@ -58,9 +58,7 @@ def test_every_resample_ranks_as_in_scikit_learn_under_its_weights(decimals):
     for number in range(25):
         weights = bootstrap_counts(300, 9, number)[units]
         for measure, sklearn in zip(RANKED, (roc_auc_score, average_precision_score), strict=True):
-            of_findings = [
-                sklearn(labels[:, f], probabilities[:, f], sample_weight=weights) for f in range(3)
-            ]
+            of_findings = [sklearn(labels[:, f], probabilities[:, f], sample_weight=weights) for f in range(3)]
             flat = sklearn(labels.ravel(), probabilities.ravel(), sample_weight=np.repeat(weights, 3))
             expected = [*of_findings, np.mean(of_findings), flat]
             got = resampled.values[measure][number]
@@ -86,9 +84,7 @@ def test_a_patient_is_drawn_with_all_images_or_not_at_all():
     labels, probabilities, thresholds, of = split()
     one = bootstrap(labels, probabilities, thresholds, np.zeros_like(of), NAMES, resamples=20)
     for measure in MEASURES:
-        np.testing.assert_allclose(
-            one.values[measure], np.tile(one.point_estimate[measure], (20, 1)), atol=1e-12
-        )
+        np.testing.assert_allclose(one.values[measure], np.tile(one.point_estimate[measure], (20, 1)), atol=1e-12)
 
 
 def test_the_same_seed_and_patients_give_the_same_resamples_in_any_order_of_the_images():
@@ -97,9 +93,7 @@ def test_the_same_seed_and_patients_give_the_same_resamples_in_any_order_of_the_
     again = bootstrap(labels, probabilities, thresholds, of, NAMES, resamples=70, seed=5)
     fewer = bootstrap(labels, probabilities, thresholds, of, NAMES, resamples=33, seed=5)
     order = np.random.default_rng(0).permutation(len(of))
-    shuffled = bootstrap(
-        labels[order], probabilities[order], thresholds, of[order], NAMES, resamples=70, seed=5
-    )
+    shuffled = bootstrap(labels[order], probabilities[order], thresholds, of[order], NAMES, resamples=70, seed=5)
     other = bootstrap(labels, probabilities, thresholds, of, NAMES, resamples=70, seed=6)
     for measure in MEASURES:
         np.testing.assert_array_equal(first.values[measure], again.values[measure])
@@ -139,9 +133,7 @@ def test_a_finding_that_is_not_scored_is_in_no_mean_of_any_resample():
     labels[:, 1] = 0
     with_it = bootstrap(labels, probabilities, thresholds, of, NAMES, resamples=30)
     kept = [0, 2]
-    without = bootstrap(
-        labels[:, kept], probabilities[:, kept], thresholds[kept], of, ("Mass", "Hernia"), resamples=30
-    )
+    without = bootstrap(labels[:, kept], probabilities[:, kept], thresholds[kept], of, ("Mass", "Hernia"), resamples=30)
     for measure in MEASURES:
         assert np.isnan(with_it.values[measure][:, 1]).all()
         got, expected = with_it.values[measure][:, [0, 2, 3, 4]], without.values[measure]
@@ -243,9 +235,7 @@ def coverage(numbers, resamples, by_image=False):
     for number in numbers:
         labels, probabilities, of = simulated(number)
         patients = np.arange(len(of)) if by_image else of
-        resampled = bootstrap(
-            labels, probabilities, probability(CUT), patients, ("Mass", "Edema"), resamples=resamples
-        )
+        resampled = bootstrap(labels, probabilities, probability(CUT), patients, ("Mass", "Edema"), resamples=resamples)
         table = resampled.intervals()
         for measure, truth in true.items():
             ends = table[[f"{measure}_low", f"{measure}_high"]].to_numpy()

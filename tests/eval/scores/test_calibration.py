@@ -82,9 +82,7 @@ def test_the_mean_of_the_calibrated_probabilities_is_the_prevalence(method: Meth
 @EVERY_METHOD
 def test_calibration_lowers_the_log_loss_of_an_overconfident_model(method: Method) -> None:
     labels, probabilities = split()
-    calibrated = fit_calibration(labels[:2000], probabilities[:2000], method, "abc").apply(
-        probabilities[2000:]
-    )
+    calibrated = fit_calibration(labels[:2000], probabilities[:2000], method, "abc").apply(probabilities[2000:])
     for column in range(3):
         truth = labels[2000:, column]
         assert log_loss(truth, calibrated[:, column]) < log_loss(truth, probabilities[2000:, column])

@@ -97,8 +97,7 @@ def share_of_false_alarms(sets, resamples):
     for number in range(sets):
         labels, of = truth(number)
         first, other = (
-            measured(labels, model(labels, of, 1.0, [number, which]), of, resamples=resamples)
-            for which in (1, 2)
+            measured(labels, model(labels, of, 1.0, [number, which]), of, resamples=resamples) for which in (1, 2)
         )
         alarms += compared(first, other)["auroc_p"] <= 0.05
     return alarms / sets

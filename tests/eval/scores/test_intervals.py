@@ -42,10 +42,7 @@ def test_those_at_one_half_and_after_calibration_are_of_the_same_resamples():
     whole, (labels, probabilities, patients) = resampled()
     calibrated = probabilities.astype(np.float64) ** 2
     table = all_intervals(whole, labels, probabilities, patients, calibrated)
-    for prefix, values, measures in (
-        ("at_half_", probabilities, DECIDED),
-        ("calibrated_", calibrated, ERRORS),
-    ):
+    for prefix, values, measures in (("at_half_", probabilities, DECIDED), ("calibrated_", calibrated, ERRORS)):
         half = np.full(2, 0.5)
         other = bootstrap(labels, values, half, patients, NAMES, resamples=99, seed=4).intervals()
         np.testing.assert_array_equal(table[columns(measures, prefix)], other[columns(measures)])

@@ -132,9 +132,7 @@ def test_micro_is_the_pool_of_its_own_table():
     for count in ("positives", "tp", "fp", "fn", "tn"):
         assert scores.micro[count] == kept[count].sum()
     columns = np.arange(F) != 3
-    expect_close(
-        scores.micro["auroc"], sk.roc_auc_score(labels[:, columns].ravel(), probabilities[:, columns].ravel())
-    )
+    expect_close(scores.micro["auroc"], sk.roc_auc_score(labels[:, columns].ravel(), probabilities[:, columns].ravel()))
 
 
 def test_a_finding_of_one_class_scores_nan_and_is_left_out_aloud():

@@ -89,9 +89,7 @@ def test_odd_ages_and_empty_fields_are_groups_of_their_own() -> None:
             "follow_up": [0, 1, 0, 2, 0, 0, 0],
         }
     )
-    found = {
-        f"{each.attribute} {each.name}": each.images.nonzero()[0].tolist() for each in group_images(entries)
-    }
+    found = {f"{each.attribute} {each.name}": each.images.nonzero()[0].tolist() for each in group_images(entries)}
     assert found["age 0-9"] == [0, 1]
     assert found["age 90+"] == [3, 4]
     assert found["age unknown"] == [5, 6]
@@ -141,9 +139,7 @@ def test_the_macro_of_an_attribute_is_over_the_same_findings_in_each_group() -> 
         of_group = age[age["group"] == group].set_index("finding")
         assert of_group.at["macro", "findings"] == 2  # Hernia is too rare in some decade
         for measure in ("auroc", "recall"):
-            assert of_group.at["macro", measure] == pytest.approx(
-                of_group.loc[["Mass", "Edema"], measure].mean()
-            )
+            assert of_group.at["macro", measure] == pytest.approx(of_group.loc[["Mass", "Edema"], measure].mean())
 
 
 def test_a_gap_is_the_greatest_recall_less_the_least() -> None:

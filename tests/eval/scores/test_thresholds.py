@@ -68,9 +68,7 @@ def test_float32_probabilities_and_the_same_in_float64_are_decided_alike(case):
     widened = probabilities.astype(np.float64)
     thresholds = pick_thresholds(labels, probabilities)
     np.testing.assert_array_equal(thresholds, pick_thresholds(labels, widened))
-    np.testing.assert_array_equal(
-        apply_thresholds(probabilities, thresholds), apply_thresholds(widened, thresholds)
-    )
+    np.testing.assert_array_equal(apply_thresholds(probabilities, thresholds), apply_thresholds(widened, thresholds))
 
 
 def test_no_threshold_of_a_fine_grid_beats_the_fitted_one():
@@ -168,13 +166,7 @@ def test_every_rule_picks_the_cut_that_a_walk_over_all_of_them_finds(case, name)
 
 @pytest.mark.parametrize(
     ("name", "threshold"),
-    [
-        ("f1", 0.6),
-        ("youden", 0.8),
-        ("sensitivity=0.75", 0.6),
-        ("specificity=0.75", 0.6),
-        ("precision=0.5", 0.3),
-    ],
+    [("f1", 0.6), ("youden", 0.8), ("sensitivity=0.75", 0.6), ("specificity=0.75", 0.6), ("precision=0.5", 0.3)],
 )
 def test_each_rule_by_hand(name, threshold):
     labels = np.array([[1], [1], [0], [1], [0], [0], [1], [0]], dtype=np.uint8)
@@ -192,11 +184,7 @@ def test_a_rule_that_one_class_or_no_cut_satisfies_gives_no_threshold(name):
 
 
 def test_a_rule_has_one_name_and_says_what_it_picks():
-    assert [parse_rule(name).name for name in ("f1", "youden", "precision=0.50")] == [
-        "f1",
-        "youden",
-        "precision=0.5",
-    ]
+    assert [parse_rule(name).name for name in ("f1", "youden", "precision=0.50")] == ["f1", "youden", "precision=0.5"]
     assert parse_rule("sensitivity=.9") == parse_rule("sensitivity=0.90")
     assert "sensitivity 0.9 or more" in parse_rule("sensitivity=0.9").meaning
 
@@ -207,9 +195,7 @@ def test_an_unknown_rule_is_refused_with_those_there_are(text):
         parse_rule(text)
 
 
-@pytest.mark.parametrize(
-    "text", ["sensitivity", "sensitivity=", "precision=high", "specificity=90", "precision=0"]
-)
+@pytest.mark.parametrize("text", ["sensitivity", "sensitivity=", "precision=high", "specificity=90", "precision=0"])
 def test_a_target_outside_its_range_is_refused(text):
     with pytest.raises(ValueError, match=f"above 0 and at most 1, got '{text}'"):
         parse_rule(text)

@@ -79,18 +79,14 @@ def test_a_missing_image_is_named_and_asked_for_by_a_list(
     part = write(predictions[:60], tmp_path / "part.csv")
     line = refused(part, "--entries", sample)
     missing = sorted(predictions["image"][60:])[:3]
-    assert (
-        f"no prediction for 60 of the 120 images asked for (all), the first are {', '.join(missing)}" in line
-    )
+    assert f"no prediction for 60 of the 120 images asked for (all), the first are {', '.join(missing)}" in line
     (tmp_path / "mine.txt").write_text("\n".join(predictions["image"][:60]))
     assert score(part, "--entries", sample, "--split", tmp_path / "mine.txt")["images"] == 60
     (tmp_path / "other.txt").write_text("x.png")
     assert "1 images on the list other are not in" in refused(
         part, "--entries", sample, "--split", tmp_path / "other.txt"
     )
-    assert "does not say which images are in test; give a list" in refused(
-        part, "--entries", sample, "--split", "test"
-    )
+    assert "does not say which images are in test; give a list" in refused(part, "--entries", sample, "--split", "test")
 
 
 def test_val_of_scored_images_or_of_their_patients_is_refused(
@@ -133,9 +129,7 @@ def test_one_patient_cannot_be_halved(sample: Path, predictions: pd.DataFrame, t
     assert "one patient cannot be halved" in line
 
 
-@pytest.mark.parametrize(
-    "wrong", [["--threshold-rule", "best"], ["--split", "train"], ["--split", "absent.txt"]]
-)
+@pytest.mark.parametrize("wrong", [["--threshold-rule", "best"], ["--split", "train"], ["--split", "absent.txt"]])
 def test_an_unknown_rule_or_split_is_a_usage_error(wrong: list[str], sample: Path) -> None:
     assert run(sample / "predictions.csv", "--entries", sample, *wrong).exit_code == 2
 

@@ -43,14 +43,10 @@ def test_the_official_test_list_scores_as_scikit_learn_says_at_thresholds_from_v
         assert row["brier"] == pytest.approx(brier_score_loss(truth, said), abs=1e-12)
         assert row["threshold"] == thresholds[column]
         assert row["tp"] == ((said >= thresholds[column]) & (truth == 1)).sum()
-    assert record["macro"]["auroc"] == pytest.approx(
-        np.mean([row["auroc"] for row in record["per_finding"].values()])
-    )
+    assert record["macro"]["auroc"] == pytest.approx(np.mean([row["auroc"] for row in record["per_finding"].values()]))
 
 
-def test_without_val_one_half_of_the_patients_decides_on_the_other(
-    sample: Path, entries: pd.DataFrame
-) -> None:
+def test_without_val_one_half_of_the_patients_decides_on_the_other(sample: Path, entries: pd.DataFrame) -> None:
     options = ("--entries", sample / "Data_Entry_2017_v2020.csv")
     record = score(sample / "predictions.csv", *options)
     assert record["thresholds_fitted_on"] == "half of the patients"
@@ -69,9 +65,7 @@ def test_without_val_one_half_of_the_patients_decides_on_the_other(
     }
 
 
-def test_a_finding_that_only_one_half_has_is_warned_of(
-    sample: Path, predictions: pd.DataFrame, tmp_path: Path
-) -> None:
+def test_a_finding_that_only_one_half_has_is_warned_of(sample: Path, predictions: pd.DataFrame, tmp_path: Path) -> None:
     table = read_entries(sample / "Data_Entry_2017_v2020.csv").table
     ill = table[table["Hernia"] == 1]
     others = table[(table["Hernia"] == 1) & (table["patient"] != ill["patient"].iloc[0])]
@@ -92,9 +86,7 @@ def test_a_finding_that_only_one_half_has_is_warned_of(
 
 
 def test_the_halves_and_the_interval_of_the_headline_are_said(sample: Path) -> None:
-    done = run(
-        sample / "predictions.csv", "--entries", sample / "Data_Entry_2017_v2020.csv", "--resamples", 50
-    )
+    done = run(sample / "predictions.csv", "--entries", sample / "Data_Entry_2017_v2020.csv", "--resamples", 50)
     assert done.exit_code == 0, done.output
     assert "thresholds (f1) from one half of the patients, drawn with seed 0: " in done.output
     assert "precision, recall, specificity, NPV, F1 and the counts are of the other half: " in done.output
@@ -102,9 +94,7 @@ def test_the_halves_and_the_interval_of_the_headline_are_said(sample: Path) -> N
     assert "95 % confidence interval over patients 0." in done.output
 
 
-def test_a_shard_folder_s_entries_are_scored_on_their_test_split(
-    phantom_shards: ShardFolder, tmp_path: Path
-) -> None:
+def test_a_shard_folder_s_entries_are_scored_on_their_test_split(phantom_shards: ShardFolder, tmp_path: Path) -> None:
     table = phantom_shards.entries
     both = write(predict(table[table["split"] != "train"]), tmp_path / "both.csv")
     val = write(predict(table[table["split"] == "val"]), tmp_path / "val.csv")
@@ -225,9 +215,7 @@ def test_decisions_at_one_half_are_of_the_same_images_and_have_intervals(
     assert row["at_half_recall_low"] < row["at_half_recall_high"]
 
 
-def test_a_finding_of_one_class_is_left_out_aloud(
-    predictions: pd.DataFrame, sample: Path, tmp_path: Path
-) -> None:
+def test_a_finding_of_one_class_is_left_out_aloud(predictions: pd.DataFrame, sample: Path, tmp_path: Path) -> None:
     nih = (sample / "Data_Entry_2017_v2020.csv").read_text()
     (tmp_path / "nih.csv").write_text(nih.replace("Hernia", "Mass").replace("Mass|Mass", "Mass"))
     done = run(sample / "predictions.csv", "--entries", tmp_path / "nih.csv", "--resamples", 20)

@@ -49,7 +49,7 @@ def test_an_option_takes_the_names_of_its_registry(names: tuple[str, ...], regis
         (["scripts/predict.py"], ["nowhere", "image.png", "--runs", "{shards}"], "no run 'nowhere'"),
         (["scripts/make_shards.py"], ["nowhere"], "nowhere is no folder"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_with_a_name_is_told_before_torch_is_imported(
     command: list[str], arguments: list[str], message: str, phantom_shards: object
 ) -> None:

@@ -33,9 +33,7 @@ def test_command_line_counts_before_environment_before_file_before_default(tmp_p
 
 def test_the_config_of_a_run_is_a_config_file(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
-    file.write_text(
-        json.dumps({"lr": {"value": 0.25, "from": "default"}, "flip": {"value": "both", "from": ""}})
-    )
+    file.write_text(json.dumps({"lr": {"value": 0.25, "from": "default"}, "flip": {"value": "both", "from": ""}}))
     found = dry_run("--config", str(file))
     assert line(found, "lr")[1] == "0.25"
     assert line(found, "flip")[1] == '"both"'
@@ -80,9 +78,7 @@ def test_a_file_that_says_something_else_is_refused(tmp_path: Path, text: str, m
     ],
     ids=range(14),
 )
-def test_a_file_that_is_damaged_is_exit_3_with_file_and_field(
-    tmp_path: Path, name: str, text: str, cause: str
-) -> None:
+def test_a_file_that_is_damaged_is_exit_3_with_file_and_field(tmp_path: Path, name: str, text: str, cause: str) -> None:
     file = tmp_path / name
     file.write_text(text, encoding="latin-1")
     found = dry_run("--config", str(file))

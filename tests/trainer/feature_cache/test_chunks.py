@@ -22,10 +22,7 @@ from trainer.feature_cache.chunks import FeatureChunks, digest_of_frozen
 from trainer.feature_cache.features import cache_features
 from trainer.optim.precision import Precision
 
-FROZEN = {
-    "freeze": "backbone", "batch_size": 10, "weights": "none", "precision": "fp32", "cache": "on",
-    "epochs": 1,
-}  # fmt: skip
+FROZEN = {"freeze": "backbone", "batch_size": 10, "weights": "none", "precision": "fp32", "cache": "on", "epochs": 1}
 CPU = torch.device("cpu")
 
 
@@ -106,8 +103,10 @@ def test_caching_that_was_killed_goes_on_with_what_was_saved(
     run = runs / "killed"
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *command(phantom_shards, runs, "killed", **FROZEN)[3:]],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
     deadline = time.monotonic() + TIMEOUT
     while not (run / "features" / "train-0-of-1-00000010.pt").is_file():
         assert process.poll() is None, process.communicate()[1]
@@ -158,9 +157,7 @@ def cache(folder: ShardFolder, save_in: Path, **changes: Any) -> list[str]:
     )
     precision = Precision("fp32", CPU)
     with logged() as lines:
-        cache_features(
-            model, "backbone", *specs, precision, loader=told["loader"], save_in=save_in / "features"
-        )
+        cache_features(model, "backbone", *specs, precision, loader=told["loader"], save_in=save_in / "features")
     return lines
 
 
@@ -228,14 +225,7 @@ def save(folder: Path, features: dict[str, Tensor], identity: str = "these") -> 
 @pytest.mark.usefixtures("save_always")
 @pytest.mark.parametrize(
     ("number", "damage", "left"),
-    [
-        (0, "", 10),
-        (1, "byte", 4),
-        (0, "byte", 0),
-        (1, "missing", 4),
-        (2, "no hash", 8),
-        (2, "shorter", 8),
-    ],
+    [(0, "", 10), (1, "byte", 4), (0, "byte", 0), (1, "missing", 4), (2, "no hash", 8), (2, "shorter", 8)],
 )
 def test_what_is_loaded_are_the_bits_that_were_saved_up_to_the_first_damage(
     tmp_path: Path, number: int, damage: str, left: int

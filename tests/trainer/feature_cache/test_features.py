@@ -51,9 +51,7 @@ def frozen_model(arch: str, how: str) -> Classifier:
     return model
 
 
-def cache(
-    model: Classifier, how: str, train: LoaderSpec, val: LoaderSpec, precision: Precision = FP32
-) -> FeatureCache:
+def cache(model: Classifier, how: str, train: LoaderSpec, val: LoaderSpec, precision: Precision = FP32) -> FeatureCache:
     return cache_features(model, how, train, val, precision)
 
 
@@ -221,9 +219,7 @@ def test_a_model_that_is_not_frozen_is_refused(spec: Spec) -> None:
 
 def test_an_image_loader_goes_on_from_a_feature_loaders_state(spec: Spec) -> None:
     told = spec("train", flip="random")
-    features: FeatureLoader = cache(
-        frozen_model("custom_cnn", "backbone"), "backbone", told, spec("val")
-    ).train
+    features: FeatureLoader = cache(frozen_model("custom_cnn", "backbone"), "backbone", told, spec("val")).train
     next(iter(features))
     with make_loader("dali", told) as images:
         images.load_state_dict(features.state_dict())

@@ -51,9 +51,7 @@ def test_kills_in_two_saves_in_a_row_leave_the_checkpoint_readable(tmp_path: Pat
     assert load_checkpoint(path)["epoch"] == 1
 
 
-def test_a_full_disk_is_a_missing_resource(
-    tmp_path: Path, no_room: contextlib.AbstractContextManager[None]
-) -> None:
+def test_a_full_disk_is_a_missing_resource(tmp_path: Path, no_room: contextlib.AbstractContextManager[None]) -> None:
     with no_room, pytest.raises(ResourceMissing, match=r"cannot write .*last\.pt"):
         save_checkpoint(tmp_path / "last.pt", {"weights": torch.zeros(1000)})
 

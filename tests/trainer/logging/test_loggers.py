@@ -21,8 +21,7 @@ def test_tensorboard_shows_what_metrics_jsonl_holds(phantom_shards: ShardFolder,
     for name in ("train_loss", "val_loss", "val_auroc", "lr", "step_ms_p50", "step_ms_p99"):
         shown = [(event.step, event.value) for event in events.Scalars(f"epoch/{name}")]
         assert shown == [
-            (line["step"], pytest.approx(line[name], rel=1e-6))
-            for line in metrics(tmp_path / "shown", "epoch")
+            (line["step"], pytest.approx(line[name], rel=1e-6)) for line in metrics(tmp_path / "shown", "epoch")
         ]
     assert len(events.Scalars("step/grad_norm")) == len(metrics(tmp_path / "shown", "step"))
 

@@ -62,10 +62,7 @@ def test_extreme_logits_keep_loss_and_gradient_finite_and_right(name: str) -> No
 def test_the_weights_follow_their_rule_and_a_finding_without_positives_gets_one() -> None:
     ratio = (100 - 7) / 7
     effective = (1 - 0.9999**93) / (1 - 0.9999**7)
-    expected = {
-        "none": 1, "log": math.log(1 + ratio), "sqrt": math.sqrt(ratio), "ratio": ratio,
-        "effective": effective,
-    }  # fmt: skip
+    expected = {"none": 1, "log": math.log(1 + ratio), "sqrt": math.sqrt(ratio), "ratio": ratio, "effective": effective}
     for rule in POS_WEIGHTS:
         weights = positive_weights(rule, TRAIN)
         assert weights.dtype == torch.float32
