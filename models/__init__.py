@@ -1,9 +1,8 @@
 """The architectures, all fed raw gray bytes; imports no other package of this project."""
 
 from models import custom_cnn, resnet50, vit_b_16
-from models.classifier import Arch, Classifier
+from models.classifier import Arch, Classifier, GrayInput
 from models.freezing import FREEZES, feature_extractor, freeze, parameter_counts, trainable_head
-from models.input import GrayInput
 from models.registry import UnknownArch, create_model, get_arch, list_models
 from models.weights import WeightsUnavailable, has_imagenet_weights, load_weights
 

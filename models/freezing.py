@@ -14,15 +14,9 @@ FREEZES = ("none", "partial", "backbone")
 def freeze(model: Classifier, how: str) -> None:
     """Make the chosen parameters trainable and freeze the others, which then stay in evaluation mode.
 
-    Call it before the optimizer is made and before DistributedDataParallel or torch.compile wraps the
-    model. Calling it again replaces the earlier choice.
-
-    Args:
-        model: is changed in place; it stays in the mode it is in.
-        how: `none` trains everything, `partial` the last stage and the head, `backbone` the head only.
-
-    Raises:
-        ValueError: `how` is none of these.
+    `none` trains everything, `partial` the last stage and the head, `backbone` the head only; another raises
+    ValueError. The model is changed in place and stays in its mode; a later call replaces the choice. Call
+    it before the optimizer is made and before DistributedDataParallel or torch.compile wraps the model.
     """
     if how not in FREEZES:
         raise ValueError(f"unknown freeze {how!r}; known: {', '.join(FREEZES)}")
@@ -45,16 +39,10 @@ def feature_extractor(model: Classifier, how: str) -> Callable[[Tensor], Tensor]
 
     It runs the model's own modules, without gradients, in the mode they are in, up to the first module
     that is trained. `trainable_head(model, how)(feature_extractor(model, how)(images))` is `model(images)`.
-
-    Args:
-        model: frozen by `freeze(model, how)`, or all of it, as an average of weights is.
-        how: `backbone` gives features [N, F]; `partial` the input of the last stage: maps
-            [N, C, H, W], channels-last, or tokens [N, tokens, F].
-
-    Raises:
-        ValueError: the model is not frozen like that, or nothing of it is frozen.
+    With `backbone` it gives features [N, F]; with `partial` the input of the last stage: maps [N, C, H, W],
+    channels-last, or tokens [N, tokens, F]. Arguments and errors are those of `trainable_head`.
     """
-    _require_frozen(model, how)
+    trainable_head(model, how)  # only for its check
     first = model.head if how == "backbone" else model.last_stage[0]
 
     @torch.no_grad()
@@ -78,13 +66,22 @@ def trainable_head(model: Classifier, how: str) -> nn.Module:
 
     Args:
         model: frozen by `freeze(model, how)`, or all of it, as an average of weights is.
-        how: `backbone`: the head. `partial`: the last stage and the head.
+        how: `backbone`: the head. `partial`: the last stage, the pooling and the head.
 
     Raises:
         ValueError: the model is not frozen like that, or nothing of it is frozen.
     """
-    _require_frozen(model, how)
-    return model.head if how == "backbone" else _tail(model)
+    if how not in ("backbone", "partial"):
+        raise ValueError(f"freeze {how!r} leaves no frozen part to cut off; known: partial, backbone")
+    head, network = model.head, model.network
+    if how == "partial":
+        pooling = [network.get_submodule(each) if isinstance(each, str) else each for each in model.arch_spec.pooling]
+        head = nn.Sequential(*model.last_stage, *pooling, head)
+    own = {id(weight) for weight in head.parameters()}
+    trained = {id(weight) for weight in model.parameters() if weight.requires_grad}
+    if trained not in (own, set()):
+        raise ValueError(f"the model is not frozen as {how!r}: call freeze(model, {how!r}) first")
+    return head
 
 
 class _Reached(Exception):  # noqa: N818  no error: the way out of a forward pass
@@ -95,18 +92,3 @@ class _Reached(Exception):  # noqa: N818  no error: the way out of a forward pas
 
 def _stop(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     raise _Reached(inputs[0])
-
-
-def _tail(model: Classifier) -> nn.Module:
-    """Return the last stage, the pooling and the head."""
-    pooling = [model.network.get_submodule(each) if isinstance(each, str) else each for each in model.arch_spec.pooling]
-    return nn.Sequential(*model.last_stage, *pooling, model.head)
-
-
-def _require_frozen(model: Classifier, how: str) -> None:
-    if how not in ("backbone", "partial"):
-        raise ValueError(f"freeze {how!r} leaves no frozen part to cut off; known: partial, backbone")
-    head = {id(weight) for weight in (model.head if how == "backbone" else _tail(model)).parameters()}
-    trained = {id(weight) for weight in model.parameters() if weight.requires_grad}
-    if trained not in (head, set()):
-        raise ValueError(f"the model is not frozen as {how!r}: call freeze(model, {how!r}) first")

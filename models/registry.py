@@ -1,12 +1,12 @@
 """The registry of architectures: each registers itself under its name."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models import WeightsEnum
 
-from models.classifier import Arch, Classifier, State
+from models.classifier import Arch, Classifier
 
 Make = Callable[[int, int], nn.Module]
 
@@ -17,26 +17,17 @@ class UnknownArch(ValueError):  # noqa: N818  the name says it
     """A name that no architecture was registered under; the message lists those that were."""
 
 
-def register(
-    *,
-    head: str,
-    last_stage: tuple[str, ...],
-    pooling: tuple[str | nn.Module, ...] = (),
-    heatmap_layers: tuple[str, ...] = (),
-    imagenet: WeightsEnum | None = None,
-    convert_state_dict: Callable[[State, int], State] | None = None,
-) -> Callable[[Make], Make]:
-    """Register the decorated function as an arch of its own name; the fields are those of `Arch`.
+def register(**fields: Any) -> Callable[[Make], Make]:
+    """Register the decorated function as the `make` of an arch of its own name; `fields` are the others of `Arch`.
 
-    Raises:
-        ValueError: the name is taken.
+    Raises ValueError where the name is taken.
     """
 
     def add(make: Make) -> Make:
         name = make.__name__
         if name in _archs:
             raise ValueError(f"arch {name!r} is already registered")
-        _archs[name] = Arch(name, make, head, last_stage, pooling, heatmap_layers, imagenet, convert_state_dict)
+        _archs[name] = Arch(name, make, **fields)
         return make
 
     return add
@@ -48,33 +39,23 @@ def list_models() -> tuple[str, ...]:
 
 
 def get_arch(name: str) -> Arch:
-    """Return the record of an arch.
-
-    Raises:
-        UnknownArch: nothing is registered under that name.
-    """
+    """Return the record of an arch; raise UnknownArch where nothing is registered under that name."""
     if name not in _archs:
         raise UnknownArch(f"unknown arch {name!r}; known: {', '.join(list_models())}")
     return _archs[name]
 
 
 def create_model(name: str, *, findings: int = 14, size: int = 224) -> Classifier:
-    """Build a newly initialised model, drawn from torch's global generator.
+    """Build a newly initialised float32 model, drawn from torch's global generator.
 
-    Convolution weights are laid out channels-last, as the activations are: to write them to safetensors,
-    which takes contiguous tensors only, call `.contiguous()` on each.
+    It is on torch's default device, in training mode, with every parameter trainable. Convolution weights
+    are laid out channels-last, as the activations are: to write them to safetensors, which takes contiguous
+    tensors only, call `.contiguous()` on each.
 
     Args:
-        name: one of `list_models()`.
-        findings: the number of logits.
-        size: height and width of the images in pixels.
-
-    Returns:
-        A float32 model on torch's default device, in training mode, with every parameter trainable.
-
-    Raises:
-        UnknownArch: nothing is registered under that name.
-        ValueError: no findings, or a size that the arch cannot take.
+        name: one of `list_models()`; another raises UnknownArch.
+        findings: the number of logits, at least 1.
+        size: height and width of the images in pixels; ValueError where the arch cannot take it.
     """
     arch = get_arch(name)
     if findings < 1:

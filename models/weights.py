@@ -26,6 +26,8 @@ def has_imagenet_weights(arch: str) -> bool:
 def load_weights(model: Classifier, source: str | Path) -> str:
     """Load the weights that training starts from; after an error the model is unchanged.
 
+    Returns one phrase for the log: what was loaded.
+
     Args:
         model: is changed in place.
         source: `imagenet`: torchvision's published weights, from the cache of torch.hub or downloaded.
@@ -33,9 +35,6 @@ def load_weights(model: Classifier, source: str | Path) -> str:
             file, with or without the prefix `network.`: its head is loaded if it is of this model's
             shape, and left out if it is a torchvision head of 1,000 classes. Everything else must match
             in names and shapes; only a ViT's positions are interpolated to the model's size.
-
-    Returns:
-        One phrase for the log: what was loaded.
 
     Raises:
         WeightsUnavailable: `imagenet` is neither cached nor can it be downloaded.
