@@ -29,7 +29,7 @@ import torch
 from benchmarks.baselines import Item, plain_webdataset_loader, raw_loader, report_loader, tuned_loader
 from benchmarks.usage import usage_of
 from loaders import Augment, Batch, LoaderSpec, make_loader
-from loaders.torch_loader import decode_gray
+from loaders.worker_pool import decode_gray
 from shards.folder import ShardFolder, SplitReader, open_shards
 
 _SECONDS = 2.0  # a measurement takes at least so long, and whole epochs

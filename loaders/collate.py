@@ -1,8 +1,7 @@
-"""Decoded images to a batch: flip, augment, memory layout, and the host memory that batches reuse."""
+"""Decoded images to batches on the device: flip, augment, memory layout, reused host memory, prefetching."""
 
-import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +56,31 @@ def collate(
     )
 
 
+def prefetch_to_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Yield the batches; their work on a GPU is queued on a stream of its own.
+
+    A batch is requested when the step before it has been queued, not when it is done, so both run at
+    once. Nothing waits on the host: the consumer's stream waits for the batch it is given. On other
+    devices the batches pass through.
+    """
+    if device.type != "cuda":
+        yield from batches
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    while True:
+        with torch.cuda.stream(stream):
+            batch = next(batches, None)
+            ready.record(stream)
+        if batch is None:
+            return
+        consumer = torch.cuda.current_stream(device)
+        consumer.wait_event(ready)
+        for tensor in batch:
+            tensor.record_stream(consumer)  # its memory is not reused before the consumer is done
+        yield batch
+
+
 class BufferPool:
     """Gives out uint8 host tensors and reuses their memory once nobody holds them.
 
@@ -71,16 +95,12 @@ class BufferPool:
         """Return an uninitialised, contiguous tensor of this shape and device that nobody else holds."""
         if images.device.type != "cpu":
             return torch.empty(images.shape, dtype=torch.uint8, device=images.device)
-        return self.empty(images.shape)
-
-    def empty(self, shape: Sequence[int]) -> torch.Tensor:
-        """Return an uninitialised, contiguous tensor of this shape on the host."""
-        size = math.prod(shape)
+        size = images.numel()
         for index in range(len(self._buffers)):
             if _references(self._buffers, index) == _UNHELD and self._buffers[index].size >= size:
-                return torch.from_numpy(self._buffers[index][:size]).view(*shape)
+                return torch.from_numpy(self._buffers[index][:size]).view(images.shape)
         self._buffers = [np.empty(size, dtype=np.uint8), *self._buffers[: _BUFFERS - 1]]
-        return torch.from_numpy(self._buffers[0]).view(*shape)
+        return torch.from_numpy(self._buffers[0]).view(images.shape)
 
 
 def _references(buffers: list[npt.NDArray[np.uint8]], index: int) -> int:

@@ -55,16 +55,16 @@ class DaliLoader(Loader):
         sampler = self._sampler
         while sampler.batch < self.batches:
             # Read anew each time: somebody else may have iterated, or loaded another state.
-            self._run_to(sampler.epoch, sampler.batch)
-            images = self._decoded()
+            pipeline = self._run_to(sampler.epoch, sampler.batch)
+            images = self._decoded(pipeline)
             current = self._in_flight.popleft()
             labels, rows = torch.from_numpy(current.samples.labels), torch.from_numpy(current.samples.rows)
             with _one_torch_thread() if self._spec.augment == "none" else contextlib.nullcontext():
                 images = images[..., 0]
                 into = self._buffers.empty_like(images)
                 batch = collate(images, labels, rows, current.indices, self._spec, into)
-            self._running.release_outputs()
-            self._running.schedule_run()
+            pipeline.release_outputs()
+            pipeline.schedule_run()
             yield batch
 
     def close(self) -> None:
@@ -72,22 +72,21 @@ class DaliLoader(Loader):
         self._pipeline = None
         self._in_flight.clear()
 
-    @property
-    def _running(self) -> Pipeline:
-        assert self._pipeline is not None
-        return self._pipeline
-
-    def _run_to(self, epoch: int, batch: int) -> None:
-        # Make this batch the next one that the pipeline returns.
-        if self._in_flight and (self._in_flight[0].epoch, self._in_flight[0].batch) != (epoch, batch):
-            self._drain()
+    def _run_to(self, epoch: int, batch: int) -> Pipeline:
+        # Return the pipeline, whose next output is this batch.
         if self._pipeline is None:
             decoder = choose_decoder(self._spec, self._reader)
             self._pipeline = decoding_pipeline(self._next_encoded, self._spec.batch_size, decoder, self._spec.device)
+        if self._in_flight and self._in_flight[0][:2] != (epoch, batch):
+            while self._in_flight:
+                self._pipeline.share_outputs()
+                self._pipeline.release_outputs()
+                self._in_flight.popleft()
         if not self._in_flight:
             self._ahead = self._sampler.iter_ahead()
         while len(self._in_flight) < PREFETCH:
             self._pipeline.schedule_run()
+        return self._pipeline
 
     def _next_encoded(self) -> list[Any]:
         # Called by DALI when it has room for a batch.
@@ -96,14 +95,14 @@ class DaliLoader(Loader):
         self._in_flight.append(_InFlight(epoch, batch, indices, samples))
         return samples.images
 
-    def _decoded(self) -> torch.Tensor:
+    def _decoded(self, pipeline: Pipeline) -> torch.Tensor:
         # [n, S, S, 1] in DALI's memory, valid until release_outputs.
         try:
             # On a GPU the outputs are bound to torch's stream: DALI reuses their memory only after
             # what torch has queued on it, and nothing waits on the host.
             gpu = self._spec.device.type == "cuda"
             stream = torch.cuda.current_stream(self._spec.device) if gpu else None
-            (images,) = self._running.share_outputs(cuda_stream=stream)
+            (images,) = pipeline.share_outputs(cuda_stream=stream)
             decoded = torch.utils.dlpack.from_dlpack(images.as_tensor())
             if list(decoded.shape[1:]) != [self._size, self._size, 1]:
                 raise ValueError(f"images decode to {list(decoded.shape[1:])}")
@@ -119,13 +118,6 @@ class DaliLoader(Loader):
             if culprit is None:
                 raise
             raise BadData(f"{culprit} does not decode; pack again") from error
-
-    def _drain(self) -> None:
-        # Discard the batches in flight.
-        while self._pipeline is not None and self._in_flight:
-            self._pipeline.share_outputs()
-            self._pipeline.release_outputs()
-            self._in_flight.popleft()
 
     def _undecodable(self) -> str | None:
         for each in self._in_flight:

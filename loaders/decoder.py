@@ -2,14 +2,14 @@
 
 On a CPU one thread more than there are cores is best: while one thread of Python hands over bytes and
 flips a batch, the decoders keep the cores busy (python -m benchmarks.loader: 1.00 to 1.08 times two
-threads on two cores, run by run). On a GPU only a benchmark can tell: its hardware decoder, its cores
-and the CPU share the work, and the shares depend on all three. It runs once for a machine, a shard
-folder and a batch size; the choice is cached.
+threads on two cores, run by run). On a GPU only a benchmark can tell, since its hardware decoder, its cores
+and the CPU share the work. It runs once for a machine, a shard folder and a batch size.
 """
 
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import itertools
 import json
@@ -66,7 +66,7 @@ def choose_decoder(spec: LoaderSpec, reader: SplitReader) -> Decoder:
         return Decoder("cpu", threads)
     if spec.threads or not (spec.training and len(reader)):
         return Decoder("mixed", threads, 0.65)  # DALI's own default share
-    return load_or_tune(spec, candidates(available_cores()), lambda tried: benchmark(spec, reader, tried))
+    return load_or_tune(spec, candidates(available_cores()), functools.partial(benchmark, spec, reader))
 
 
 def candidates(cores: int) -> list[Decoder]:

@@ -1,4 +1,4 @@
-"""The contract of every loader: what it yields, how it resumes, and the base class that keeps both."""
+"""The contract of every loader, as the base class that keeps it, and the loader that decodes nothing."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -76,3 +76,29 @@ class Loader(ABC):
 
     def close(self) -> None:  # noqa: B027  (not every loader holds something)
         """Free processes, threads and memory; a closed loader starts again when it is iterated."""
+
+
+class SyntheticLoader(Loader):
+    """One fixed batch of noise, repeated: for benchmarks, the ceiling that no loader can pass.
+
+    Shapes, the number of batches and the state are those of a real loader. Labels and rows are those of the
+    split's first samples, repeated to fill the batch.
+    """
+
+    def __init__(self, spec: LoaderSpec) -> None:
+        rows, labels = spec.shards.rows(spec.split), spec.shards.labels(spec.split)
+        super().__init__(spec, len(rows))
+        size = spec.shards.manifest.size
+        generator = torch.Generator().manual_seed(spec.seed)
+        images = torch.randint(0, 256, (spec.batch_size, size, size, 1), dtype=torch.uint8, generator=generator)
+        first = [n % len(rows) for n in range(spec.batch_size)] if len(rows) else []
+        self._batch = Batch(
+            images.permute(0, 3, 1, 2).to(spec.device),
+            torch.from_numpy(labels[first]).to(spec.device),
+            torch.from_numpy(rows[first]).to(spec.device),
+        )
+
+    def _epoch(self) -> Iterator[Batch]:
+        for indices in self._sampler.remaining():
+            count = len(indices.positions) * self._spec.copies
+            yield Batch(*(tensor[:count] for tensor in self._batch))

@@ -1,9 +1,12 @@
-"""The loaders by name, each imported when it is made, and the choice of `auto`."""
+"""The loaders by name, and the choice of `auto`; what may not be installed is imported when it is made."""
 
+import functools
 from collections.abc import Callable
 
-from loaders.loader import Loader
+from loaders.loader import Loader, SyntheticLoader
+from loaders.resident import ResidentLoader, resident_device
 from loaders.spec import LoaderSpec
+from loaders.torch_loader import TorchLoader
 from shards.errors import ResourceMissing
 
 
@@ -18,24 +21,6 @@ def _dali(spec: LoaderSpec) -> Loader:
     return DaliLoader(spec)
 
 
-def _resident(spec: LoaderSpec) -> Loader:
-    from loaders.resident import ResidentLoader
-
-    return ResidentLoader(spec, streaming_loader)
-
-
-def _dataloader(spec: LoaderSpec) -> Loader:
-    from loaders.torch_loader import TorchLoader
-
-    return TorchLoader(spec)
-
-
-def _synthetic(spec: LoaderSpec) -> Loader:
-    from loaders.synthetic import SyntheticLoader
-
-    return SyntheticLoader(spec)
-
-
 def _webdataset(spec: LoaderSpec) -> Loader:
     try:
         from loaders.web import WebLoader
@@ -47,12 +32,17 @@ def _webdataset(spec: LoaderSpec) -> Loader:
     return WebLoader(spec)
 
 
+def streaming_loader(spec: LoaderSpec) -> Loader:
+    """Return the loader for a single pass: dali, or dataloader where DALI is not installed."""
+    return make_loader("dali" if _has_dali() else "dataloader", spec)
+
+
 LOADERS: dict[str, Callable[[LoaderSpec], Loader]] = {
     "dali": _dali,
-    "resident": _resident,
+    "resident": functools.partial(ResidentLoader, make_decoding=streaming_loader),
     "webdataset": _webdataset,
-    "dataloader": _dataloader,
-    "synthetic": _synthetic,
+    "dataloader": TorchLoader,
+    "synthetic": SyntheticLoader,
 }
 LOADER_CHOICES = ("auto", *LOADERS)
 
@@ -63,19 +53,12 @@ def choose_loader(spec: LoaderSpec) -> tuple[str, str]:
     resident where the decoded split fits in its share of the free memory of the device or of the
     host, else dali, else dataloader where DALI is not installed. Changes nothing.
     """
-    from loaders.resident import resident_device
-
     device, figures = resident_device(spec)
     if device is not None:
         return "resident", f"kept in the memory of {device}: {figures}"
     if _has_dali():
         return "dali", f"decoded anew each epoch: {figures}"
     return "dataloader", f"decoded anew each epoch, without DALI, which cannot be imported: {figures}"
-
-
-def streaming_loader(spec: LoaderSpec) -> Loader:
-    """Return the loader for a single pass: dali, or dataloader where DALI is not installed."""
-    return make_loader("dali" if _has_dali() else "dataloader", spec)
 
 
 def make_loader(name: str, spec: LoaderSpec) -> Loader:

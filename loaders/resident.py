@@ -6,17 +6,14 @@ workstation. After the first decoding an epoch costs a gather and the flips.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from loaders.collate import BufferPool, collate
+from loaders.collate import BufferPool, collate, prefetch_to_device
 from loaders.loader import Batch, Loader
-from loaders.memory import pick_device
-from loaders.prefetch import prefetch_to_device
-from loaders.shared_memory import SharedMemory, remove_stale, shared_bytes, stale_bytes
+from loaders.memory import SharedMemory, pick_device, remove_stale, shared_bytes, stale_bytes
 from loaders.spec import LoaderSpec
 from shards.console import progress_bar
 from shards.errors import ResourceMissing
@@ -69,9 +66,12 @@ class ResidentLoader(Loader):
     def _batches(self) -> Iterator[Batch]:
         images = self._resident_images()
         rows = torch.from_numpy(self._rows).to(self._device)
+        is_there = self._device == self._spec.device
         for indices in self._sampler.remaining():
             positions = torch.from_numpy(indices.positions).to(self._device, non_blocking=True)
-            chosen = self._empty(len(positions))
+            like = images[: len(positions)]
+            # Pinned where it is copied to a GPU from the host.
+            chosen = self._buffers.empty_like(like) if is_there else torch.empty_like(like, pin_memory=True)
             torch.index_select(_as_int64(images), 0, positions, out=_as_int64(chosen))
             labels, batch_rows = self._labels.index_select(0, positions), rows.index_select(0, positions)
             yield collate(chosen, labels, batch_rows, indices, self._spec)
@@ -83,19 +83,13 @@ class ResidentLoader(Loader):
             self._shared.close()
             self._shared = None
 
-    def _empty(self, count: int) -> torch.Tensor:
-        # uint8 [count, S, S] on the images' device, pinned where they are copied to a GPU from there.
-        shape = (count, *self._shape[1:])
-        if self._device == self._spec.device == _CPU:
-            return self._buffers.empty(shape)
-        pinned = self._device != self._spec.device
-        return torch.empty(shape, dtype=torch.uint8, device=self._device, pin_memory=pinned)
-
     def _resident_images(self) -> torch.Tensor:
         # uint8 [N, S, S].
         if self._images is None:
             if self._device == _CPU and self._spec.world_size > 1:
-                self._images = self._shared_images()
+                # The first rank decodes, the others wait for it.
+                self._shared = SharedMemory(_shared_name(self._spec), math.prod(self._shape), self._decode_into)
+                self._images = torch.from_numpy(self._shared.memory).view(self._shape)
             else:
                 self._images = torch.empty(self._shape, dtype=torch.uint8, device=self._device)
                 self._decode_into(self._images)
@@ -105,36 +99,20 @@ class ResidentLoader(Loader):
             self._labels = torch.from_numpy(labels).to(self._device)
         return self._images
 
-    def _decode_into(self, images: torch.Tensor) -> None:
-        once = replace(
-            self._spec,
-            batch_size=_DECODE_BATCH,
-            device=self._device,
-            training=False,
-            flip="none",
-            augment="none",
-            rank=0,
-            world_size=1,
-        )
+    def _decode_into(self, memory: torch.Tensor | npt.NDArray[np.uint8]) -> None:
+        images, spec = torch.as_tensor(memory).view(self._shape), self._spec
+        once = LoaderSpec(spec.shards, spec.split, _DECODE_BATCH, self._device, training=False, threads=spec.threads)
         start = 0
-        quiet = self._device != _CPU and self._spec.rank > 0  # every rank fills its own GPU
+        quiet = self._device != _CPU and spec.rank > 0  # every rank fills its own GPU
         with (
             self._make_decoding(once) as loader,
-            progress_bar(len(images), f"decoding {self._spec.split}", "img", disable=quiet) as bar,
+            progress_bar(len(images), f"decoding {spec.split}", "img", disable=quiet) as bar,
         ):
             for batch in loader:
                 end = start + len(batch.images)
                 images[start:end] = batch.images[:, 0]
                 start = end
                 bar.update(len(batch.images))
-
-    def _shared_images(self) -> torch.Tensor:
-        # The first rank decodes, the others wait for it.
-        def fill(memory: npt.NDArray[np.uint8]) -> None:
-            self._decode_into(torch.from_numpy(memory).view(self._shape))
-
-        self._shared = SharedMemory(_shared_name(self._spec), math.prod(self._shape), fill)
-        return torch.from_numpy(self._shared.memory).view(self._shape)
 
 
 def _shared_name(spec: LoaderSpec) -> str:

@@ -1,7 +1,7 @@
 """The order, flips and batches of every epoch: a pure function of (seed, epoch).
 
-It depends on no thread and no timing, and is the same for all loaders but webdataset. So a resume is
-exact: the state is two counters and the identity of the data.
+It is the same for all loaders but webdataset. A resume is exact: the state is two counters and the
+identity of the data.
 """
 
 from collections.abc import Iterator
@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from loaders.augment import PARAMETERS, draw
-from loaders.spec import Augment, LoaderSpec
+from loaders.spec import LoaderSpec
 from shards.errors import CannotResume
 
-_ORDER, _FLIP, _AUGMENT = 0, 1, 2
+_ORDER, _FLIP, _AUGMENT = 0, 1, 2  # random streams of an epoch
+_BINDING = ("split", "training", "batch_size", "flip", "augment", "seed", "world_size")
 
 
 class BatchIndices(NamedTuple):
@@ -38,33 +39,31 @@ def epoch_flips(samples: int, seed: int, epoch: int) -> npt.NDArray[np.bool_]:
     return np.random.default_rng([seed, epoch, _FLIP]).random(samples) < 0.5
 
 
-def epoch_distortions(images: int, augment: Augment, seed: int, epoch: int) -> npt.NDArray[np.float32] | None:
-    """Return float32 [images, PARAMETERS], how each image of the epoch is distorted, or None."""
-    return None if augment == "none" else draw(images, augment, np.random.default_rng([seed, epoch, _AUGMENT]))
-
-
 class EpochSampler:
     """The batches of this rank, epoch after epoch, and how many of them have been yielded.
 
     Of n ranks, rank r takes every n-th index of the common order from the r-th on: the union is the
     split, sizes differ by at most one, and ranks mix anew every epoch.
 
-    Within a batch the mirrored images come first, so that they are flipped as one piece of memory.
-    Which indices of an epoch are mirrored does not depend on the samples there, so the order stays
-    uniform.
+    Within a batch the mirrored images come first, so that they are flipped as one piece of memory. Which
+    indices are mirrored does not depend on the samples there, so the order stays uniform.
     """
 
     def __init__(self, spec: LoaderSpec, samples: int) -> None:
         self._spec = spec
         self._split_samples = samples
         self._rank_samples = len(range(spec.rank, samples, spec.world_size))
-        self._per_batch = spec.batch_size // 2 if spec.flip == "both" else spec.batch_size
-        self.samples = self._rank_samples * (2 if spec.flip == "both" else 1)
+        self._per_batch = spec.batch_size // spec.copies
+        self.samples = self._rank_samples * spec.copies
         """Images an epoch on this rank, mirrors counted."""
         self.batches = -(-self._rank_samples // self._per_batch)
         """Batches an epoch on this rank."""
         self.epoch = 0
         self.batch = 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the positions alone of the remaining batches: a `batch_sampler` of torch's DataLoader."""
+        return (indices.positions.tolist() for indices in self.remaining())
 
     def remaining(self) -> Iterator[BatchIndices]:
         """Yield the batches of this epoch after the last one yielded; changes no state."""
@@ -84,12 +83,12 @@ class EpochSampler:
         mirrored = np.zeros(total, dtype=np.bool_)
         if spec.flip == "random":
             mirrored = epoch_flips(total, spec.seed, epoch)
-        copies = 2 if spec.flip == "both" else 1
-        distortions = epoch_distortions(copies * total, spec.augment, spec.seed, epoch)
         mine = slice(spec.rank, None, spec.world_size)
         order, mirrored = order[mine], mirrored[mine]
-        if distortions is not None:
-            distortions = distortions.reshape(total, copies, PARAMETERS)[mine]
+        distortions = None
+        if spec.augment != "none":
+            drawn = draw(spec.copies * total, spec.augment, np.random.default_rng([spec.seed, epoch, _AUGMENT]))
+            distortions = drawn.reshape(total, spec.copies, PARAMETERS)[mine]
         for start in range(first * self._per_batch, self._rank_samples, self._per_batch):
             chunk = slice(start, start + self._per_batch)
             mirrored_first = np.argsort(~mirrored[chunk], kind="stable")
@@ -128,14 +127,4 @@ class EpochSampler:
         self.epoch, self.batch = state["epoch"], state["batch"]
 
     def _identity(self) -> dict[str, Any]:
-        spec = self._spec
-        return {
-            "manifest": spec.shards.digest,
-            "split": spec.split,
-            "training": spec.training,
-            "batch_size": spec.batch_size,
-            "flip": spec.flip,
-            "augment": spec.augment,
-            "seed": spec.seed,
-            "world_size": spec.world_size,
-        }
+        return {"manifest": self._spec.shards.digest, **{name: getattr(self._spec, name) for name in _BINDING}}

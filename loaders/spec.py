@@ -28,11 +28,10 @@ class LoaderSpec:
     """True: a uniform permutation of the split, another one each epoch, with flips.
     False: row order, no flips."""
     flip: Flip = "none"
-    """none; random: each image is mirrored with probability 1/2; both: each image and its
-    mirror in every epoch, decoded once, side by side in one batch. Only in training."""
+    """random: each image is mirrored with probability 1/2; both: each image and its mirror in every epoch,
+    decoded once, in one batch. Only in training."""
     augment: Augment = "none"
-    """Small random rotations, shifts, scales, brightness and contrast; see loaders.augment. Only in
-    training."""
+    """Small random changes of place, size, brightness and contrast; see loaders.augment. Only in training."""
     seed: int = 0
     rank: int = 0
     world_size: int = 1
@@ -40,12 +39,10 @@ class LoaderSpec:
     """Decoding threads or processes; 0: the loader chooses."""
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise ValueError(f"split {self.split!r} is none of {', '.join(SPLITS)}")
-        if self.flip not in get_args(Flip):
-            raise ValueError(f"flip {self.flip!r} is none of {', '.join(get_args(Flip))}")
-        if self.augment not in get_args(Augment):
-            raise ValueError(f"augment {self.augment!r} is none of {', '.join(get_args(Augment))}")
+        choices = {"split": SPLITS, "flip": get_args(Flip), "augment": get_args(Augment)}
+        for field, known in choices.items():
+            if (value := getattr(self, field)) not in known:
+                raise ValueError(f"{field} {value!r} is none of {', '.join(known)}")
         if self.batch_size < 1:
             raise ValueError(f"batch size {self.batch_size} is below 1")
         if self.flip == "both" and self.batch_size % 2:
@@ -54,3 +51,8 @@ class LoaderSpec:
             raise ValueError(f"rank {self.rank} is outside 0..{self.world_size - 1}")
         if not self.training and (self.flip, self.augment) != ("none", "none"):
             raise ValueError("flip and augment are for training; evaluation sees every image as it is")
+
+    @property
+    def copies(self) -> int:
+        """Images of a batch from each that is decoded: with flip both, itself and its mirror."""
+        return 2 if self.flip == "both" else 1

@@ -24,18 +24,15 @@ import numpy.typing as npt
 import torch
 import webdataset
 from torch.utils.data import IterableDataset, get_worker_info
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from loaders.collate import collate
 from loaders.loader import Batch, Loader
-from loaders.prefetch import prefetch_to_device
 from loaders.spec import LoaderSpec
-from loaders.torch_loader import Decoded, decode_batch
-from loaders.worker_pool import WorkerPool, share
+from loaders.worker_pool import Decoded, WorkerPool, decode_batch, no_shared_memory
 from shards.errors import BadData, CannotResume, ResourceMissing
 from shards.findings import FINDINGS
 from shards.folder import check_labels
 from shards.index import read_index
-from shards.processes import available_cores
 
 NAME = "webdataset"
 CHUNK = 32
@@ -43,9 +40,7 @@ CHUNK = 32
 BUFFER_BYTES = 16 * 2**20
 """Of encoded samples in a process's shuffle buffer: about 1,000 at 224 px, those of 30 chunks."""
 _TAR_BLOCK = 512
-# After the random streams 0 to 2 of loaders.sampler.
-_CHUNKS = 3
-_SCHEME = "cxrapid-slice"
+_CHUNKS = 3  # after the random streams 0 to 2 of loaders.sampler
 _ORDER = 2
 """The version of the order in training: a state of another version continues another epoch."""
 
@@ -60,23 +55,15 @@ class WebLoader(Loader):
     def __init__(self, spec: LoaderSpec) -> None:
         self._dataset = ShardIterableDataset(spec)
         super().__init__(spec, self._dataset.samples)
-        self._workers = max(1, min(spec.threads or available_cores(), self.batches))
-        pin = spec.device.type == "cuda"
-        self._pool = WorkerPool(self._dataset, NAME, self._workers, files=1, batch_size=None, pin_memory=pin)
+        self._pool = WorkerPool(NAME, self._dataset, spec, self._sampler, files=1, batch_size=None)
 
     def _epoch(self) -> Iterator[Batch]:
-        return prefetch_to_device(self._batches(), self._spec.device)
-
-    def _batches(self) -> Iterator[Batch]:
         self._dataset.start_at(self._sampler.epoch, self._sampler.batch)
-        # The sampler's flips and distortions; which samples they fall on is the dataset's choice.
-        for indices, decoded in zip(self._sampler.remaining(), self._pool.epoch(), strict=True):
-            labels, rows = torch.from_numpy(decoded.labels), torch.from_numpy(decoded.rows)
-            yield collate(decoded.images, labels, rows, indices, self._spec)
+        return self._pool.batches()
 
     def state_dict(self) -> dict[str, Any]:
         """See Loader."""
-        return {**super().state_dict(), "workers": self._workers, "order": _ORDER}
+        return {**super().state_dict(), "workers": self._pool.workers, "order": _ORDER}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See Loader; also raises CannotResume for another number of processes or version of the order."""
@@ -85,12 +72,10 @@ class WebLoader(Loader):
                 "the loader's state does not fit: this version of the webdataset loader orders samples "
                 "differently; train under a new --name"
             )
-        workers = state.get("workers")
-        if workers != self._workers:
+        workers, now = state.get("workers"), self._pool.workers
+        if workers != now:
             way_out = f"; --threads {workers} continues it" if workers else ""
-            raise CannotResume(
-                f"the loader's state does not fit: workers was {workers}, is now {self._workers}{way_out}"
-            )
+            raise CannotResume(f"the loader's state does not fit: workers was {workers}, is now {now}{way_out}")
         super().load_state_dict(state)
 
     def close(self) -> None:
@@ -102,29 +87,28 @@ class ShardIterableDataset(IterableDataset[Decoded | click.ClickException]):
     """What each process runs: its batches of an epoch, or at last the error that ended it."""
 
     def __init__(self, spec: LoaderSpec) -> None:
-        manifest = spec.shards.manifest
-        shards = manifest.shards_of(spec.split)
-        self._members = (manifest.extension, "labels", "row")
-        self._size = manifest.size
+        # Not the spec itself: it is pickled to each process, with a manifest that grows with the set.
         self._training, self._seed = spec.training, spec.seed
         self._rank, self._world_size = spec.rank, spec.world_size
-        self._per_batch = spec.batch_size // 2 if spec.flip == "both" else spec.batch_size
-        self._tars = [str(spec.shards.path.absolute() / shard.name) for shard in shards]
+        self._per_batch = spec.batch_size // spec.copies
+        folder, manifest = spec.shards.path, spec.shards.manifest
+        self._size = manifest.size
+        self._members = (manifest.extension, "labels", "row")
+        shards = manifest.shards_of(spec.split)
+        self._tars = [str(folder.absolute() / shard.name) for shard in shards]
         self._counts = [shard.samples for shard in shards]
-        rows = spec.shards.rows(spec.split)
+        rows, labels = spec.shards.rows(spec.split), spec.shards.labels(spec.split)
         self.samples = len(rows)
         if sum(self._counts) != self.samples:
-            raise BadData(f"{spec.shards.path}: {self.samples} entries of {spec.split}, {sum(self._counts)} samples")
-        indexes = [read_index((spec.shards.path / s.name).with_suffix(".idx"), self._members) for s in shards]
-        offsets = np.concatenate(indexes) if indexes else np.empty((0, 3, 2), dtype=np.int64)
+            raise BadData(f"{folder}: {self.samples} entries of {spec.split}, {sum(self._counts)} samples")
+        indexes = [read_index((folder / shard.name).with_suffix(".idx"), self._members) for shard in shards]
+        offsets = np.concatenate([*indexes, np.empty((0, 3, 2), dtype=np.int64)])
         # A sample reaches from the header of its image to the end of the one block of its row.
         extents = np.stack([offsets[:, 0, 0] - _TAR_BLOCK, offsets[:, 2, 0] + _TAR_BLOCK], 1)
         # Shared: a process gets a name instead of the values, so that the next can start at once.
-        self._rows, self._labels, self._extents, self._start = (
-            share(torch.from_numpy(values), NAME)
-            for values in (rows, spec.shards.labels(spec.split), extents, np.zeros(2, dtype=np.int64))
-        )
-        self._buffer = max(CHUNK, BUFFER_BYTES * self.samples // max(1, sum(s.bytes for s in shards)))
+        self._rows, self._labels, self._extents = _shared(rows), _shared(labels), _shared(extents)
+        self._start = _shared(np.zeros(2, dtype=np.int64))
+        self._buffer = max(CHUNK, BUFFER_BYTES * self.samples // max(1, sum(shard.bytes for shard in shards)))
 
     def start_at(self, epoch: int, batch: int) -> None:
         """Make the next iteration begin at this batch, also in processes that run already."""
@@ -159,8 +143,7 @@ class ShardIterableDataset(IterableDataset[Decoded | click.ClickException]):
         if self._training:
             sequence = np.random.default_rng([self._seed, epoch, _CHUNKS]).permutation(int(starts.sum()))
             order = np.argsort(sequence[chunk_of], kind="stable")
-            sizes = [len(range(rank, self.samples, self._world_size)) for rank in range(self._rank + 1)]
-            mine = order[sum(sizes[:-1]) : sum(sizes)]
+            mine = np.array_split(order, self._world_size)[self._rank]
         else:
             mine = np.arange(self._rank, self.samples, self._world_size)
         share_of = np.arange(len(mine)) // self._per_batch % workers
@@ -175,7 +158,10 @@ class ShardIterableDataset(IterableDataset[Decoded | click.ClickException]):
             tar = self._tars[int(np.searchsorted(ends, positions[0], side="right"))]
             start, end = int(self._extents[positions[0], 0]), int(self._extents[positions[-1], 1])
             try:
-                samples = webdataset.tarfile_samples([{"url": f"{_SCHEME}:{start}:{end}:{tar}"}])
+                with open(tar, "rb") as file:
+                    file.seek(start)
+                    chunk = io.BytesIO(file.read(end - start))
+                samples = group_by_keys(tar_file_expander([{"url": tar, "stream": chunk}]))
                 found = {sample["__key__"]: sample for sample in samples}
             except FileNotFoundError as error:
                 raise BadData(f"{tar} is missing; pack again") from error
@@ -184,8 +170,7 @@ class ShardIterableDataset(IterableDataset[Decoded | click.ClickException]):
             except (tarfile.TarError, ValueError) as error:
                 # Webdataset adds to the arguments of an error.
                 raise BadData(f"{tar} cannot be read: {error.args[0]}; pack again") from error
-            expected = zip(self._rows[positions].tolist(), self._labels[positions].numpy(), strict=True)
-            for row, labels in expected:
+            for row, labels in zip(self._rows[positions].tolist(), self._labels[positions].numpy(), strict=True):
                 yield self._verified(found.get(f"{row:08d}", {}), f"{tar}, sample {row:08d}", row, labels)
 
     def _verified(self, sample: dict[str, Any], name: str, row: int, labels: npt.NDArray[np.uint8]) -> dict[str, Any]:
@@ -205,13 +190,8 @@ class ShardIterableDataset(IterableDataset[Decoded | click.ClickException]):
         return Decoded(images, np.stack([sample["labels"] for sample in samples]), rows)
 
 
-def _open_slice(url: str, *_options: Any, **_keywords: Any) -> io.BytesIO:
-    # SCHEME:START:END:PATH. A scheme of our own, since webdataset takes a path with `pipe:` or `::` in it
-    # for a command.
-    _, start, end, path = url.split(":", 3)
-    with open(path, "rb") as file:
-        file.seek(int(start))
-        return io.BytesIO(file.read(int(end) - int(start)))
-
-
-webdataset.gopen_schemes[_SCHEME] = _open_slice
+def _shared(values: npt.NDArray[Any]) -> torch.Tensor:
+    try:
+        return torch.from_numpy(values).share_memory_()  # type: ignore[no-untyped-call,no-any-return]
+    except RuntimeError as error:
+        raise no_shared_memory(NAME) from error

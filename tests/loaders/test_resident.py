@@ -11,7 +11,6 @@ import torch
 
 import loaders.memory
 import loaders.registry
-import loaders.shared_memory
 from loaders import Batch, Loader, LoaderSpec, choose_loader, make_loader
 from loaders.resident import SHARE, ResidentLoader, resident_device
 from shards.errors import ResourceMissing
@@ -34,7 +33,7 @@ def test_two_epochs_are_those_of_dali_to_the_bit(phantom_shards: ShardFolder, au
 def test_the_ranks_of_a_machine_decode_once_and_leave_nothing_behind(
     phantom_shards: ShardFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loaders.shared_memory, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(loaders.memory, "_folder", lambda: tmp_path)
     decoded = []
 
     def decoding(spec: LoaderSpec) -> Loader:

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-import loaders.shared_memory
-from loaders.shared_memory import SharedMemory, remove_stale, shared_bytes, stale_bytes
+import loaders.memory
+from loaders.memory import SharedMemory, remove_stale, shared_bytes, stale_bytes
 from shards.errors import ResourceMissing
 
 SIZE = 1000
@@ -19,7 +19,7 @@ SIZE = 1000
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(loaders.shared_memory, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(loaders.memory, "_folder", lambda: tmp_path)
     return tmp_path
 
 
@@ -67,7 +67,7 @@ def test_what_belongs_to_the_same_shards_is_spared(folder: Path) -> None:
 
 
 def hold(folder: Path, pipe: Connection) -> None:
-    loaders.shared_memory._folder = lambda: folder
+    loaders.memory._folder = lambda: folder
     SharedMemory("images", SIZE, sevens)
     pipe.send("held")
     pipe.recv()
