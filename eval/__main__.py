@@ -4,14 +4,15 @@ if __name__ == "__main__":
     import shards.startup  # noqa: F401  first: Ctrl-C ends in one line while the rest is imported
 
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import click
 
 from eval.options import (
     CALIBRATIONS,
     EvaluationOptions,
-    batch_size_option,
+    PredictOptions,
+    Protocol,
     json_option,
     read_rule,
     resamples_option,
@@ -28,6 +29,9 @@ from shards.manifest import read_manifest
 from shards.processes import graceful_exit
 from trainer.devices import DEVICE_CHOICES
 from trainer.run_directory import RunDirectory, find_run, list_runs
+
+if TYPE_CHECKING:  # it takes a second to import
+    from eval.scores.calibration import Method
 
 
 class _Macro(TypedDict):
@@ -97,7 +101,13 @@ class _Metrics(TypedDict):
     "--force", cls=RenamedOption, formerly="--again", is_flag=True, help="Predict even where predictions are stored."
 )
 @click.option("--report/--no-report", default=True, help="Also draw the plots and write report.html.")
-@batch_size_option()
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1, 2**20),
+    default=64,
+    metavar="IMAGES",
+    help="Images a step; affects speed and memory only.",
+)
 @click.option(
     "--device",
     default="auto",
@@ -112,7 +122,7 @@ def main(
     shards: Path | None,
     allow_other_shards: bool,
     rule: str,
-    calibration: str,
+    calibration: 'Method | Literal["none"]',
     resamples: int,
     seed: int,
     tta: bool,
@@ -129,12 +139,12 @@ def main(
 ) -> None:
     """Score each RUN, given by name or path: thresholds and calibration from val, all else on the split.
 
-    Writes predictions, thresholds, scores, pictures and report.html to RUN/eval/SPLIT/. A plain evaluation
-    sets what RUN decides by, in decisions.json; one by another --threshold-rule or --calibration or with --tta is a
-    what-if: it writes to SPLIT-RULE/, and sets nothing without --set-decisions. Predictions are made once:
-    scoring again needs neither torch nor a GPU, but heat maps of other decisions do; --heatmaps 0 leaves
-    them out. --average writes to A+B/eval/SPLIT/ beside the first run, --compare to A-vs-B/eval/SPLIT/; the
-    runs themselves are only read, and predicted where they were not yet. Without RUN, lists the runs.
+    Writes predictions, thresholds, scores, pictures and report.html to RUN/eval/SPLIT/. A plain evaluation sets what
+    RUN decides by, in decisions.json; one by another --threshold-rule or --calibration or with --tta is a what-if: it
+    writes to SPLIT-RULE/, and sets nothing without --set-decisions. Predictions are made once: scoring again needs
+    neither torch nor a GPU, but heat maps of other decisions do; --heatmaps 0 leaves them out. --average writes to
+    A+B/eval/SPLIT/ beside the first run, --compare to A-vs-B/eval/SPLIT/; the runs themselves are only read, and
+    predicted where they were not yet. Without RUN, lists the runs.
     """
     if not names:
         _list(runs)
@@ -145,8 +155,9 @@ def main(
         raise click.UsageError("--compare needs --resamples: its intervals and p-values come from them")
     if boxes is not None and not heatmaps:
         raise click.UsageError("--boxes needs heat maps, which --heatmaps 0 leaves out")
-    together = average or compare
-    if together and (option := _of_one_run(boxes, force=force, set_decisions=set_decisions)):
+    of_one_run = {"--boxes": boxes is not None, "--force": force, "--set-decisions": set_decisions}
+    option = next((option for option, is_given in of_one_run.items() if is_given), None)
+    if (average or compare) and option is not None:
         raise click.UsageError(
             f"{option} is for a run of its own: --average and --compare only read the runs; leave it out, or "
             "leave them out"
@@ -158,21 +169,14 @@ def main(
     if len({run.path.resolve() for run in found}) < len(found):
         raise click.UsageError("a run is given twice")
     options = EvaluationOptions(
-        selection=selection,
-        rule=chosen_rule,
-        calibration=calibration,
-        resamples=resamples,
-        seed=seed,
-        tta=tta,
+        protocol=Protocol(selection, chosen_rule, None if calibration == "none" else calibration, resamples, seed),
+        predict=PredictOptions(device, batch_size, tta=tta, force=force),
         set_decisions=set_decisions,
         average=average,
         compare=compare,
         heatmaps=heatmaps,
         boxes=None if boxes is None else read_box_list(boxes),
-        force=force,
         report=report,
-        batch_size=batch_size,
-        device=device,
         shards=shards,
         allow_other_shards=allow_other_shards,
         json_file=json_file,
@@ -185,12 +189,6 @@ def main(
         from eval.launch import launch
 
         launch(found, options)
-
-
-def _of_one_run(boxes: Path | None, *, force: bool, set_decisions: bool) -> str | None:
-    """Return a given option that changes a run or shows in its report alone, if there is one."""
-    given = {"--boxes": boxes is not None, "--force": force, "--set-decisions": set_decisions}
-    return next((option for option, is_given in given.items() if is_given), None)
 
 
 def _list(runs: Path) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 from eval.ensemble import Images, joint_folder, require_same_images
 from eval.evaluation import FITTED_ON, Evaluation
 from eval.result_files import remove, write_json, write_table
-from eval.scores.comparison import compare
+from eval.scores.bootstrap import compare
 from eval.scores.metrics import MEASURES
 from eval.training_log import duration, read_training_log
 from trainer.model_header import ModelHeader

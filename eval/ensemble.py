@@ -20,11 +20,11 @@ _LONGEST_NAME = 200  # bytes; file systems stop at 255, and temporary files add 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """What a run is scored on, in the order in which it is."""
+    """The images that a run is scored on, in their order."""
 
     run: str
     names: npt.NDArray[Any]
-    """[N], as the metadata has them."""
+    """[N], as in the metadata."""
     labels: npt.NDArray[Any]
     """[N, 14]."""
     patients: npt.NDArray[np.int64]
@@ -47,32 +47,29 @@ class Images:
 def require_same_images(all_images: Sequence[Images], split: str) -> None:
     """Raise BadData, naming the first image that differs, unless all are the same images and labels.
 
-    The shards may differ in their pixels: runs of different input sizes have different ones. Where each
-    run was trained on the shards it is scored on, equal val and equal test images also mean that none
-    was trained on what another is scored on; under --allow-other-shards they say nothing of it.
+    The shards may differ in their pixels: runs of different input sizes have different ones. Where each run was trained
+    on the shards it is scored on, equal val and equal test images also mean that none was trained on what another is
+    scored on; under --allow-other-shards they do not.
     """
     for other in all_images[1:]:
-        _require_same(all_images[0], other, f"{all_images[0].run} and {other.run}", split)
-
-
-def _require_same(first: Images, other: Images, both: str, split: str) -> None:
-    here = f"{both} cannot be put together on {split}"
-    if only := set(first.names) ^ set(other.names):
-        example = min(only)
-        whose = first.run if example in set(first.names) else other.run
-        raise BadData(
-            f"{here}: {len(only)} images are scored for one of them alone, the first is {example}, of "
-            f"{whose}; train both on shards with the same split"
-        )
-    differing = np.flatnonzero(first.names != other.names)
-    if len(differing):
-        raise BadData(
-            f"{here}: the same images stand in another order, from {first.names[differing[0]]} on; pack both "
-            "from the same metadata"
-        )
-    wrong = (first.labels != other.labels).any(axis=1) | (first.patients != other.patients)
-    if wrong.any():
-        raise BadData(f"{here}: the labels or the patient of {first.names[wrong][0]} differ")
+        first = all_images[0]
+        here = f"{first.run} and {other.run} cannot be put together on {split}"
+        if only := set(first.names) ^ set(other.names):
+            example = min(only)
+            whose = first.run if example in set(first.names) else other.run
+            raise BadData(
+                f"{here}: {len(only)} images are scored for one of them alone, the first is {example}, of "
+                f"{whose}; train both on shards with the same split"
+            )
+        differing = np.flatnonzero(first.names != other.names)
+        if len(differing):
+            raise BadData(
+                f"{here}: the same images are in another order, from {first.names[differing[0]]} on; pack both "
+                "from the same metadata"
+            )
+        wrong = (first.labels != other.labels).any(axis=1) | (first.patients != other.patients)
+        if wrong.any():
+            raise BadData(f"{here}: the labels or the patient of {first.names[wrong][0]} differ")
 
 
 Named = tuple[str, ShardFolder, Predictions]
@@ -82,8 +79,7 @@ Named = tuple[str, ShardFolder, Predictions]
 def average(members: Sequence[Named], split: str) -> Predictions:
     """Return the mean of the members' probabilities, with the rows of the first member's shards.
 
-    The mean is taken in float64 and rounded to float32, which all predictions are. Raises BadData as
-    `require_same_images` does.
+    The mean is taken in float64 and rounded to float32. Raises BadData as `require_same_images` does.
     """
     require_same_images([Images.of_predictions(*member) for member in members], split)
     _, _, first = members[0]

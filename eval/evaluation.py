@@ -1,6 +1,5 @@
 """The evaluation protocol: fit thresholds and calibration on val, score the selected images."""
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,15 @@ from eval.heatmaps.gallery import HeatMap
 from eval.heatmaps.localization import Localization
 from eval.operating_point import FITTED_ON as FITTED_ON
 from eval.operating_point import OperatingPoint
+from eval.options import Protocol
 from eval.predict.predictions import Predictions
 from eval.predict.scored_run import ScoredRun, folder_name
 from eval.predict.selection import Selection
 from eval.scores.bootstrap import CALIBRATED, Resampled, all_intervals, bootstrap
-from eval.scores.calibration import Method, fit_calibration
+from eval.scores.calibration import fit_calibration
 from eval.scores.metrics import DECIDED, ERRORS, RANKED, Scores, score
 from eval.scores.subgroups import Subgroups, subgroups
-from eval.scores.thresholds import F1, Floats, Rule, pick_thresholds
+from eval.scores.thresholds import Floats, pick_thresholds
 from shards.files import atomic_write_text
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
@@ -30,31 +30,12 @@ from trainer.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """The settings of an evaluation."""
-
-    selection: Selection
-    rule: Rule = F1
-    calibration: Method | None = "platt"
-    resamples: int = 1000
-    """Of the patients, for confidence intervals; 0: no intervals."""
-    seed: int = 0
-    """Of the resamples; the same for all evaluations that are compared."""
-
-    @property
-    def what_if(self) -> str:
-        """The suffix of the results folder; empty for the default rule and calibration."""
-        rule = "" if self.rule.name == F1.name else f"-{self.rule.name}"
-        return rule if self.calibration == "platt" else f"{rule}-calibration={self.calibration or 'none'}"
-
-
-@dataclass(frozen=True)
 class Explanation:
     """Where the model looks."""
 
     gallery: tuple[HeatMap, ...] = ()
     localization: Localization | None = None
-    """None where no box is known or heat maps were not asked for."""
+    """None where no box is known, or without heat maps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +50,7 @@ class Evaluation:
     """Of the weights of each run."""
     shards: ShardFolder
     scored_on: tuple[str, ...]
-    """Of each run the manifest digest of the shards it predicted; they differ where input sizes do."""
+    """Manifest digest of the shards that each run predicted; they differ where input sizes do."""
     split: str
     """val, test, or the name of the list."""
     folder: Path
@@ -99,12 +80,12 @@ class Evaluation:
 
     @property
     def trained_on(self) -> tuple[str, ...]:
-        """Of each run the manifest digest of the shards it was trained on."""
+        """Manifest digest of the shards that each run was trained on."""
         return tuple(str(header.metadata["manifest_sha256"]) for header in self.headers)
 
     @property
     def on_other_shards(self) -> tuple[str, ...]:
-        """The names of the runs that were trained on other shards than they are scored on."""
+        """The names of the runs trained on other shards than they are scored on."""
         each = zip(self.runs, self.trained_on, self.scored_on, strict=True)
         return tuple(run.name for run, trained_on, scored_on in each if trained_on != scored_on)
 
@@ -117,7 +98,7 @@ class Evaluation:
     def warnings(self) -> tuple[str, ...]:
         """One sentence for each thing left out or wrong, the gravest first; to be printed.
 
-        The subgroups have warnings of their own; one sentence sums them up.
+        One sentence sums up the warnings of the subgroups.
         """
         found = []
         if self.on_other_shards:
@@ -143,19 +124,19 @@ class Evaluation:
         return tuple(found)
 
 
-def fit(val: Predictions, protocol: Protocol, *, tta: bool) -> OperatingPoint:
+def _fit(val: Predictions, protocol: Protocol, *, tta: bool) -> OperatingPoint:
     """Fit thresholds and calibration on the predictions on val."""
-    fitted = None
+    calibration = None
     if protocol.calibration is not None:
         # One thread: faster on arrays this small, and rounding does not depend on the number of cores.
         with threadpool_limits(1, user_api="blas"):
-            fitted = fit_calibration(val.labels, val.probabilities, protocol.calibration, FINDINGS)
+            calibration = fit_calibration(val.labels, val.probabilities, protocol.calibration, FINDINGS)
     thresholds = pick_thresholds(val.labels, val.probabilities, protocol.rule)
-    return OperatingPoint(protocol.rule.name, thresholds, fitted, tta)
+    return OperatingPoint(protocol.rule.name, thresholds, calibration, tta)
 
 
 def is_plain(scored_run: ScoredRun, protocol: Protocol) -> bool:
-    """Tell a plain evaluation from a what-if: the defaults on val or test of the run's own shards."""
+    """Return whether this is a plain evaluation, not a what-if: the defaults on val or test of the run's own shards."""
     as_trained = scored_run.on_training_shards and not scored_run.options.tta
     return as_trained and not protocol.what_if and protocol.selection.images is None
 
@@ -165,43 +146,40 @@ def evaluate(scored_run: ScoredRun, protocol: Protocol) -> Evaluation:
 
     Errors are those of `ScoredRun.predict`.
     """
-    name = protocol.selection.name
-    predictions = {FITTED_ON: scored_run.predict(FITTED_ON, _val_file(scored_run, name))}
-    if name != FITTED_ON:
-        predictions[name] = scored_run.predict_selected(protocol.selection)
-    folder = scored_run.folder(name)
-    folder = folder.with_name(f"{folder.name}{protocol.what_if}")
+    selection = protocol.selection
+    folder, predictions = scored_run.folder(selection.name), _predict(scored_run, selection)
     return _score([scored_run], scored_run.run.name, folder, predictions, protocol)
 
 
 def evaluate_average(scored_runs: Sequence[ScoredRun], protocol: Protocol) -> Evaluation:
     """Score the mean probabilities of several runs on the same images, as if they were one model.
 
-    Thresholds and calibration are fitted on the mean. Files go to NAME+NAME/ beside the first run. Raises
-    BadData where images, labels or patients differ; other errors are those of `evaluate`.
+    Thresholds and calibration are fitted on the mean. Files go to NAME+NAME/ beside the first run. Raises BadData where
+    images, labels or patients differ; other errors are those of `evaluate`.
     """
-    first, name = scored_runs[0], protocol.selection.name
-    runs = [each.run for each in scored_runs]
-    folder = joint_folder(runs, "+") / folder_name(name, scored_runs)
-
-    def mean(split: str, of_runs: list[Predictions], file: str) -> Predictions:
-        named = [(each.run.name, each.shards, own) for each, own in zip(scored_runs, of_runs, strict=True)]
-        averaged = average(named, split)
-        atomic_write_text(folder / file, averaged.to_csv(first.shards))
-        return averaged
-
-    val = [each.predict(FITTED_ON, _val_file(each, name)) for each in scored_runs]
-    predictions = {FITTED_ON: mean(FITTED_ON, val, _val_file(first, name).name)}
-    if name != FITTED_ON:
-        scored = [each.predict_selected(protocol.selection) for each in scored_runs]
-        predictions[name] = mean(name, scored, "predictions.csv")
-    folder = folder.with_name(f"{folder.name}{protocol.what_if}")
+    runs, selection = [each.run for each in scored_runs], protocol.selection
+    folder = joint_folder(runs, "+") / folder_name(selection.name, scored_runs)
+    members = [_predict(each, selection) for each in scored_runs]
+    predictions = {}
+    for split in members[0]:
+        named = [(each.run.name, each.shards, own[split]) for each, own in zip(scored_runs, members, strict=True)]
+        predictions[split] = average(named, split)
+        text = predictions[split].to_csv(scored_runs[0].shards)
+        atomic_write_text(folder / _predictions_file(split, selection), text)
     return _score(scored_runs, joint_name(runs, "+"), folder, predictions, protocol)
 
 
-def _val_file(scored_run: ScoredRun, name: str) -> Path:
-    folder = scored_run.folder(name)
-    return folder / ("predictions.csv" if name == FITTED_ON else f"{FITTED_ON}_predictions.csv")
+def _predict(scored_run: ScoredRun, selection: Selection) -> dict[str, Predictions]:
+    """Return the predictions on val and on the selection."""
+    val_file = scored_run.folder(selection.name) / _predictions_file(FITTED_ON, selection)
+    predictions = {FITTED_ON: scored_run.predict(FITTED_ON, val_file)}
+    if selection.name != FITTED_ON:
+        predictions[selection.name] = scored_run.predict_selected(selection)
+    return predictions
+
+
+def _predictions_file(split: str, selection: Selection) -> str:
+    return "predictions.csv" if split == selection.name else f"{split}_predictions.csv"
 
 
 def _score(
@@ -209,22 +187,14 @@ def _score(
 ) -> Evaluation:
     split, shards = protocol.selection.name, scored_runs[0].shards
     scored = predictions[split]
-    fitted = fit(predictions[FITTED_ON], protocol, tta=scored_runs[0].options.tta)
+    fitted = _fit(predictions[FITTED_ON], protocol, tta=scored_runs[0].options.tta)
     calibrated = None if fitted.calibration is None else fitted.calibration.apply(scored.probabilities)
+    arrays, resamples, seed = (scored.labels, scored.probabilities), protocol.resamples, protocol.seed
     resampled, intervals = None, None
-    if protocol.resamples:
-        resampled = bootstrap(
-            scored.labels,
-            scored.probabilities,
-            fitted.thresholds,
-            scored.patients,
-            FINDINGS,
-            resamples=protocol.resamples,
-            seed=protocol.seed,
-        )
-        arrays = scored.labels, scored.probabilities, scored.patients
-        intervals = all_intervals(resampled, *arrays, calibrated)
-    scores = score(scored.labels, scored.probabilities, fitted.thresholds, FINDINGS)
+    if resamples:
+        resampled = bootstrap(*arrays, fitted.thresholds, scored.patients, FINDINGS, resamples=resamples, seed=seed)
+        intervals = all_intervals(resampled, *arrays, scored.patients, calibrated)
+    scores = score(*arrays, fitted.thresholds, FINDINGS)
     return Evaluation(
         name=name,
         runs=tuple(each.run for each in scored_runs),
@@ -240,15 +210,9 @@ def _score(
         resampled=resampled,
         intervals=intervals,
         subgroups=subgroups(
-            scored.labels,
-            scored.probabilities,
-            shards.entries.loc[scored.rows],
-            FINDINGS,
-            fitted.thresholds,
-            resamples=protocol.resamples,
-            seed=protocol.seed,
+            *arrays, shards.entries.loc[scored.rows], FINDINGS, fitted.thresholds, resamples=resamples, seed=seed
         ),
-        folder=folder,
+        folder=folder.with_name(f"{folder.name}{protocol.what_if}"),
     )
 
 
@@ -256,13 +220,7 @@ def _at_half(scores: Scores, scored: Predictions) -> Scores:
     """Return the scores at 0.5; measures without a threshold are copied from `scores` to save time."""
     thresholds = np.full(len(FINDINGS), 0.5)
     half = score(scored.labels, scored.probabilities, thresholds, FINDINGS, measures=DECIDED)
-    same = (*RANKED, *ERRORS)
-    return dataclasses.replace(
-        half,
-        per_finding=half.per_finding.assign(**{name: scores.per_finding[name] for name in same}),
-        macro=half.macro | {name: scores.macro[name] for name in same},
-        micro=half.micro | {name: scores.micro[name] for name in same},
-    )
+    return half.with_columns(scores, (*RANKED, *ERRORS))
 
 
 def _calibrated(scores: Scores, scored: Predictions, probabilities: Floats | None) -> pd.DataFrame | None:

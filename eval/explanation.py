@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from eval.cache import CacheKey, is_valid, write_csv
 from eval.evaluation import Evaluation, Explanation
 from eval.heatmaps.gallery import HeatMap, gallery, load_gallery, remove_other_gallery, save_gallery
 from eval.heatmaps.localization import Localization, localize
 from eval.predict.scored_run import ScoredRun, require_torch
+from eval.result_files import CacheKey, is_valid, write_csv
 from shards.boxes import by_row, to_csv
 from shards.errors import BadData, ResourceMissing
 from shards.folder import ShardFolder
@@ -62,12 +62,12 @@ def explain(evaluation: Evaluation, scored_run: ScoredRun, options: HeatmapOptio
     folder, shards = evaluation.folder / FOLDER, scored_run.shards
     images: dict[str, str | None] = {"rows_sha256": hashlib.sha256(scored.rows.tobytes()).hexdigest()}
     decisions = {"tta": point.tta, "thresholds": point.by_finding()}
-    remove_other_gallery(folder, scored_run.key(nested=True, **images, **decisions))
+    remove_other_gallery(folder, scored_run.key(**images, **decisions))
     if not options.per_kind:
         return Explanation()
     boxes = options.boxes_of(shards)
     images["boxes_sha256"] = None if boxes is None else hashlib.sha256(to_csv(boxes).encode()).hexdigest()
-    key = scored_run.key(nested=True, **images, **decisions, per_kind=options.per_kind)
+    key = scored_run.key(**images, **decisions, per_kind=options.per_kind)
     maps = load_gallery(folder, key)
     if maps is None:
         cuts = evaluation.thresholds
@@ -80,7 +80,7 @@ def explain(evaluation: Evaluation, scored_run: ScoredRun, options: HeatmapOptio
     # A list that was given and has no box of these images is an error, which localize reports.
     if boxes is None or (options.boxes is None and not boxes["row"].isin(scored.rows).any()):
         return Explanation(maps)
-    key = scored_run.key(nested=True, **images)
+    key = scored_run.key(**images)
     return Explanation(maps, _localization(evaluation, scored_run, key, boxes))
 
 

@@ -1,4 +1,4 @@
-"""Run an evaluation command: lock the runs, predict, score, average, compare, print and write."""
+"""Run `python -m eval`: lock the runs, predict, score, average, compare, print and write."""
 
 import contextlib
 import dataclasses
@@ -6,20 +6,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
-import numpy as np
 
 from eval.compare import RunComparison, compare_runs
 from eval.ensemble import Images, joint_folder, require_same_images
-from eval.evaluation import FITTED_ON, Evaluation, Protocol, evaluate, evaluate_average, is_plain
+from eval.evaluation import FITTED_ON, Evaluation, evaluate, evaluate_average, is_plain
 from eval.explanation import HeatmapOptions, explain
 from eval.operating_point import read_operating_point, write_operating_point
-from eval.options import EvaluationOptions
-from eval.predict.scored_run import PredictOptions, ScoredRun, open_run
+from eval.options import EvaluationOptions, Protocol
+from eval.predict.scored_run import ScoredRun, open_run
 from eval.predict.selection import Selection
 from eval.report import metrics_record, write_report, write_scores
 from eval.report.comparison_page import write_comparison
 from eval.result_files import write_json
-from eval.scores.calibration import METHODS
 from shards.console import echo
 from shards.files import exclusive_lock, remove_partials
 from trainer.run_directory import RunDirectory
@@ -29,22 +27,12 @@ WAIT = 60
 
 
 def launch(runs: Sequence[RunDirectory], options: EvaluationOptions) -> None:
-    """Score the runs as the options say; their folders are locked meanwhile."""
-    protocol = Protocol(
-        selection=options.selection,
-        rule=options.rule,
-        calibration=next((method for method in METHODS if method == options.calibration), None),
-        resamples=options.resamples,
-        seed=options.seed,
-    )
-    predict_options = PredictOptions(
-        device=options.device, batch_size=options.batch_size, tta=options.tta, force=options.force
-    )
-    together = options.average or options.compare
+    """Score the runs by the options, with their folders locked."""
+    protocol, together = options.protocol, options.average or options.compare
     # Open all before predicting the first: errors show at once.
     scored_runs = [
         open_run(
-            run, predict_options, options.shards, allow_other_shards=options.allow_other_shards, read_only=together
+            run, options.predict, options.shards, allow_other_shards=options.allow_other_shards, read_only=together
         )
         for run in runs
     ]
@@ -86,10 +74,10 @@ def _locked(runs: Sequence[RunDirectory]) -> Iterator[None]:
 def _check(
     scored_runs: list[ScoredRun], selection: Selection, heatmap_options: HeatmapOptions, *, together: bool
 ) -> None:
-    """Raise BadData for what can be known to be wrong before hours of prediction."""
+    """Raise BadData for faults that show before hours of prediction."""
     images: dict[str, list[Images]] = {FITTED_ON: [], selection.name: []}
     for each in scored_runs:
-        rows = np.sort(np.concatenate(list(selection.rows(each.shards).values())))
+        rows = selection.rows(each.shards)
         heatmap_options.require_boxes(each.shards, rows)
         if together:
             for split, its_rows in {FITTED_ON: each.shards.rows(FITTED_ON), selection.name: rows}.items():
@@ -99,7 +87,7 @@ def _check(
 
 
 def _score_member(scored_run: ScoredRun, protocol: Protocol) -> Evaluation:
-    """Score a run of an average or a comparison; only missing predictions are written into it."""
+    """Score a run of an average or a comparison; writes only missing predictions into it."""
     evaluation = evaluate(scored_run, protocol)
     scored_run.release()
     _show(evaluation)
@@ -109,11 +97,11 @@ def _score_member(scored_run: ScoredRun, protocol: Protocol) -> Evaluation:
 def _score(
     scored_run: ScoredRun, protocol: Protocol, heatmap_options: HeatmapOptions, options: EvaluationOptions
 ) -> Evaluation:
-    """Score a run; whatever fails once its scores are known, they are shown and written."""
+    """Score a run; prints and writes its scores even if heat maps fail."""
     evaluation = evaluate(scored_run, protocol)
     _show(evaluation)
     _decide(scored_run, evaluation, sets=options.set_decisions or is_plain(scored_run, protocol))
-    if heatmap_options.per_kind:  # which may take long; else all is written in a moment
+    if heatmap_options.per_kind:  # heat maps may take long
         write_scores(evaluation)
     try:
         explanation = explain(evaluation, scored_run, heatmap_options)
@@ -135,12 +123,12 @@ def _show(evaluation: Evaluation) -> None:
     )
     echo(evaluation.scores.to_text())
     for warning in evaluation.warnings:
-        if warning not in evaluation.scores.warnings:  # which stand under the table
+        if warning not in evaluation.scores.warnings:  # they are printed under the table
             echo(warning)
 
 
 def _decide(scored_run: ScoredRun, evaluation: Evaluation, *, sets: bool) -> None:
-    """Have the run decide as evaluated if this evaluation `sets` that; print whether that is a change."""
+    """Make this evaluation what the run decides by if it `sets` that; print any difference to before."""
     name, point = evaluation.name, evaluation.operating_point
     before = read_operating_point(scored_run.run, scored_run.header)
     if sets:

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 from msgspec import Meta
 
 from eval.result_files import json_text
 from eval.scores.calibration import Calibration
-from eval.scores.thresholds import Floats, parse_rule
+from eval.scores.thresholds import Floats, apply_thresholds, parse_rule
 from shards.documents import convert, read_json
 from shards.errors import BadData
 from shards.files import atomic_write_text
@@ -34,7 +35,7 @@ class OperatingPoint:
     """Thresholds and calibration fitted on val: how a run decides."""
 
     rule: str
-    """By which the thresholds were picked, as `Rule.name`."""
+    """Name of the rule that picked the thresholds."""
     thresholds: Floats
     """[14], of raw probabilities; NaN for a finding for which the rule is undefined on val."""
     calibration: Calibration | None
@@ -68,11 +69,34 @@ class OperatingPoint:
         return f"rule {self.rule}, mirror {'on' if self.tta else 'off'}, calibration {method}"
 
 
+@dataclass(frozen=True, eq=False)
+class Decisions:
+    """The decisions of a scored run on N images."""
+
+    shown: Floats
+    """[N, 14], 0..1: the probabilities, calibrated where the run has a calibration."""
+    thresholds: Floats
+    """[14], on the same scale; NaN for a finding without one."""
+    positive: npt.NDArray[np.bool_]
+    """[N, 14]: raw probability >= raw threshold, as in the evaluation; False without a threshold."""
+
+
+def decide(point: OperatingPoint, probabilities: npt.NDArray[np.float32]) -> Decisions:
+    """Turn raw probabilities [N, 14], 0..1, into decisions by the thresholds and calibration fitted on val."""
+    thresholds, calibration = point.thresholds, point.calibration
+    positive = apply_thresholds(probabilities, thresholds)
+    if calibration is None:
+        return Decisions(probabilities.astype(np.float64), thresholds, positive)
+    known = np.where(np.isnan(thresholds), 0, thresholds)[None]
+    on_scale = np.where(np.isnan(thresholds), np.nan, calibration.apply(known)[0])
+    return Decisions(calibration.apply(probabilities), on_scale, positive)
+
+
 def read_operating_point(run: RunDirectory, header: ModelHeader) -> OperatingPoint | None:
     """Return what the run decides by; None before its first plain evaluation.
 
-    Read from decisions.json; for runs older than that file, from the header of the weights. Raises BadData
-    where it is damaged or was fitted for other weights, ResourceMissing where it cannot be read.
+    Reads decisions.json; for runs older than that file, the header of the weights. Raises BadData where it is damaged
+    or was fitted for other weights, ResourceMissing where it cannot be read.
     """
     if run.decisions.exists():
         record = read_json(run.decisions, _Record)
@@ -88,9 +112,9 @@ def read_operating_point(run: RunDirectory, header: ModelHeader) -> OperatingPoi
 
 
 def write_operating_point(run: RunDirectory, header: ModelHeader, point: OperatingPoint) -> None:
-    """Make `point` what the run decides by; whoever calls this holds the run's lock.
+    """Make `point` what the run decides by; the caller holds the run's lock.
 
-    An identical file is not written again. Raises ResourceMissing from the disk.
+    Leaves an identical file as it is. Raises ResourceMissing from the disk.
     """
     text = json_text(point.to_json(header.weights_sha256))
     if not run.decisions.is_file() or run.decisions.read_bytes() != text.encode():

@@ -1,42 +1,70 @@
-"""Options that `python -m eval` and `python -m eval.score` share."""
+"""The options of `python -m eval` as records, and those that it shares with other commands as click options."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import pandas as pd
 
 from eval.predict.selection import Selection
-from eval.scores.thresholds import RULES, Rule, parse_rule
+from eval.scores.thresholds import F1, RULES, Rule, parse_rule
 from shards.console import PATH, SEED, RenamedOption
 
+if TYPE_CHECKING:  # it takes a second to import
+    from eval.scores.calibration import Method
+
 CALIBRATIONS = ("temperature", "platt", "isotonic", "none")
-"""Those of `eval.scores.calibration`, which takes a second to import, and none."""
+"""The methods of `eval.scores.calibration`, and none."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The settings of an evaluation that determine its numbers."""
+
+    selection: Selection
+    """--split"""
+    rule: Rule = F1
+    calibration: "Method | None" = "platt"
+    resamples: int = 1000
+    """Of the patients, for confidence intervals; 0: no intervals."""
+    seed: int = 0
+    """Of the resamples; the same for all evaluations that are compared."""
+
+    @property
+    def what_if(self) -> str:
+        """The suffix of the results folder; empty for the default rule and calibration."""
+        rule = "" if self.rule.name == F1.name else f"-{self.rule.name}"
+        return rule if self.calibration == "platt" else f"{rule}-calibration={self.calibration or 'none'}"
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How to predict where no predictions are stored."""
+
+    device: str = "auto"
+    batch_size: int = 64
+    """Images a step; affects speed and memory only."""
+    tta: bool = False
+    """Average the probabilities of each image and its mirror image."""
+    force: bool = False
+    """Predict even where predictions are stored."""
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """The options of `python -m eval`, by their names."""
+    """All options of `python -m eval`."""
 
-    selection: Selection
-    """--split"""
-    rule: Rule
-    calibration: str
-    resamples: int
-    seed: int
-    tta: bool
+    protocol: Protocol
+    predict: PredictOptions
     set_decisions: bool
     average: bool
     compare: bool
     heatmaps: int
     boxes: pd.DataFrame | None
     """As `shards.boxes.read_box_list` returns them."""
-    force: bool
     report: bool
-    batch_size: int
-    device: str
     shards: Path | None
     allow_other_shards: bool
     json_file: Path | None
@@ -74,17 +102,6 @@ def json_option() -> Option:
     """--json, as `json_file`; named for the environment, where click would call it JSON_FILE."""
     return click.option(
         "--json", "json_file", envvar="CXRAPID_JSON", type=PATH, metavar="FILE", help="Also write all results to FILE."
-    )
-
-
-def batch_size_option() -> Option:
-    """--batch-size."""
-    return click.option(
-        "--batch-size",
-        type=click.IntRange(1, 2**20),
-        default=64,
-        metavar="IMAGES",
-        help="Images a step; affects speed and memory only.",
     )
 
 

@@ -54,8 +54,8 @@ def _predict(run: RunDirectory, images: tuple[Path, ...], folder: Path | None, d
 
     from eval.heatmaps.drawing import draw_heat_map
     from eval.heatmaps.gradients import heatmaps
-    from eval.operating_point import read_operating_point
-    from eval.predict.images import decide, read_image
+    from eval.operating_point import decide, read_operating_point
+    from eval.predict.images import read_image
     from eval.predict.inference import full_precision, probabilities_of
     from trainer.model_file import load_model
     from trainer.model_header import read_header

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pandas as pd
 from msgspec import Meta
 
-from eval.cache import CacheKey, has_key, invalidate, read_record, write_record
 from eval.heatmaps.drawing import draw_heat_map
 from eval.predict.images import ImageReader
 from eval.predict.predictions import Predictions
+from eval.result_files import CacheKey, has_key, read_record, remove, write_record
 from eval.scores.thresholds import apply_thresholds
 from shards.boxes import by_row_and_finding
 from shards.documents import convert, read_bytes
@@ -179,6 +179,5 @@ def load_gallery(folder: Path, key: CacheKey) -> tuple[HeatMap, ...] | None:
 
 def remove_other_gallery(folder: Path, key: CacheKey) -> None:
     """Remove the gallery unless its key contains all of this one; ResourceMissing from the disk."""
-    saved, wanted = read_record(folder / _RECORD).get("proof"), key.to_json()["proof"]
-    if not isinstance(saved, dict) or not wanted.items() <= saved.items():
-        invalidate(folder / _RECORD, "*.png")
+    if not has_key(read_record(folder / _RECORD), key):
+        remove(folder, [_RECORD, "*.png"])

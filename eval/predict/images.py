@@ -1,13 +1,10 @@
-"""Single images as a model takes them, from files or from shards, and the decisions on them."""
+"""Single images as a model takes them, from files or from shards."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from eval.operating_point import OperatingPoint
-from eval.scores.thresholds import Floats, apply_thresholds
 from shards.documents import read_bytes
 from shards.errors import BadData
 from shards.folder import ShardFolder, SplitReader
@@ -17,24 +14,11 @@ LARGEST = 256 * 2**20
 """Bytes of an image file; 8192 x 8192 pixels of 16 bits have 128 MiB."""
 
 
-@dataclass(frozen=True, eq=False)
-class Decisions:
-    """What a scored run says of N images."""
-
-    shown: Floats
-    """[N, 14], 0..1: the probabilities, calibrated where the run has a calibration."""
-    thresholds: Floats
-    """[14], on the same scale; NaN for a finding without one."""
-    positive: npt.NDArray[np.bool_]
-    """[N, 14]: raw probability >= raw threshold, as in the evaluation; False without a threshold."""
-
-
 def read_image(path: Path, size: int) -> Gray:
-    """Return a PNG or JPEG file as uint8 [size, size], made as `scripts/make_shards.py` makes a sample.
+    """Return a PNG or JPEG file as uint8 [size, size], as `scripts/make_shards.py` makes a sample by default.
 
-    That is resized with Lanczos and gone through JPEG 95, its defaults. Raises BadData naming the
-    file where it is missing, no image, or larger than `shards.pixels.MAX_SIDE` to a side; ResourceMissing
-    where it may not be read.
+    Resizes with Lanczos and passes the pixels through JPEG 95. Raises BadData naming the file where it is missing, no
+    image, or larger than `shards.pixels.MAX_SIDE` to a side; ResourceMissing where it may not be read.
     """
     recipe = PixelRecipe(size)
     data = read_bytes(path, LARGEST)
@@ -46,17 +30,6 @@ def read_image(path: Path, size: int) -> Gray:
         return decode_sample(encoded, size)
     except (OSError, ValueError) as error:
         raise BadData(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-
-
-def decide(point: OperatingPoint, probabilities: npt.NDArray[np.float32]) -> Decisions:
-    """Turn raw probabilities [N, 14], 0..1, into decisions by what the run's evaluation learnt from val."""
-    thresholds, calibration = point.thresholds, point.calibration
-    positive = apply_thresholds(probabilities, thresholds)
-    if calibration is None:
-        return Decisions(probabilities.astype(np.float64), thresholds, positive)
-    known = np.where(np.isnan(thresholds), 0, thresholds)[None]
-    on_scale = np.where(np.isnan(thresholds), np.nan, calibration.apply(known)[0])
-    return Decisions(calibration.apply(probabilities), on_scale, positive)
 
 
 class ImageReader:

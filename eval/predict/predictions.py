@@ -1,5 +1,6 @@
-"""Predicted probabilities with their labels, as arrays and as CSV."""
+"""Predicted probabilities with their labels, as arrays and as cached CSV files."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from eval.cache import CacheKey, find_valid, invalidate
+from eval.result_files import CacheKey, is_valid, remove
 from shards.errors import BadData
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
@@ -24,7 +25,6 @@ _TYPES: dict[str, type] = {
 }
 # Bytes; 14 probabilities take 25 each at most.
 _LONGEST_LINE = 4096
-_RECORDS = "*/*predictions.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,15 +41,15 @@ class Predictions:
     """[N], of each image."""
 
     def select(self, rows: npt.NDArray[np.int32]) -> "Predictions":
-        """Return those of these rows, in row order; rows without a prediction are skipped."""
+        """Return the predictions on these rows, in row order; rows without one are skipped."""
         chosen = np.isin(self.rows, rows)
         return Predictions(self.rows[chosen], self.labels[chosen], self.probabilities[chosen], self.patients[chosen])
 
     def to_csv(self, shards: ShardFolder) -> str:
         """Return a CSV of image, patient, row, `prob_FINDING` and `label_FINDING`, one line per image.
 
-        Probabilities are written as float64 with all digits: `from_csv` returns them to the last bit, and
-        the stored thresholds decide alike.
+        Probabilities are written as float64 with all digits: `from_csv` returns them to the last bit, and stored
+        thresholds decide alike.
         """
         images = shards.entries.loc[self.rows]["image"].to_numpy()
         table = pd.DataFrame({"image": images, "patient": self.patients, "row": self.rows})
@@ -59,10 +59,10 @@ class Predictions:
 
     @classmethod
     def from_csv(cls, path: Path, shards: ShardFolder) -> "Predictions":
-        """Read what `to_csv` wrote.
+        """Read a CSV that `to_csv` wrote.
 
-        Raises BadData for another kind of file, a probability outside 0..1, a duplicate row, or a row whose
-        image, patient or labels differ from the shards.
+        Raises BadData for another kind of file, a probability outside 0..1, a duplicate row, or a row whose image,
+        patient or labels differ from the shards.
         """
         try:
             if path.stat().st_size > _LONGEST_LINE * (len(shards.entries) + 1):
@@ -81,7 +81,7 @@ class Predictions:
         probabilities, labels = table[_PROBABILITIES].to_numpy(), table[_LABELS].to_numpy()
         truth, patients = entries[list(FINDINGS)].to_numpy(), entries["patient"].to_numpy(dtype=np.int64)
         for wrong, what in (
-            (table["row"].duplicated().to_numpy(), "stands there twice"),
+            (table["row"].duplicated().to_numpy(), "occurs twice"),
             ((labels != truth).any(axis=1), "has other labels than in the shards"),
             (table["patient"].to_numpy() != patients, "is of another patient in the shards"),
             (~((probabilities >= 0) & (probabilities <= 1)).all(axis=1), "has a probability not in 0..1"),
@@ -91,28 +91,33 @@ class Predictions:
         return cls(rows.astype(np.int32), labels.astype(np.uint8), probabilities.astype(np.float32), patients)
 
 
-def find_stored(
-    folder: Path, key: CacheKey, shards: ShardFolder, first: Path | None = None
-) -> tuple[Path, Predictions] | None:
-    """Return the predictions of this key under `folder`/*/, and their path; None where there are none.
+def find_stored(folder: Path, key: CacheKey, shards: ShardFolder, first: Path | None = None) -> Predictions | None:
+    """Return the predictions of this key under `folder`/*/; None where there are none.
 
-    `first` is tried before all others. Files that changed, or that hold no such predictions whatever
-    their record says, are skipped.
+    Tries `first` before all others. Skips files that changed, and files that hold no such predictions whatever their
+    record says.
     """
-    for path in sorted(find_valid(folder, _RECORDS, key), key=lambda path: path != first):
+    for path in sorted(_valid(folder, key), key=lambda path: path != first):
         try:
             found = Predictions.from_csv(path, shards)
         except BadData:
             continue
         if np.array_equal(found.rows, shards.rows(key.options["split"])):
-            return path, found
+            return found
     return None
 
 
 def forget_stored(folder: Path, key: CacheKey) -> None:
     """Invalidate all predictions of this key under `folder`/*/; ResourceMissing from the disk.
 
-    Called before they are computed again: else the older ones, of an equal key, could be found again.
+    Called before new ones are stored, lest older ones of an equal key be found again.
     """
-    for path in list(find_valid(folder, _RECORDS, key)):
-        invalidate(path.with_suffix(".json"))
+    for path in list(_valid(folder, key)):
+        remove(path.parent, [path.with_suffix(".json").name])
+
+
+def _valid(folder: Path, key: CacheKey) -> Iterator[Path]:
+    """Yield the CSVs of predictions of this key, in the order of names."""
+    for record in sorted(folder.glob("*/*predictions.json")):
+        if is_valid(record.with_suffix(".csv"), key):
+            yield record.with_suffix(".csv")

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.cache import CacheKey, write_csv
 from eval.operating_point import read_operating_point
+from eval.options import PredictOptions
 from eval.predict.predictions import Predictions, find_stored, forget_stored
-from eval.predict.selection import Selection
+from eval.predict.selection import SCORED, Selection
+from eval.result_files import CacheKey, is_valid, write_csv
 from shards.errors import BadData, ResourceMissing
 from shards.files import atomic_write_text
 from shards.folder import ShardFolder, open_shards
@@ -26,19 +27,6 @@ if TYPE_CHECKING:  # stored predictions are scored without it
 
 
 @dataclass(frozen=True)
-class PredictOptions:
-    """How to predict where no predictions are stored."""
-
-    device: str = "auto"
-    batch_size: int = 64
-    """Images a step; affects speed and memory only."""
-    tta: bool = False
-    """Average the probabilities of each image and its mirror image."""
-    force: bool = False
-    """Predict even where predictions are stored."""
-
-
-@dataclass(frozen=True)
 class ScoredRun:
     """A run and shards that match it."""
 
@@ -48,18 +36,13 @@ class ScoredRun:
     options: PredictOptions
     read_only: bool = False
     """Whether nothing of the run may change, except that missing predictions are stored."""
-    _stored: dict[Path, Predictions] = field(default_factory=dict, compare=False, repr=False)
-    _made: set[str] = field(default_factory=set, compare=False, repr=False)
-
-    @property
-    def trained_on(self) -> str:
-        """Manifest digest of the shards that the run was trained on."""
-        return str(self.header.metadata["manifest_sha256"])
+    _predictions: dict[str, Predictions] = field(default_factory=dict, compare=False, repr=False)
+    """By split, those that this process has read or made."""
 
     @property
     def on_training_shards(self) -> bool:
         """Whether these are the shards that the run was trained on."""
-        return self.shards.digest == self.trained_on
+        return bool(self.shards.digest == self.header.metadata["manifest_sha256"])
 
     @cached_property
     def model(self) -> "Classifier":
@@ -78,56 +61,47 @@ class ScoredRun:
         self.__dict__.pop("model", None)
 
     def folder(self, name: str) -> Path:
-        """Return where predictions on a selection go: eval/NAME, with -tta and, for other shards, -DIGEST."""
+        """Return where predictions on a selection go: eval/ and `folder_name`."""
         return self.run.evaluations / folder_name(name, [self])
 
     def predict(self, split: str, path: Path) -> Predictions:
-        """Return the predictions on a whole split, and see that the CSV `path` holds them.
+        """Return the predictions on a whole split, and ensure that the CSV `path` holds them.
 
-        Predictions of these weights on this split of these shards are reused; a read-only run is not
-        given a copy of them. Else the model runs, which imports torch. Errors are those of
-        `eval.predict.inference.predict`, and ResourceMissing where torch is not installed.
+        Reuses predictions of these weights on this split of these shards; a read-only run gets no copy of them. Else
+        the model runs, which imports torch. Errors are those of `eval.predict.inference.predict`, and ResourceMissing
+        where torch is not installed.
         """
-        if path in self._stored:
-            return self._stored[path]
-        key, found = self.key(split=split, tta=self.options.tta), None
-        if split in self._made or not self.options.force:
-            found = find_stored(self.run.evaluations, key, self.shards, path)
-        if found is None:
+        key, predictions = self.key(split=split, tta=self.options.tta), self._predictions.get(split)
+        if predictions is None and not self.options.force:
+            predictions = find_stored(self.run.evaluations, key, self.shards, path)
+        is_new = predictions is None
+        if predictions is None:
             predictions = self._run_model(split)
             forget_stored(self.run.evaluations, key)
-            self._made.add(split)
-        else:
-            stored_at, predictions = found
-        if found is None or (stored_at != path and not self.read_only):
+        if is_new or not (self.read_only or is_valid(path, key)):
             write_csv(path, predictions.to_csv(self.shards), key)
-        self._stored[path] = predictions
+        self._predictions[split] = predictions
         return predictions
 
-    def key(self, *, nested: bool = False, **options: Any) -> CacheKey:
+    def key(self, **options: Any) -> CacheKey:
         """Return the key of a result of these weights and shards that also depends on `options`."""
-        return CacheKey(self.header.weights_sha256, self.shards.digest, options, nested)
+        return CacheKey(self.header.weights_sha256, self.shards.digest, options)
 
     def predict_selected(self, selection: Selection) -> Predictions:
-        """Return the predictions on a selection, in row order; whole splits are predicted for it.
+        """Return the predictions on a selection, in row order; predicts whole splits for it.
 
-        Those on a whole split are stored in `folder(split)`, those on a list in predictions.csv of its own.
+        Those on a whole split are stored in `folder(split)`, those on a list in a predictions.csv of its own.
         """
-        rows = selection.rows(self.shards)
-        splits = {split: self.predict(split, self.folder(split) / "predictions.csv") for split in rows}
         if selection.images is None:
-            return splits[selection.name]
-        chosen = [splits[split].select(its_rows) for split, its_rows in rows.items()]
+            return self.predict(selection.name, self.folder(selection.name) / "predictions.csv")
+        rows = selection.rows(self.shards)
+        splits = [split for split in SCORED if (self.shards.entries.loc[rows]["split"] == split).any()]
+        chosen = [self.predict(split, self.folder(split) / "predictions.csv").select(rows) for split in splits]
         order = np.argsort(np.concatenate([each.rows for each in chosen]), kind="stable")
-        joined = Predictions(
-            *(
-                np.concatenate([getattr(each, field) for each in chosen])[order]
-                for field in ("rows", "labels", "probabilities", "patients")
-            )
-        )
+        arrays = {name: np.concatenate([getattr(each, name) for each in chosen])[order] for name in vars(chosen[0])}
+        joined = Predictions(**arrays)
         if not self.read_only:
-            path = self.folder(selection.name) / "predictions.csv"
-            atomic_write_text(path, joined.to_csv(self.shards))
+            atomic_write_text(self.folder(selection.name) / "predictions.csv", joined.to_csv(self.shards))
         return joined
 
     def _run_model(self, split: str) -> Predictions:
@@ -163,9 +137,8 @@ def open_run(
 ) -> ScoredRun:
     """Open a run and its shards, or those in `shards_path`, and verify that they match.
 
-    Raises BadData for a run without finished weights, for weights of other findings or other than the run
-    decides by, and for shards with another manifest than the run's, unless `allow_other_shards`, or
-    of another size.
+    Raises BadData for a run without finished weights, for weights of other findings or other than the run decides by,
+    and for shards of another image size or, unless `allow_other_shards`, with another manifest than the run's.
     """
     config = run.read_config()
     header = read_header(run.model)

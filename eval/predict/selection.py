@@ -13,7 +13,7 @@ from shards.folder import ShardFolder
 from shards.splits import SPLITS, read_list
 
 SCORED = ("val", "test")
-# How the folder of a what-if ends: by the mirror, another rule or another calibration.
+# How the folder of a what-if ends: with the mirror, another rule or another calibration.
 _WHAT_IF = re.compile(r"-(tta|youden|\w+=.*)$")
 
 
@@ -22,7 +22,7 @@ class Selection:
     """What `--split` names."""
 
     name: str
-    """val, test, or the list's file name without its ending; the folder of the results is called so."""
+    """val, test, or the list's file name without its suffix; also the name of the results folder."""
     images: frozenset[str] | None = None
     """The names on the list; None for a whole split."""
 
@@ -30,8 +30,8 @@ class Selection:
     def parse(cls, text: str) -> "Selection":
         """Read `val`, `test` or the path of a list of image names, one a line.
 
-        UsageError for anything else, and for a list that is called as a split is, or as the folder of some
-        what-if; BadData for a list that cannot be read or is empty.
+        UsageError for anything else, and for a list named like a split or like the folder of a what-if; BadData for a
+        list that cannot be read or is empty.
         """
         if text in SCORED:
             return cls(text)
@@ -45,13 +45,13 @@ class Selection:
             raise click.UsageError(f"--split {text!r}: a list named {path.stem} would pass for that split of a what-if")
         return cls(path.stem, read_list(path))
 
-    def rows(self, shards: ShardFolder) -> dict[str, npt.NDArray[np.int32]]:
-        """Return the rows to score of each split that has any.
+    def rows(self, shards: ShardFolder) -> npt.NDArray[np.int32]:
+        """Return the rows to score, ascending.
 
         Raises BadData naming an image that the shards do not hold, or that is in train.
         """
         if self.images is None:
-            return {self.name: shards.rows(self.name)}
+            return shards.rows(self.name)
         listed = shards.entries[shards.entries["image"].isin(self.images)]
         if missing := sorted(self.images.difference(listed["image"])):
             raise BadData(
@@ -64,8 +64,4 @@ class Selection:
                 f"{len(train)} of {len(self.images)} images on the list {self.name} are in train, where "
                 f"models are fitted, the first is {train.iloc[0]}; leave them out"
             )
-        return {
-            split: listed.index[listed["split"] == split].to_numpy(dtype=np.int32)
-            for split in SCORED
-            if (listed["split"] == split).any()
-        }
+        return np.sort(listed.index.to_numpy(dtype=np.int32))

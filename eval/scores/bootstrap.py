@@ -1,4 +1,4 @@
-"""Bootstrap over patients: every metric on resamples of the patients, and confidence intervals."""
+"""Bootstrap over patients: metrics on resamples, confidence intervals, and paired differences of two models."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from eval.scores.metrics import DECIDED, ERRORS, MEASURES
+from eval.scores.metrics import DECIDED, ERRORS, MEASURES, Scores
 from eval.scores.thresholds import Floats, with_thresholds
 from eval.scores.weighted import weighted_scores
 from shards.processes import available_cores
@@ -19,6 +19,9 @@ MEANS = ("macro", "micro")
 
 LEVEL = 0.95
 """Default confidence level."""
+
+AT_HALF, CALIBRATED = "at_half_", "calibrated_"
+"""Prefixes of the columns for the threshold 0.5 and for the calibrated probabilities."""
 
 # Resamples measured at once: their weights of 2,797 patients, NIH's test split, then fit a core's cache.
 # Measured fastest of 16, 32, 64 and 128.
@@ -31,12 +34,12 @@ class Resampled:
 
     findings: tuple[str, ...]
     values: dict[str, Floats]
-    """Of each measure of metrics.MEASURES, float64 [R, F + 2]: the findings, macro, micro. NaN where a
-    resample has one class only."""
+    """Of each measure of metrics.MEASURES, float64 [R, F + 2]: the findings, macro, micro. NaN where a resample has
+    one class only."""
     point_estimate: dict[str, Floats]
     """The same of the split itself, [F + 2]; equal to `metrics.score` but for rounding."""
     signed_ece: Floats
-    """[R, F + 2], as `WeightedScores.signed_ece` has it: how an ECE varies, without its bias."""
+    """[R, F + 2], as `WeightedScores.signed_ece` returns it: how an ECE varies, without its bias."""
     seed: int
     patients: npt.NDArray[np.int64]
     """[N], sorted: the patient of each image. With the seed they determine the resamples."""
@@ -53,10 +56,9 @@ class Resampled:
 
     @property
     def dropped(self) -> pd.Series:
-        """How many resamples are left out of each row's intervals, having one class only.
+        """How many resamples each row's intervals leave out, because they have one class only.
 
-        All of them for a finding that is not scored; for macro those in which any scored finding
-        has one class.
+        All of them for a finding that is not scored; for macro those in which any scored finding has one class.
         """
         return pd.Series(np.isnan(self.values["auroc"]).sum(axis=0), index=self.rows, name="dropped")
 
@@ -64,39 +66,36 @@ class Resampled:
     def warnings(self) -> tuple[str, ...]:
         """One sentence for each row whose intervals leave resamples out; to be printed, not dropped."""
         return tuple(
-            f"{row} has one class only in {count:,} of {self.resamples:,} resamples: its intervals leave these out."
-            if row != "macro"
-            else f"macro lacks a finding in {count:,} of {self.resamples:,} resamples: its intervals leave these out."
+            f"{row} {'lacks a finding' if row == 'macro' else 'has one class only'} in {count:,} of "
+            f"{self.resamples:,} resamples: its intervals leave these out."
             for row, count in self.dropped.items()
             if 0 < count < self.resamples
         )
 
     def intervals(self, level: float = LEVEL) -> pd.DataFrame:
-        """Return the percentile intervals: a row per finding, then macro and micro; NaN where none is.
+        """Return the percentile intervals: a row per finding, then macro and micro; NaN where there is none.
 
-        The columns are `{measure}_low` and `{measure}_high`. The ends are the (R + 1) alpha-th
-        smallest values of `estimates`, alpha = (1 - level) / 2 and 1 - alpha, interpolated (Davison
-        and Hinkley, "Bootstrap Methods and their Application", 1997, section 5.3.1), within 0..1.
-        In 1,500 simulated splits of 300 patients they held the truth in 93.1 to 95.9 %, of two
-        findings and both means and of every measure; intervals over images, in 500 of these splits,
-        in 66 to 78 % (tests/eval/scores/test_bootstrap.py).
+        The columns are `{measure}_low` and `{measure}_high`. The ends are the (R + 1) alpha-th smallest values of
+        `estimates`, alpha = (1 - level) / 2 and 1 - alpha, interpolated (Davison and Hinkley, "Bootstrap Methods and
+        their Application", 1997, section 5.3.1), within 0..1. In 1,500 simulated splits of 300 patients they held the
+        truth in 93.1 to 95.9 %, of two findings and both means and of every measure; intervals over images, in 500 of
+        these splits, in 66 to 78 % (tests/eval/scores/test_bootstrap.py).
         """
         columns = {}
         for measure in self.values:
             estimates = self.estimates(measure).clip(0, 1)
-            ends = np.array([percentiles(column, level) for column in estimates.T])
-            columns[f"{measure}_low"], columns[f"{measure}_high"] = ends.T
+            columns[f"{measure}_low"], columns[f"{measure}_high"] = _ends(estimates, level)
         return pd.DataFrame(columns, index=pd.Index(self.rows, name="finding"))
 
     def estimates(self, measure: str) -> Floats:
-        """Return what the intervals of a measure are read from, float64 [R, F + 2].
+        """Return the values that the intervals of a measure are read from, float64 [R, F + 2].
 
-        These are the resampled values, except for `ece`: point - bias - (signed_ece - point), with bias =
-        mean of the resampled values - point (the bias-corrected basic bootstrap, Davison and Hinkley,
-        sections 2.2 and 5.2). ECE adds absolute gaps, so chance inflates it, resampling inflates it again,
-        and taking absolute values narrows its spread. Hence the bias comes from the values and the spread
-        from the signed gaps, and the interval can lie below the ECE of the split. In the simulation with
-        a true ECE of 0.03, the values themselves cover it in 1 to 64 %, their reflection in 86 to 91 %.
+        These are the resampled values, except for `ece`: point - bias - (signed_ece - point), with bias = mean of the
+        resampled values - point (the bias-corrected basic bootstrap, Davison and Hinkley, sections 2.2 and 5.2). ECE
+        adds absolute gaps, so chance inflates it, resampling inflates it again, and taking absolute values narrows its
+        spread. Hence the bias comes from the values and the spread from the signed gaps, and the interval can lie
+        below the ECE of the split. In the simulation with a true ECE of 0.03, the values themselves cover it in 1 to
+        64 %, their reflection in 86 to 91 %.
         """
         values = self.values[measure]
         if measure != "ece":
@@ -119,17 +118,16 @@ def bootstrap(
 ) -> Resampled:
     """Measure `resamples` draws of P of the P patients with replacement, each with all its images.
 
-    Images of one patient resemble each other, so that they are drawn together. Arguments are those of
-    `metrics.score`; `patients` is [N], integers. The thresholds stay as they are: the intervals are of
-    these decisions, not of the fit. Resample r depends on `seed`, r and the set of patients alone, so
-    that two models on the same images are measured on the same resamples, and more resamples
-    begin with the same ones.
+    Images of one patient resemble each other, so they are drawn together. Arguments are those of `metrics.score`;
+    `patients` is [N], integers. The thresholds stay as they are: the intervals are of these decisions, not of the fit.
+    Resample r depends on `seed`, r and the set of patients alone: two models on the same images are measured on the
+    same resamples, and more resamples begin with the same ones.
 
-    In each resample every measure is what `metrics.score` defines, zero divisions included. Macro is
-    the mean over the findings that have a number on the whole split; in a resample in which one of
-    them has one class only it is NaN, because a mean over fewer findings is another mean. Micro
-    pools the same findings in every resample. 1,000 resamples of 25,596 images x 14 findings take 1.4 s
-    on one core. Raises ValueError as `score` does, if `patients` is not [N], and for less than one resample.
+    In each resample every measure is what `metrics.score` defines, zero divisions included. Macro is the mean over the
+    findings that have a number on the whole split; in a resample in which one of them has one class only it is NaN,
+    because a mean over fewer findings is another mean. Micro pools the same findings in every resample. 1,000
+    resamples of 25,596 images x 14 findings take 1.4 s on one core. Raises ValueError as `score` does, if `patients`
+    is not [N], and for less than one resample.
     """
     truth, probabilities, thresholds = with_thresholds(labels, probabilities, thresholds, findings)
     if patients.shape != truth.shape[:1]:
@@ -159,10 +157,10 @@ def resample(
 ) -> list[Floats]:
     """Evaluate statistics on a sample and on bootstrap resamples of its U patients.
 
-    `statistics` takes weights [U, r], how often each of r resamples holds each patient, and returns
-    arrays [..., r]. Returns each of them as [..., 1 + R]: the sample itself, then R resamples, of which
-    resample i depends on `seed`, i and U alone. Chunks of resamples run in threads, and their number
-    changes no result: numpy's and scipy's loops release the interpreter lock.
+    `statistics` takes weights [U, r], how often each of r resamples holds each patient, and returns arrays [..., r].
+    Returns each of them as [..., 1 + R]: the sample itself, then R resamples, of which resample i depends on `seed`, i
+    and U alone. Chunks of resamples run in threads, and their number changes no result: numpy's and scipy's loops
+    release the interpreter lock.
     """
 
     def evaluate(start: int) -> Sequence[Floats]:
@@ -176,8 +174,14 @@ def resample(
 
 
 def _rows(columns: Floats) -> Floats:
-    # In memory row by row, so that sums over the resamples add in the same order as ever.
+    # Row by row in memory: the order in which sums over the resamples add depends on the layout.
     return np.ascontiguousarray(columns.T)
+
+
+def bootstrap_counts(units: int, seed: int, number: int) -> Floats:
+    """Return how often resample `number` holds each of the units: float64 [U], whole numbers of sum U."""
+    drawn = np.random.default_rng([seed, number]).integers(0, units, units)
+    return np.bincount(drawn, minlength=units).astype(np.float64)
 
 
 def percentiles(values: Floats, level: float = LEVEL) -> tuple[float, float]:
@@ -189,14 +193,9 @@ def percentiles(values: Floats, level: float = LEVEL) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def bootstrap_counts(units: int, seed: int, number: int) -> Floats:
-    """Return how often resample `number` holds each of the units: float64 [U], whole, with sum U."""
-    drawn = np.random.default_rng([seed, number]).integers(0, units, units)
-    return np.bincount(drawn, minlength=units).astype(np.float64)
-
-
-AT_HALF, CALIBRATED = "at_half_", "calibrated_"
-"""What the names of the columns begin with that are not of the decisions and probabilities themselves."""
+def _ends(estimates: Floats, level: float = LEVEL) -> Floats:
+    """Return the lower and the upper ends [2, C] of the intervals of resampled values [R, C]."""
+    return np.array([percentiles(column, level) for column in estimates.T]).T
 
 
 def all_intervals(
@@ -206,28 +205,22 @@ def all_intervals(
     patients: npt.NDArray[Any],
     calibrated: npt.NDArray[Any] | None = None,
 ) -> pd.DataFrame:
-    """Return the 95 % intervals of `resampled` and, on the same resamples, those of what stands beside.
+    """Return the 95 % intervals of `resampled` and, on the same resamples, at 0.5 and after calibration.
 
-    `labels`, `probabilities` and `patients` are what `resampled` was made of; `calibrated` is the
-    probabilities after calibration, [N, F]. The rows are those of `Resampled.intervals`, and so are
-    the columns, followed by `at_half_{measure}_low` and `_high` of each measure in DECIDED, with 0.5 as
-    the threshold of every finding, and, of the calibrated probabilities, `calibrated_{measure}_low`
-    and `_high` of each in ERRORS.
+    `labels`, `probabilities` and `patients` are what `resampled` was computed from; `calibrated` is the probabilities
+    after calibration, [N, F]. Rows and columns are those of `Resampled.intervals`, followed by the columns
+    `at_half_{measure}_low` and `_high` of each measure in DECIDED, with 0.5 as the threshold of every finding, and, of
+    the calibrated probabilities, `calibrated_{measure}_low` and `_high` of each in ERRORS.
     """
-    table = resampled.intervals().join(at_half_intervals(resampled, labels, probabilities, patients))
+    table = resampled.intervals().join(
+        _other_intervals(resampled, labels, probabilities, patients, 0.5, DECIDED, AT_HALF)
+    )
     if calibrated is None:
         return table
-    return table.join(_others(resampled, labels, calibrated, patients, np.nan, ERRORS, CALIBRATED))
+    return table.join(_other_intervals(resampled, labels, calibrated, patients, np.nan, ERRORS, CALIBRATED))
 
 
-def at_half_intervals(
-    resampled: Resampled, labels: npt.NDArray[Any], probabilities: npt.NDArray[Any], patients: npt.NDArray[Any]
-) -> pd.DataFrame:
-    """Return the columns of `all_intervals` that are of the threshold 0.5."""
-    return _others(resampled, labels, probabilities, patients, 0.5, DECIDED, AT_HALF)
-
-
-def _others(
+def _other_intervals(
     resampled: Resampled,
     labels: npt.NDArray[Any],
     probabilities: npt.NDArray[Any],
@@ -236,15 +229,68 @@ def _others(
     measures: tuple[str, ...],
     prefix: str,
 ) -> pd.DataFrame:
-    thresholds: Floats = np.full(len(resampled.findings), threshold)
-    other = bootstrap(
-        labels,
-        probabilities,
-        thresholds,
-        patients,
-        resampled.findings,
-        resamples=resampled.resamples,
-        seed=resampled.seed,
-    )
+    findings, count = resampled.findings, resampled.resamples
+    cuts: Floats = np.full(len(findings), threshold)
+    other = bootstrap(labels, probabilities, cuts, patients, findings, resamples=count, seed=resampled.seed)
     ends = [f"{measure}_{end}" for measure in measures for end in ("low", "high")]
     return other.intervals()[ends].add_prefix(prefix)
+
+
+def compare(first: Resampled, other: Resampled, first_scores: Scores, other_scores: Scores) -> pd.DataFrame:
+    """Return what `other` scores more than `first`, with 95 % interval and p-value, per finding and mean.
+
+    The rows are the findings, macro and micro; the columns, for each measure of metrics.MEASURES,
+    `{measure}_difference` (other - first, on the whole split), `{measure}_low` and `{measure}_high` (percentile
+    interval of the difference within each resample), and `{measure}_p` (`p_value` of those differences); of ECE they
+    are computed from `Resampled.estimates`. For Brier and ECE a negative difference is the better one. NaN where a
+    model has no number, and for the means of the measures DECIDED if the models lack thresholds of different findings:
+    those means are not of the same findings. No p-value is corrected for the number of findings and measures.
+
+    Both models must have been measured on the same images and resampled alike; raises ValueError, naming what differs,
+    if patients, labels, findings, seed or number of resamples are not the same.
+    """
+    _require_alike(first, other, first_scores, other_scores)
+    before, after = first_scores.to_frame(), other_scores.to_frame()
+    columns: dict[str, npt.NDArray[np.float64]] = {}
+    for measure in MEASURES:
+        columns[f"{measure}_difference"] = (after[measure] - before[measure]).to_numpy(dtype=np.float64)
+        resampled = other.estimates(measure) - first.estimates(measure)
+        columns[f"{measure}_low"], columns[f"{measure}_high"] = _ends(resampled)
+        columns[f"{measure}_p"] = np.array([p_value(column[~np.isnan(column)]) for column in resampled.T])
+    table = pd.DataFrame(columns, index=pd.Index(first.rows, name="finding"))
+    if first_scores.without_threshold != other_scores.without_threshold:
+        decided = [name for name in table if str(name).rpartition("_")[0] in DECIDED]
+        table.loc[list(MEANS), decided] = math.nan
+    return table
+
+
+def p_value(differences: Floats) -> float:
+    """Return the two-sided bootstrap p-value of no difference, in (0, 1]; NaN without any resample.
+
+    `differences` is float64 [R], one of each resample. The value is 2 (1 + k) / (R + 1), at most 1, where k is the
+    smaller of the numbers of differences <= 0 and >= 0: the percentile interval inverted (Efron and Tibshirani, "An
+    Introduction to the Bootstrap", 1993, section 15.4), with the 1 added to both numbers that keeps a simulated
+    p-value from 0 (Davison and Hinkley, equation 4.11). At R = 1,000 the smallest is 0.002. Two models that never
+    differ have 1.
+    """
+    if not len(differences):
+        return math.nan
+    smaller = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
+    return min(1.0, 2 * (1 + smaller) / (len(differences) + 1))
+
+
+def _require_alike(first: Resampled, other: Resampled, first_scores: Scores, other_scores: Scores) -> None:
+    if first.findings != other.findings:
+        raise ValueError(f"the findings differ: {first.findings} and {other.findings}")
+    if not np.array_equal(first.patients, other.patients):
+        raise ValueError(
+            f"the images differ: {len(first.patients)} of {len(np.unique(first.patients))} patients "
+            f"and {len(other.patients)} of {len(np.unique(other.patients))} patients are not the same"
+        )
+    if (first.seed, first.resamples) != (other.seed, other.resamples):
+        raise ValueError(
+            f"the resamples differ: {first.resamples} of seed {first.seed} and {other.resamples} of seed {other.seed}"
+        )
+    before, after = (scores.per_finding["positives"].tolist() for scores in (first_scores, other_scores))
+    if before != after:
+        raise ValueError(f"the labels differ: {before} and {after} positives per finding")

@@ -1,12 +1,13 @@
 """Probability calibration: one monotone curve per finding, fitted on val, applied anywhere.
 
-Decisions and rankings always use the raw probabilities; calibrated ones are for showing, and for
-Brier and ECE after calibration.
+Decisions and rankings always use the raw probabilities; calibrated ones are for display, and for Brier and ECE after
+calibration.
 """
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -61,10 +62,8 @@ class Calibration:
     """One curve per finding, fitted by one method."""
 
     method: Method
-    curves: dict[str, Curve | None]
-    """By finding, in the order of the columns; None leaves the probabilities as they are."""
-    reasons: dict[str, str]
-    """Why, for each finding without a curve."""
+    curves: dict[str, Curve | str]
+    """By finding, in the order of the columns; for a finding that keeps its raw probabilities, the reason."""
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -74,14 +73,14 @@ class Calibration:
     @property
     def warnings(self) -> tuple[str, ...]:
         """One sentence for each finding that is not calibrated; to be printed, not dropped."""
-        return tuple(f"{finding} is not calibrated: {reason}." for finding, reason in self.reasons.items())
+        reasons = {finding: curve for finding, curve in self.curves.items() if isinstance(curve, str)}
+        return tuple(f"{finding} is not calibrated: {reason}." for finding, reason in reasons.items())
 
     def apply(self, probabilities: npt.NDArray[Any]) -> Floats:
         """Return the calibrated probabilities, float64 [N, F], 0..1; N may be 0.
 
-        `probabilities` is [N, F], 0..1, with the columns of `findings`. No curve ever turns two images
-        of one finding around, though it may make them equal. Raises ValueError for another number
-        of columns or for anything that is no probability.
+        `probabilities` is [N, F], 0..1, with the columns of `findings`. No curve reverses the order of two images,
+        though it may make them equal. Raises ValueError for another number of columns, and outside of 0..1.
         """
         if probabilities.ndim != 2 or probabilities.shape[1] != len(self.curves):
             raise ValueError(f"expected probabilities [N, {len(self.curves)}], got {list(probabilities.shape)}")
@@ -91,40 +90,35 @@ class Calibration:
         logits = _logits(raw)
         return np.column_stack(
             [
-                raw[:, column] if curve is None else curve(logits[:, column])
+                raw[:, column] if isinstance(curve, str) else curve(logits[:, column])
                 for column, curve in enumerate(self.curves.values())
             ]
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return calibration.json: method, and per finding the curve's numbers or why there is none."""
-        return {"method": self.method, "findings": {name: self._plain(name) for name in self.curves}}
+        return {
+            "method": self.method,
+            "findings": {
+                name: {"identity": curve} if isinstance(curve, str) else asdict(curve)
+                for name, curve in self.curves.items()
+            },
+        }
 
     @classmethod
     def from_json(cls, record: Any, source: str = "the calibration") -> "Calibration":
-        """Return what `to_json` made `record` of, to the last bit.
+        """Return the calibration that `to_json` turned into `record`, to the last bit.
 
-        Raises BadData, naming `source`, for anything else: an unknown method, a slope that is not
-        above 0, knots that do not ascend.
+        Raises BadData, naming `source`, for anything else: an unknown method, a slope that is not above 0, knots that
+        do not ascend.
         """
         try:
             if record["method"] not in METHODS:
                 raise ValueError(f"method {record['method']!r} is none of {', '.join(METHODS)}")
             curves = {name: _curve(plain) for name, plain in record["findings"].items()}
-            reasons = {
-                name: str(record["findings"][name]["identity"]) for name, curve in curves.items() if curve is None
-            }
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise BadData(f"{source} is damaged: {error or type(error).__name__}") from error
-        return cls(record["method"], curves, reasons)
-
-    def _plain(self, finding: str) -> dict[str, Any]:
-        match self.curves[finding]:
-            case Sigmoid(slope, intercept):
-                return {"slope": slope, "intercept": intercept}
-            case IsotonicCurve(logits, probabilities):
-                return {"logits": list(logits), "probabilities": list(probabilities)}
-        return {"identity": self.reasons[finding]}
+        return cls(record["method"], curves)
 
 
 def fit_calibration(
@@ -132,21 +126,19 @@ def fit_calibration(
 ) -> Calibration:
     """Fit one curve per finding on val.
 
-    `labels` is 0 or 1 and `probabilities` a float in [0, 1], both [N, F] in the order of `findings`,
-    from the val split. With `logit = log(p / (1 - p))`, p kept 2**-24 away from 0 and 1:
+    `labels` is 0 or 1 and `probabilities` a float in [0, 1], both [N, F] in the order of `findings`, from the val
+    split. With `logit = log(p / (1 - p))`, p at least 2**-24 away from 0 and 1:
 
-    - temperature: `sigmoid(logit / T)` (Guo et al., "On Calibration of Modern Neural Networks", 2017).
-      It cannot shift: a model that calls too many positives at every level needs another method.
-    - platt: `sigmoid(slope * logit + intercept)` (Platt, "Probabilistic Outputs for Support Vector
-      Machines", 1999).
-    - isotonic: the non-decreasing steps of least squared error (Zadrozny and Elkan, 2002), joined by
-      straight lines over the logit.
+    - temperature: `sigmoid(logit / T)` (Guo et al., "On Calibration of Modern Neural Networks", 2017). It cannot shift:
+      a model that calls too many positives at every level needs another method.
+    - platt: `sigmoid(slope * logit + intercept)` (Platt, "Probabilistic Outputs for Support Vector Machines", 1999).
+    - isotonic: the non-decreasing steps of least squared error (Zadrozny and Elkan, 2002), joined by straight lines
+      over the logit.
 
-    The first two have the least log loss against Platt's targets (positives + 1) / (positives + 2)
-    and 1 / (negatives + 2) instead of 1 and 0, so that they stay finite where val is separable.
-    A finding of one class or of one probability, and one for which slope or 1/T is not above 0 (it
-    would turn the ranking around), keeps its raw probabilities; `warnings` says so. Raises
-    ValueError as `paired` does, for an unknown method, or if F differs.
+    The first two have the least log loss against Platt's targets (positives + 1) / (positives + 2) and
+    1 / (negatives + 2) instead of 1 and 0, so that they stay finite where val is separable. A finding of one class or
+    of one probability, and one for which slope or 1/T is not above 0 (it would reverse the ranking), keeps its raw
+    probabilities; `warnings` names it. Raises ValueError as `paired` does, for an unknown method, or if F differs.
     """
     truth, raw = paired(labels, probabilities)
     if truth.shape[1] != len(findings):
@@ -154,14 +146,10 @@ def fit_calibration(
     fit = _FITS.get(method)
     if fit is None:
         raise ValueError(f"unknown method {method!r}; known are {', '.join(METHODS)}")
-    curves: dict[str, Curve | None] = {}
-    reasons = {}
-    for finding, positive, column in zip(findings, truth.T, _logits(raw).T, strict=True):
-        fitted = _one_sided(positive, column) or fit(positive, column)
-        curves[finding] = None if isinstance(fitted, str) else fitted
-        if isinstance(fitted, str):
-            reasons[finding] = fitted
-    return Calibration(method, curves, reasons)
+    columns = zip(findings, truth.T, _logits(raw).T, strict=True)
+    return Calibration(
+        method, {finding: _no_fit(positive, logits) or fit(positive, logits) for finding, positive, logits in columns}
+    )
 
 
 def _logits(probabilities: Floats) -> Floats:
@@ -172,20 +160,13 @@ def _logits(probabilities: Floats) -> Floats:
 Bools = npt.NDArray[np.bool_]
 
 
-def _one_sided(positive: Bools, logits: Floats) -> str | None:
+def _no_fit(positive: Bools, logits: Floats) -> str | None:
+    """Return why no method can fit a curve on these images; None where one can."""
     if positive.all() or not positive.any():
         return f"it has no {'negatives' if positive.any() else 'positives'} to fit a curve on"
     if logits.min() == logits.max():
         return "all its probabilities are equal"
     return None
-
-
-def _fit_temperature(positive: Bools, logits: Floats) -> Curve | str:
-    return _fit_sigmoid(positive, logits, shift=False)
-
-
-def _fit_platt(positive: Bools, logits: Floats) -> Curve | str:
-    return _fit_sigmoid(positive, logits, shift=True)
 
 
 def _fit_sigmoid(positive: Bools, logits: Floats, *, shift: bool) -> Curve | str:
@@ -199,7 +180,7 @@ def _fit_sigmoid(positive: Bools, logits: Floats, *, shift: bool) -> Curve | str
     # C=inf is no penalty, and 1e-10 an optimum to eight digits and more.
     model = LogisticRegression(C=np.inf, fit_intercept=shift, solver="newton-cholesky", tol=1e-10)
     with warnings.catch_warnings():
-        # Where rounding hides any further descent, scikit-learn says so and takes lbfgs from there.
+        # Where rounding hides any further descent, scikit-learn warns and continues with lbfgs.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(
             np.concatenate([scaled, scaled])[:, None],
@@ -218,15 +199,15 @@ def _fit_isotonic(positive: Bools, logits: Floats) -> Curve | str:
 
 
 _FITS: dict[str, Callable[[Bools, Floats], Curve | str]] = {
-    "temperature": _fit_temperature,
-    "platt": _fit_platt,
+    "temperature": partial(_fit_sigmoid, shift=False),
+    "platt": partial(_fit_sigmoid, shift=True),
     "isotonic": _fit_isotonic,
 }
 
 
-def _curve(plain: dict[str, Any]) -> Curve | None:
+def _curve(plain: dict[str, Any]) -> Curve | str:
     if "identity" in plain:
-        return None
+        return str(plain["identity"])
     if "slope" in plain:
         slope, intercept = float(plain["slope"]), float(plain["intercept"])
         if not (0 < slope < np.inf and np.isfinite(intercept)):
@@ -235,11 +216,7 @@ def _curve(plain: dict[str, Any]) -> Curve | None:
     logits = tuple(map(float, plain["logits"]))
     probabilities = tuple(map(float, plain["probabilities"]))
     rising = bool((np.diff(logits) > 0).all() and (np.diff(probabilities) >= 0).all())
-    if (
-        len(logits) != len(probabilities)
-        or not logits
-        or not rising
-        or not 0 <= probabilities[0] <= probabilities[-1] <= 1
-    ):
+    paired = 0 < len(logits) == len(probabilities)
+    if not (paired and rising and 0 <= probabilities[0] <= probabilities[-1] <= 1):
         raise ValueError("the knots of a curve do not rise")
     return IsotonicCurve(logits, probabilities)

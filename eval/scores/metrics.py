@@ -1,8 +1,8 @@
 """Metrics of probabilities and decisions: per finding, macro and micro means."""
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,29 +35,29 @@ class Scores:
     """What a model scored on one split; NaN (NA in the counts) is a number that does not exist."""
 
     per_finding: pd.DataFrame
-    """One row per finding, index `finding`, columns COLUMNS. `scored` is 1, or 0 for one left out;
-    `average_precision` is the area under the precision-recall curve as scikit-learn sums it."""
+    """One row per finding, index `finding`, columns COLUMNS. `scored` is 1, or 0 for one left out; `average_precision`
+    is the area under the precision-recall curve as scikit-learn sums it."""
     macro: Row
-    """Means over the scored findings (`scored` says how many), by column; no counts but `images`."""
+    """Means over the scored findings (`scored` is their number), by column; no counts but `images`."""
     micro: Row
     """The same measures on the decisions and probabilities of all scored findings, pooled."""
     skipped: tuple[str, ...]
     """Findings with one class only: all their measures are NaN, and both means leave them out."""
     without_threshold: tuple[str, ...]
-    """Findings with a NaN threshold, not among the skipped: ranked, but without the measures
-    DECIDED, and left out of the means of these."""
+    """Findings with a NaN threshold, not among the skipped: ranked, but without the measures DECIDED, and left out of
+    the means of these."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """One sentence for each finding that is left out of a mean; to be printed, not dropped."""
         one_class = (
             f"{finding} has no {'negatives' if self.per_finding.at[finding, 'positives'] else 'positives'} "
-            f"in this split: it scores NaN and is left out of the macro and micro means."
+            "in this split: it scores NaN and is left out of the macro and micro means."
             for finding in self.skipped
         )
         undecided = (
             f"{finding} has no threshold: its precision, recall, specificity, NPV and F1 are NaN "
-            f"and left out of the macro and micro means."
+            "and left out of the macro and micro means."
             for finding in self.without_threshold
         )
         return (*one_class, *undecided)
@@ -66,13 +66,20 @@ class Scores:
         """Return the table of metrics.csv: a row per finding, then the rows `macro` and `micro`."""
         return pd.concat([self.per_finding, _frame({"macro": self.macro, "micro": self.micro})])
 
+    def with_columns(self, other: "Scores", names: Sequence[str]) -> "Scores":
+        """Return these scores with the columns `names` of others, means included."""
+        return replace(
+            self,
+            per_finding=self.per_finding.assign(**{name: other.per_finding[name] for name in names}),
+            macro=self.macro | {name: other.macro[name] for name in names},
+            micro=self.micro | {name: other.micro[name] for name in names},
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain dicts, lists and numbers, with None for NaN."""
-        rows = self.per_finding.to_dict("index")
         return {
-            "per_finding": {finding: _plain(row) for finding, row in rows.items()},
-            "macro": _plain(self.macro),
-            "micro": _plain(self.micro),
+            "per_finding": plain_rows(self.per_finding.to_dict("index")),
+            **plain_rows({"macro": self.macro, "micro": self.micro}),
             "skipped": list(self.skipped),
             "without_threshold": list(self.without_threshold),
             "warnings": list(self.warnings),
@@ -81,7 +88,7 @@ class Scores:
     def to_text(self) -> str:
         """Return the table for a terminal, three decimals, `-` for NaN, and the warnings under it.
 
-        Of the counts it holds the positives only: with all of them a line would not fit.
+        Its only count is the positives: with all of them a line would not fit.
         """
         table = self.to_frame()[["positives", "prevalence", "threshold", *MEASURES]].rename_axis(index=None)
         text = table.rename(columns=_HEADINGS).to_string(float_format=lambda value: f"{value:.3f}", na_rep="-")
@@ -98,18 +105,17 @@ def score(
 ) -> Scores:
     """Score `probabilities` and the decisions that `thresholds` make of them.
 
-    `labels` is 0 or 1 and `probabilities` a float in [0, 1], both [N, F] in the order of `findings`;
-    `thresholds` is float [F], fitted on another split, NaN for a finding without one. Of MEASURES only
-    those in `measures` are computed; the others are NaN.
+    `labels` is 0 or 1 and `probabilities` a float in [0, 1], both [N, F] in the order of `findings`; `thresholds` is
+    float [F], fitted on another split, NaN for a finding without one. Of MEASURES only those in `measures` are
+    computed; the others are NaN.
 
-    All measures but `ece` (see `expected_calibration_error`) are scikit-learn's, `specificity` and
-    `npv` as recall and precision of the negatives. Where a measure would divide by zero it is 0, as
-    with `zero_division=0`: precision and F1 of a finding that is never predicted, NPV of one that is
-    predicted for every image. `average_precision` is the step-wise sum over (R_n - R_{n-1}) P_n, not the
-    trapezoid. A finding without positives or without negatives has NaN for every measure, also for
-    those that one class would give a number. Macro is the mean over the findings that are not NaN;
-    micro pools the same findings: its AUROC ranks the flattened matrix, its ECE bins it. Raises
-    ValueError as `paired` does, or if F differs between the arguments.
+    All measures but `ece` (see `expected_calibration_error`) are scikit-learn's, `specificity` and `npv` as recall and
+    precision of the negatives. Where a measure would divide by zero it is 0, as with `zero_division=0`: precision and
+    F1 of a finding that is never predicted, NPV of one that is predicted for every image. `average_precision` is the
+    step-wise sum over (R_n - R_{n-1}) P_n, not the trapezoid. A finding without positives or without negatives has NaN
+    for every measure, also for those that one class would give a number. Macro is the mean over the findings that are
+    not NaN; micro pools the same findings: its AUROC ranks the flattened matrix, its ECE bins it. Raises ValueError as
+    `paired` does, or if F differs between the arguments.
     """
     truth, probabilities, thresholds = with_thresholds(labels, probabilities, thresholds, findings)
     rows = {}
@@ -131,7 +137,7 @@ def score(
 
 
 def two_classes(labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Tell, bool [F], which columns of the 0/1 labels [N, F] hold both classes and can be scored."""
+    """Return, bool [F], which columns of the 0/1 labels [N, F] hold both classes and can be scored."""
     truth = labels.astype(np.bool_)
     return np.asarray(truth.any(axis=0) & ~truth.all(axis=0))
 
@@ -139,8 +145,8 @@ def two_classes(labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
 def calibration_bins(probabilities: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
     """Return the bin of each probability, 0 to ECE_BINS - 1, in the shape of `probabilities`.
 
-    The bins are of equal width and closed above, ((m - 1) / 15, m / 15], as in Guo et al.; 0 is in
-    the first. These are the bins of scikit-learn's `calibration_curve(..., n_bins=15)`.
+    The bins are of equal width and closed above, ((m - 1) / 15, m / 15], as in Guo et al.; 0 is in the first. These are
+    the bins of scikit-learn's `calibration_curve(..., n_bins=15)`.
     """
     inner_edges = np.linspace(0, 1, ECE_BINS + 1)[1:-1]
     return np.searchsorted(inner_edges, probabilities.astype(np.float64))
@@ -149,11 +155,10 @@ def calibration_bins(probabilities: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
 def expected_calibration_error(labels: npt.NDArray[Any], probabilities: npt.NDArray[Any]) -> float:
     """Return the expected calibration error (ECE): |mean probability - prevalence|, averaged over bins.
 
-    `labels` is 0 or 1, `probabilities` in [0, 1], both [N], N >= 1. This is the binary form of
-    ECE (Guo et al., ICML 2017, equation 3): the sum over the bins of share of images x |mean
-    probability - fraction of positives|. It is of the probability of the finding, not of the
-    confidence in the decision. Chance gaps do not cancel between bins, so that few images give
-    a perfectly calibrated model an ECE above 0.
+    `labels` is 0 or 1, `probabilities` in [0, 1], both [N], N >= 1. This is the binary form of ECE (Guo et al., ICML
+    2017, equation 3): the sum over the bins of share of images x |mean probability - fraction of positives|. It is of
+    the probability of the finding, not of the confidence in the decision. Chance gaps do not cancel between bins, so
+    few images give a perfectly calibrated model an ECE above 0.
     """
     bins = calibration_bins(probabilities)
     gaps = np.bincount(bins, weights=probabilities.astype(np.float64) - labels)
@@ -208,5 +213,9 @@ def _named(findings: Sequence[str], chosen: npt.NDArray[np.bool_]) -> tuple[str,
     return tuple(finding for finding, is_chosen in zip(findings, chosen, strict=True) if is_chosen)
 
 
-def _plain(row: Mapping[Any, Any]) -> dict[str, float | None]:
-    return {name: None if pd.isna(value) else value for name, value in row.items()}
+def plain_rows(rows: dict[Any, Any]) -> dict[str, dict[str, Any]]:
+    """Return rows, by name, as JSON values: None for NaN."""
+    return {
+        str(name): {str(column): None if pd.isna(value) else value for column, value in row.items()}
+        for name, row in rows.items()
+    }

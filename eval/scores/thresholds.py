@@ -1,9 +1,8 @@
 """Decision thresholds: one per finding, fitted on val, applied anywhere.
 
-The comparison is everywhere `float64(probability) >= threshold`. A fitted threshold is one of the
-probabilities it was fitted on, not a midpoint. Widening float16 or float32 to float64 is exact and
-JSON writes a float64 with all its digits, so the decisions of the fit come back from a stored
-threshold to the last image.
+The comparison is everywhere `float64(probability) >= threshold`. A fitted threshold is one of the probabilities it was
+fitted on, not a midpoint. Widening float16 or float32 to float64 is exact and JSON writes a float64 with all digits, so
+a stored threshold repeats the decisions of the fit to the last image.
 """
 
 import math
@@ -48,7 +47,7 @@ class OperatingPoints:
 
 @dataclass(frozen=True)
 class Rule:
-    """How one of the operating points of a finding is picked."""
+    """How to pick one of the operating points of a finding."""
 
     name: str
     """As given on the command line and stored: `f1`, `youden`, `sensitivity=0.9`."""
@@ -61,16 +60,15 @@ class Rule:
 def parse_rule(text: str) -> Rule:
     """Return the rule of that name; RULES lists them.
 
-    A target, as in `sensitivity=0.9`, lies above 0 and at most at 1. Every rule takes the exact
-    optimum over all operating points, and every tie is resolved:
+    A target, as in `sensitivity=0.9`, lies above 0 and at most at 1. Every rule takes the exact optimum over all
+    operating points, and every tie is resolved:
 
     - `f1`: the greatest F1; the highest of equal ones, which predicts the fewest positives.
-    - `youden`: the greatest J = sensitivity + specificity - 1 (Youden, Cancer 1950, 3:32-35); the
-      highest of equal ones.
+    - `youden`: the greatest J = sensitivity + specificity - 1 (Youden, Cancer 1950, 3:32-35), ties as for f1.
     - `sensitivity=S`: the highest threshold of at least this sensitivity, which has the greatest specificity.
     - `specificity=S`: the lowest threshold of at least this specificity, which has the greatest sensitivity.
-    - `precision=P`: of the thresholds of at least this precision the one of greatest sensitivity; the
-      highest of equal ones.
+    - `precision=P`: the threshold of greatest sensitivity among those of at least this precision; the highest of equal
+      ones.
 
     Raises ValueError for any other text.
 
@@ -95,12 +93,10 @@ def parse_rule(text: str) -> Rule:
 
 
 def _best_f1(points: OperatingPoints) -> float:
-    """Return the threshold of the greatest F1; NaN without positives.
+    """Return the threshold of the greatest F1 = 2 TP / (predicted positives + positives); NaN without positives.
 
-    F1 = 2 TP / (predicted positives + positives).
-
-    Equal F1 are found equal: a quotient of integers is rounded once, and different quotients of
-    numbers below 2**25 lie further apart than float64 resolves.
+    Equal F1 compare equal: a quotient of integers is rounded once, and different quotients of numbers below 2**25
+    differ by more than float64 rounds.
     """
     if points.positives == 0:
         return math.nan
@@ -112,10 +108,9 @@ def _best_youden(points: OperatingPoints) -> float:
     """Return the threshold of the greatest TP / positives - FP / negatives; NaN without both classes."""
     if points.positives == 0 or points.negatives == 0:
         return math.nan
-    # Times positives x negatives: integers, so that equal ones are found equal.
-    return float(
-        points.values[np.argmax(points.true_positives * points.negatives - points.false_positives * points.positives)]
-    )
+    # Times positives x negatives: integers, so that equal ones compare equal.
+    scaled = points.true_positives * points.negatives - points.false_positives * points.positives
+    return float(points.values[np.argmax(scaled)])
 
 
 def _at_sensitivity(target: float, points: OperatingPoints) -> float:
@@ -156,10 +151,9 @@ RULES = "f1, youden, sensitivity=S, specificity=S and precision=P, with S and P 
 def pick_thresholds(labels: npt.NDArray[Any], probabilities: npt.NDArray[Any], rule: Rule = F1) -> Floats:
     """Fit one threshold per finding by `rule`, over every distinct probability and not over a grid.
 
-    `labels` is 0 or 1, `probabilities` a float in [0, 1], both [N, F] and from the val split.
-    Returns float64 [F]. A finding for which the rule is undefined (F1: no positives), or whose target
-    no threshold reaches, gets NaN; the caller must report it. Raises ValueError as
-    `paired` does.
+    `labels` is 0 or 1, `probabilities` a float in [0, 1], both [N, F] and from the val split. Returns float64 [F]. A
+    finding for which the rule is undefined (F1: no positives), or whose target no threshold reaches, gets NaN; the
+    caller must report it. Raises ValueError as `paired` does.
     """
     labels, probabilities = paired(labels, probabilities)
     columns = zip(labels.T, probabilities.T, strict=True)
@@ -169,8 +163,8 @@ def pick_thresholds(labels: npt.NDArray[Any], probabilities: npt.NDArray[Any], r
 def apply_thresholds(probabilities: npt.NDArray[Any], thresholds: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Return the decisions `float64(probability) >= threshold`, bool [N, F].
 
-    `probabilities` is [N, F], `thresholds` is [F]. A NaN threshold decides nothing: its column is
-    all False and must not be scored. Raises ValueError if the shapes do not fit.
+    `probabilities` is [N, F], `thresholds` is [F]. The column of a NaN threshold is all False and must not be scored.
+    Raises ValueError if the shapes do not fit.
     """
     thresholds = np.asarray(thresholds, dtype=np.float64)
     if probabilities.ndim != 2 or thresholds.shape != probabilities.shape[1:]:
@@ -184,8 +178,8 @@ def apply_thresholds(probabilities: npt.NDArray[Any], thresholds: npt.NDArray[An
 def paired(labels: npt.NDArray[Any], probabilities: npt.NDArray[Any]) -> tuple[npt.NDArray[np.bool_], Floats]:
     """Check labels against probabilities; return them as bool and as float64, both [N, F].
 
-    Raises ValueError unless both are [N, F] with N >= 1, every label is 0 or 1 and every probability
-    lies in [0, 1] (so no NaN, and no logits); the message names the first offender.
+    Raises ValueError, naming the first offender, unless both are [N, F] with N >= 1, every label is 0 or 1 and every
+    probability lies in [0, 1] (so no NaN, and no logits).
     """
     if labels.ndim != 2 or labels.shape != probabilities.shape or len(labels) == 0:
         raise ValueError(
@@ -201,9 +195,9 @@ def paired(labels: npt.NDArray[Any], probabilities: npt.NDArray[Any]) -> tuple[n
 def with_thresholds(
     labels: npt.NDArray[Any], probabilities: npt.NDArray[Any], thresholds: npt.NDArray[Any], findings: Sequence[str]
 ) -> tuple[npt.NDArray[np.bool_], Floats, Floats]:
-    """Return what `paired` does, and the thresholds as float64 [F].
+    """Return the arrays of `paired`, and the thresholds as float64 [F].
 
-    Raises ValueError as `paired` does, or if there is not one column and one threshold a finding.
+    Raises ValueError as `paired` does, or unless there are one column and one threshold per finding.
     """
     truth, probabilities = paired(labels, probabilities)
     thresholds = np.asarray(thresholds, dtype=np.float64)

@@ -261,7 +261,7 @@ def test_a_damaged_heat_map_is_drawn_again(changeable: Path) -> None:
     (folder / "localization.json").write_text("{}")
     succeed("small", "--runs", changeable, "--heatmaps", 1, *NUMBERS[:3])
     assert picture.read_bytes() == before
-    assert json.loads((folder / "localization.json").read_text())["proof"]
+    assert json.loads((folder / "localization.json").read_text())["rows_sha256"]
 
 
 def without_torch(*options: object) -> "subprocess.CompletedProcess[str]":
@@ -306,7 +306,7 @@ def test_heat_maps_of_other_decisions_do_not_stand_beside_new_scores(changeable:
     succeed("small", "--runs", changeable, *NUMBERS)
     assert contents(maps) == before
     record = json.loads((maps / "gallery.json").read_text())
-    record["proof"]["thresholds"]["Mass"] = 0.123
+    record["thresholds"]["Mass"] = 0.123
     (maps / "gallery.json").write_text(json.dumps(record))
     succeed("small", "--runs", changeable, *NUMBERS)
     assert before.keys() - contents(maps).keys() == {

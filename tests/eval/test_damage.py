@@ -244,6 +244,16 @@ def test_a_damaged_gallery_is_drawn_again(changeable: Path, maps: Any) -> None:
     assert path.read_bytes() == before
 
 
+def test_a_gallery_of_an_older_version_which_nested_the_key_is_drawn_again(changeable: Path) -> None:
+    path = changeable / "small" / "eval" / "test" / "heatmaps" / "gallery.json"
+    before = path.read_bytes()
+    key = json.loads(before)
+    older = {"format": key.pop("format"), "maps": key.pop("maps"), "proof": key}
+    path.write_text(json.dumps(older))
+    succeed("small", "--runs", changeable, "--heatmaps", 1, *NUMBERS[:3])
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("content", [b"", b"a,b\n1,2\n", b"\xff\xfe", b'finding,images\n"Mass', None])
 def test_a_damaged_localization_is_measured_again(changeable: Path, content: bytes | None) -> None:
     path = changeable / "small" / "eval" / "test" / "heatmaps" / "localization.csv"

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eval.evaluation import Evaluation, Protocol, evaluate
-from eval.predict.scored_run import PredictOptions, open_run
+from eval.evaluation import Evaluation, evaluate
+from eval.options import PredictOptions, Protocol
+from eval.predict.scored_run import open_run
 from eval.predict.selection import Selection
 from eval.scores.metrics import score as score_arrays
 from eval.scores.thresholds import parse_rule

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from eval.cache import CacheKey, write_csv
 from eval.predict.inference import predict
 from eval.predict.predictions import Predictions, find_stored
+from eval.result_files import CacheKey, write_csv
 from loaders import LoaderSpec, streaming_loader
 from models import create_model
 from shards.errors import BadData
@@ -78,7 +78,7 @@ def test_stored_predictions_are_found_by_their_key_alone(
     write_csv(tmp_path / "anywhere" / "val_predictions.csv", predictions.to_csv(phantom_shards), KEY)
     found = find_stored(tmp_path, KEY, phantom_shards)
     assert found is not None
-    expect_equal(found[1], predictions)
+    expect_equal(found, predictions)
     others = [{"weights_sha256": "c"}, {"manifest_sha256": "c"}]
     others += [{"options": {**KEY.options, **option}} for option in ({"split": "val"}, {"tta": True})]
     for changes in others:

@@ -11,8 +11,7 @@ import pytest
 from sklearn.metrics import recall_score, roc_auc_score
 
 from eval.scores.bootstrap import bootstrap
-from eval.scores.groups import FEWEST, group_images
-from eval.scores.subgroups import Subgroups, subgroups
+from eval.scores.subgroups import FEWEST, Subgroups, group_images, subgroups
 from eval.scores.thresholds import pick_thresholds
 from shards.entries import read_entries
 from shards.findings import FINDINGS

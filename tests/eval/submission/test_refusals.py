@@ -18,7 +18,7 @@ from tests.eval.submission.scoring import predict, refused, run, score, write
     [
         (lambda t: t.assign(image=["x.png", "y.png", *t["image"][2:]]), "2 of 120 images are not in"),
         (lambda t: t.assign(image=["x.png", "y.png", *t["image"][2:]]), "the first are x.png, y.png"),
-        (lambda t: t.drop(index=[5]), "no prediction for 1 of the 120 images asked for (all), the first is"),
+        (lambda t: t.drop(index=[5]), "no prediction for 1 of the 120 images to score (all), the first is"),
         (lambda t: pd.concat([t, t[3:4]]), "more than one row for 1 images, the first is"),
         (lambda t: t.drop(columns=["prob_Mass", "prob_Edema"]), "no column for Mass, Edema"),
         (lambda t: t.drop(columns="image"), "no column with the image's name"),
@@ -42,7 +42,7 @@ def test_a_column_that_is_there_twice_is_named(
 ) -> None:
     table = predictions.assign(note=predictions[old]).rename(columns={"note": new})
     assert list(table.columns).count(new) == 2
-    assert f"more than one column for {new}: 2 are called so" in score_sample(table)
+    assert f"more than one column for {new}: 2 have this name" in score_sample(table)
 
 
 def test_a_row_that_is_wider_than_the_header_is_named(sample: Path, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_missing_image_is_named_and_asked_for_by_a_list(
     part = write(predictions[:60], tmp_path / "part.csv")
     line = refused(part, "--entries", sample)
     missing = sorted(predictions["image"][60:])[:3]
-    assert f"no prediction for 60 of the 120 images asked for (all), the first are {', '.join(missing)}" in line
+    assert f"no prediction for 60 of the 120 images to score (all), the first are {', '.join(missing)}" in line
     (tmp_path / "mine.txt").write_text("\n".join(predictions["image"][:60]))
     assert score(part, "--entries", sample, "--split", tmp_path / "mine.txt")["images"] == 60
     (tmp_path / "other.txt").write_text("x.png")

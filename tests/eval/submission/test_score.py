@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_s
 from eval.predict.predictions import Predictions
 from eval.scores import metrics
 from eval.scores.thresholds import parse_rule, pick_thresholds
-from eval.submission.reading import read_labels
+from eval.submission import read_labels
 from shards.entries import read_entries
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
@@ -103,7 +103,7 @@ def test_a_shard_folder_s_entries_are_scored_on_their_test_split(phantom_shards:
         assert done.exit_code == 0, done.output
         scored = phantom_shards.manifest.splits["test"]
         assert f"both.csv on test: {scored.images} images of {scored.patients} patients" in done.output
-        assert f"passed over: predictions on {(table['split'] == 'val').sum()} images" in done.output
+        assert f"ignored: predictions on {(table['split'] == 'val').sum()} images" in done.output
     only_val = score(val, "--entries", phantom_shards.path, "--split", "val")
     assert only_val["images"] == phantom_shards.manifest.splits["val"].images
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from eval.scores.ranking import rank
+from eval.scores.weighted import rank
 
 
 def expected(truth, probabilities, counts):

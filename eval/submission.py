@@ -20,12 +20,11 @@ from shards.folder import ENTRIES, ShardFolder
 from shards.manifest import NAME, read_manifest
 
 
-def read_csv(path: Path, *, typed: bool) -> pd.DataFrame:
+def _read_csv(path: Path, *, typed: bool) -> pd.DataFrame:
     """Read a CSV with a header (or .gz): columns of what they look like if `typed`, else of text.
 
-    Raises BadData naming the file and what is wrong with it: it is no CSV; two columns have one name;
-    a row has more cells than the header, so that nobody can tell under which column its values
-    belong. Empty cells beyond the header are ignored.
+    Raises BadData naming the file and its fault: it is no CSV; two columns have one name; a row has more cells than the
+    header, so that its values belong to no column. Empty cells beyond the header are ignored.
     """
     try:
         width = _check_shape(path)
@@ -53,8 +52,7 @@ def read_csv(path: Path, *, typed: bool) -> pd.DataFrame:
 def _check_shape(path: Path) -> int:
     """Return the number of columns.
 
-    Read by itself, because pandas renames a column that is there twice, and cuts rows off at the
-    header's width.
+    Read without pandas, which renames a column that occurs twice, and cuts rows off at the header's width.
     """
     opened = gzip.open if path.suffix.lower() == ".gz" else open
     with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
@@ -63,7 +61,7 @@ def _check_shape(path: Path) -> int:
         names = [name for name in header if name]
         if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
             raise BadData(
-                f"{path} has more than one column for {twice[0]}: {names.count(twice[0])} are called so; "
+                f"{path} has more than one column for {twice[0]}: {names.count(twice[0])} have this name; "
                 "remove the others"
             )
         for row in reader:
@@ -82,11 +80,10 @@ _SHOWN = 3  # names of an error message
 
 @dataclass(frozen=True, eq=False)
 class Submission:
-    """What a model says of some images, and what NIH says of them; in the order of the entries."""
+    """A model's predictions on some images, and their labels, in the order of the entries."""
 
     entries: pd.DataFrame
-    """[N] rows: image, patient and one column per finding; age, sex, view and follow_up only where the
-    file that they were read from has them, as NIH's metadata and a shard folder's do."""
+    """[N] rows: image, patient, one column per finding, and whatever else the file of the labels has."""
     probabilities: Floats
     """[N, 14], 0..1, in FINDINGS order."""
 
@@ -97,7 +94,7 @@ class Submission:
 
     @property
     def patients(self) -> npt.NDArray[np.int64]:
-        """[N], whose image each is."""
+        """[N], of each image."""
         return self.entries["patient"].to_numpy(dtype=np.int64)
 
     def to_text(self) -> str:
@@ -109,20 +106,19 @@ class Submission:
         return {"images": len(self.entries), "patients": int(self.entries["patient"].nunique())}
 
     def of(self, chosen: npt.NDArray[np.bool_]) -> "Submission":
-        """Return the part of it that `chosen`, [N], tells."""
+        """Return the subset where `chosen`, [N], is true."""
         return Submission(self.entries[chosen], self.probabilities[chosen])
 
 
 def read_labels(path: Path) -> Entries:
     """Read a table of entries: an NIH Data_Entry CSV (or .gz), or a shard folder's entries.csv.
 
-    A folder that holds one of these will do. Only an entries.csv has a column `split`; beside its
-    manifest.json it is checked against the hash in there. Raises BadData naming the file and what
-    is wrong with it.
+    Also takes a folder that holds one of these. Only an entries.csv has a column `split`; beside its manifest.json it
+    must have the hash in there. Raises BadData naming the file and its fault.
     """
     if path.is_dir() and (path / ENTRIES).is_file():
         path = path / ENTRIES
-    if path.is_dir() or _NIH_IMAGE in (table := read_csv(path, typed=True)):
+    if path.is_dir() or _NIH_IMAGE in (table := _read_csv(path, typed=True)):
         return read_entries(path)
     if path.name == ENTRIES and (path.parent / NAME).is_file():
         return Entries(ShardFolder(path.parent, read_manifest(path.parent), "").entries, path, ())
@@ -136,7 +132,7 @@ def read_labels(path: Path) -> Entries:
     if not sound or table.empty or table["image"].duplicated().any():
         raise BadData(
             f"{path} is damaged: it has no row, a label is neither 0 nor 1, a patient is no number, or an "
-            "image stands there twice"
+            "image occurs twice"
         )
     return Entries(table, path, ())
 
@@ -144,8 +140,8 @@ def read_labels(path: Path) -> Entries:
 def choose_entries(entries: Entries, selection: Selection | None) -> tuple[pd.DataFrame, str]:
     """Return the selected rows and the name of the selection.
 
-    Without a selection these are `test`, or `all` where the entries have no split. Raises BadData for
-    a split that they do not have, and naming images on a list that are none of theirs.
+    Without a selection these are `test`, or `all` where the entries have no split. Raises BadData for a split that they
+    do not have, and naming images on a list that the entries lack.
     """
     table, csv = entries.table, entries.csv
     if selection is not None and selection.images is not None:
@@ -162,20 +158,19 @@ def choose_entries(entries: Entries, selection: Selection | None) -> tuple[pd.Da
     name = "test" if selection is None else selection.name
     chosen = table[table["split"] == name]
     if chosen.empty:
-        raise BadData(f"{csv} has no image in {name}; say with --split which to score")
+        raise BadData(f"{csv} has no image in {name}; choose the images to score with --split")
     return chosen, name
 
 
 def read_submission(path: Path, entries: Entries) -> Submission:
     """Read a CSV of predictions (or .gz): the image's name and one probability per finding.
 
-    The image's column is `Image Index` or `image`, a finding's is called as the finding, or that with
-    `prob_` before it; other columns are ignored, and the order of rows and columns is free.
-    Raises BadData naming the file and: a column that is missing or there twice, a row that is wider
-    than the header, an image that stands there twice or that `entries` do not have, or the image and
-    finding of what is no number from 0 to 1.
+    The image's column is `Image Index` or `image`, a finding's is named as the finding, with or without `prob_` before
+    it; other columns are ignored, and the order of rows and columns is free. Raises BadData naming the file and: a
+    column that is missing or occurs twice, a row that is wider than the header, an image that occurs twice or that
+    `entries` lack, or the image and finding of a value that is no number from 0 to 1.
     """
-    table = read_csv(path, typed=False)
+    table = _read_csv(path, typed=False)
     named = [name for name in IMAGE_COLUMNS if name in table]
     images = table[_only(named, "the image's name", IMAGE_COLUMNS, path)]
     columns = _finding_columns(table, path)
@@ -192,13 +187,13 @@ def read_submission(path: Path, entries: Entries) -> Submission:
 
 
 def require_all(given: Submission, wanted: pd.DataFrame, path: Path, name: str) -> Submission:
-    """Return the part of `given` that is of the `wanted` entries; BadData naming those that are missing."""
+    """Return the predictions on the `wanted` entries; BadData naming those that are missing."""
     have = given.entries["image"]
     missing = wanted["image"][~wanted["image"].isin(have)]
     if len(missing):
         raise BadData(
-            f"{path} has no prediction for {len(missing):,} of the {len(wanted):,} images asked for "
-            f"({name}), {_first(missing)}; predict them, or say with --split which images are asked for"
+            f"{path} has no prediction for {len(missing):,} of the {len(wanted):,} images to score "
+            f"({name}), {_first(missing)}; predict them, or choose the images to score with --split"
         )
     return given.of(have.isin(wanted["image"]).to_numpy())
 
@@ -223,7 +218,7 @@ def _finding_columns(table: pd.DataFrame, path: Path) -> list[str]:
     }
     if missing := [finding for finding, names in found.items() if not names]:
         raise BadData(
-            f"{path} has no column for {', '.join(missing)} (called so, or with {PREFIX} before it); "
+            f"{path} has no column for {', '.join(missing)} (named like the finding, or with {PREFIX} before it); "
             "every finding must be predicted"
         )
     return [_only(names, finding, names, path) for finding, names in found.items()]
@@ -231,7 +226,7 @@ def _finding_columns(table: pd.DataFrame, path: Path) -> list[str]:
 
 def _only(names: Sequence[str], what: str, wanted: Sequence[str], path: Path) -> str:
     if not names:
-        raise BadData(f"{path} has no column with {what}; it is called {' or '.join(map(repr, wanted))}")
+        raise BadData(f"{path} has no column with {what}; it is named {' or '.join(map(repr, wanted))}")
     if len(names) > 1:
         raise BadData(f"{path} has more than one column for {what}: {', '.join(names)}; remove the others")
     return names[0]

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.scores.bootstrap import bootstrap
-from eval.scores.comparison import compare, p_value
+from eval.scores.bootstrap import bootstrap, compare, p_value
 from eval.scores.metrics import DECIDED, ERRORS, MEASURES, RANKED, score
 
 NAMES = ("Mass", "Edema")

@@ -1,1 +1,0 @@
-"""Predictions of any model, read from CSV and scored by the same protocol; no torch."""
