@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from shards.csv_tables import escape_formulas
 from shards.errors import ResourceMissing
 from shards.files import atomic_write_text
-from shards.formulas import escape_formulas
 
 
 def json_text(record: dict[str, Any]) -> str:
@@ -25,7 +25,7 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
 def write_table(path: Path, frame: pd.DataFrame, *, index: bool = True) -> None:
     """Write a table as CSV with all digits, atomically; ResourceMissing from the disk.
 
-    Text that a spreadsheet would calculate is escaped as `shards.formulas` does it.
+    Text that a spreadsheet would calculate is escaped as `shards.csv_tables` does it.
     """
     atomic_write_text(path, escape_formulas(frame).to_csv(index=index, lineterminator="\n"))
 

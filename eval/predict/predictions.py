@@ -8,10 +8,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from eval.cache import CacheKey, find_valid, invalidate
+from shards.csv_tables import escape_formulas, unescape_formulas
 from shards.errors import BadData
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
-from shards.formulas import escape_formulas, unescape_formulas
 
 _PROBABILITIES = [f"prob_{finding}" for finding in FINDINGS]
 _LABELS = [f"label_{finding}" for finding in FINDINGS]
