@@ -35,7 +35,7 @@ from torchvision.io import ImageReadMode, decode_png
 from benchmarks.harness import interleave, summary, write_result
 from shards.console import JOBS, Command, echo
 from shards.entries import find_images
-from shards.packing.fragment import Sample, make_fragment
+from shards.packing.shard import Sample, make_fragment
 from shards.pixels import REDUCING_GAP, PixelRecipe, encode, open_gray, resize
 from shards.processes import available_cores
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from shards.csv_tables import escape_formulas
 from shards.documents import read_json
 from shards.errors import BadData, ResourceMissing
 from shards.files import atomic_write_text, sha256_of
-from shards.formulas import escape_formulas
 
 # Goes up when the same key gives other numbers, or the files get another form.
 _FORMAT = 1
@@ -30,7 +30,7 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
 def write_table(path: Path, frame: pd.DataFrame, *, index: bool = True) -> None:
     """Write a table as CSV with all digits, atomically; ResourceMissing from the disk.
 
-    Text that a spreadsheet would calculate is escaped by `shards.formulas`.
+    Text that a spreadsheet would calculate is escaped as `shards.csv_tables` does it.
     """
     atomic_write_text(path, escape_formulas(frame).to_csv(index=index, lineterminator="\n"))
 

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +22,8 @@ COLUMNS = ["row", "finding", *_SHARES]
 _CELLS = {"row": "[0-9]{1,9}", "finding": "|".join(FINDINGS), **dict.fromkeys(_SHARES, r"[0-9]\.[0-9]{1,9}")}
 MOST_BOXES = 2**20
 """Rows of a boxes.csv; NIH's has 984."""
-# NIH's images are 1024 pixels to a side, and its boxes are in these pixels, with digits behind the point.
-_GRID = 1024
+GRID = 1024
+"""NIH's images have 1024 pixels to a side, and its boxes are in these pixels, with digits behind the point."""
 _HEADER = ["Image Index", "Finding Label", "Bbox [x", "y", "w", "h]"]
 
 
@@ -37,11 +38,10 @@ def find_box_list(source: Path) -> Path | None:
 def read_box_list(path: Path) -> pd.DataFrame:
     """Read NIH's list of boxes (.csv or .csv.gz): image, finding, x, y, width, height, in the file's order.
 
-    x and y are the upper left corner. All four are float64 shares 0..1 of the image's width and
-    height: the file's are in pixels of the image's own 1024 grid, which a resize does not change as
-    shares. `Infiltrate` becomes Infiltration; empty columns behind the sixth are passed over.
-    Raises BadData naming the file, the row and the cause: another header, an unknown finding, what
-    is no number, a box without area or not wholly in the image.
+    x and y are the upper left corner. All four are float64 shares 0..1 of the image's width and height: the file's are
+    in pixels of the image's own 1024 grid, which a resize does not change as shares. `Infiltrate` becomes Infiltration;
+    empty columns behind the sixth are passed over. Raises BadData naming the file, the row and the cause: another
+    header, an unknown finding, what is no number, a box without area or not wholly in the image.
     """
     try:
         lines = list(csv.reader(io.StringIO(read_csv_text(path), newline="")))
@@ -97,19 +97,15 @@ def parse_boxes(data: bytes, name: Path | str) -> pd.DataFrame:
 
 def by_row_and_finding(boxes: pd.DataFrame) -> dict[tuple[int, str], npt.NDArray[np.float64]]:
     """Return x, y, width, height, float64 [B, 4], of each pair of a row and a finding that has boxes."""
-    pairs = zip(boxes["row"].tolist(), boxes["finding"].tolist(), strict=True)
-    lengths = boxes[_SHARES].to_numpy(dtype=np.float64)
-    found: dict[tuple[int, str], list[npt.NDArray[np.float64]]] = {}
-    for pair, box in zip(pairs, lengths, strict=True):
-        found.setdefault(pair, []).append(box)
-    return {pair: np.stack(several) for pair, several in found.items()}
+    groups = boxes.groupby(["row", "finding"], sort=False)[_SHARES]
+    return {cast("tuple[int, str]", pair): group.to_numpy(dtype=np.float64) for pair, group in groups}
 
 
 def _box(cells: list[str]) -> tuple[str, str, float, float, float, float]:
     if len(cells) < 6 or any(cell.strip() for cell in cells[6:]):
         raise ValueError(f"expected an image, a finding and four numbers, got {len(cells)} cells")
     finding = canonical(cells[1].strip())
-    x, y, width, height = (float(cell) / _GRID for cell in cells[2:6])
+    x, y, width, height = (float(cell) / GRID for cell in cells[2:6])
     _check(x, y, width, height)
     return cells[0].strip(), finding, x, y, width, height
 
@@ -118,5 +114,5 @@ def _check(x: float, y: float, width: float, height: float) -> None:
     slack = 2e-6  # what six digits may add to a box at the edge
     inside = x >= 0 and y >= 0 and x + width <= 1 + slack and y + height <= 1 + slack
     if not (all(map(math.isfinite, (x, y, width, height))) and width > 0 and height > 0 and inside):
-        corners = ", ".join(f"{_GRID * length:.6g}" for length in (x, y, width, height))
-        raise ValueError(f"a box of x, y, width, height {corners} does not lie in the {_GRID} x {_GRID} grid")
+        corners = ", ".join(f"{GRID * length:.6g}" for length in (x, y, width, height))
+        raise ValueError(f"a box of x, y, width, height {corners} does not lie in the {GRID} x {GRID} grid")

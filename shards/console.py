@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from shards.errors import BadData, ResourceMissing
 
-# ASCII and Latin-1 controls but for tab and newline, line separators, marks that turn the direction of
-# text, and halves of surrogate pairs, which stand for bytes that are no UTF-8.
+# Controls but for tab and newline, line separators, marks that turn the direction of text, and halves of surrogate
+# pairs, which stand for bytes that are no UTF-8.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _BROKEN_PIPE = 128 + 13  # SIGPIPE
 
@@ -76,10 +76,9 @@ class FiniteRange(click.FloatRange):
 class Command(click.Command):
     """A click command that ends in one line on stderr and an exit code, whatever goes wrong outside of it.
 
-    Beside the codes of `shards.errors`: 2 for a path that this locale has no characters for; 3 for a file
-    that is missing; 4 for one that may not be read or written, for output that cannot be written and for
-    memory; 130 for Ctrl-C; 141 where nobody reads stdout or stderr any more, unless the command
-    `outlives_reader`: then it goes on, printing nothing.
+    Beside the codes of `shards.errors`: 2 for a path that this locale has no characters for; 3 for a file that is
+    missing; 4 for one that may not be read or written, for output that cannot be written and for memory; 130 for
+    Ctrl-C; 141 where nobody reads stdout or stderr any more, unless the command `outlives_reader`: then it continues.
     """
 
     def __init__(self, *args: Any, outlives_reader: bool = False, **kwargs: Any) -> None:
@@ -94,7 +93,7 @@ class Command(click.Command):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run the command, and leave Python with its exit code; not in `standalone_mode`, as click has it."""
+        """Run the command, and leave Python with its exit code unless `standalone_mode` is False."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         with _guarded_output(self._outlives_reader):
@@ -138,24 +137,13 @@ def _end(text: str, code: int) -> int:
     return code
 
 
-_RESOURCES = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.EIO,
-    errno.ESTALE,
-}
 _HINTS = {
     errno.EMFILE: "; allow more open files with `ulimit -n 4096`",
     errno.ENFILE: "; this machine has too many files open",
     errno.ENOSPC: "; make room and run the same command again",
     errno.EDQUOT: "; make room and run the same command again",
 }
+_RESOURCES = {*_HINTS, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOMEM, errno.EIO, errno.ESTALE}
 
 
 def _from_os(error: OSError) -> click.ClickException:
@@ -233,13 +221,8 @@ def _send_to_nowhere(stream: Any) -> None:
 def progress_bar(total: int, description: str, unit: str, **options: Any) -> "tqdm[Any]":
     """Return a tqdm bar on stderr with rate and ETA; in a log file, one line every 15 seconds."""
     if sys.stderr.isatty():
-        return tqdm(total=total, desc=description, unit=unit, dynamic_ncols=True, **options)
-    return tqdm(
-        total=total,
-        desc=description,
-        unit=unit,
-        mininterval=15,
-        maxinterval=60,
-        bar_format="{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]\n",
-        **options,
-    )
+        options["dynamic_ncols"] = True
+    else:
+        line = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]\n"
+        options.update(mininterval=15, maxinterval=60, bar_format=line)
+    return tqdm(total=total, desc=description, unit=unit, **options)

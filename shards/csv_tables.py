@@ -1,9 +1,10 @@
-"""Read the CSV tables of a shard folder within bounds and check each cell against its column."""
+"""Read CSV tables within bounds, check each cell, and quote what a spreadsheet would run as a formula."""
 
 import gzip
 import io
+import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ import pandas as pd
 
 from shards.errors import BadData, ResourceMissing
 from shards.findings import FINDINGS
-from shards.formulas import unescape_formulas
 
 _ROW, _WHOLE, _TEXT, _NAME = r"[0-9]{1,9}", r"[0-9]{1,18}", r"[^\0\r\n]{0,1000}", r"[^\0\r\n/]{1,255}"
 _AGE, _CRC32, _SHA256 = f"-1|{_WHOLE}", r"[0-9]{1,10}", r"[0-9a-f]{64}"
@@ -35,13 +35,14 @@ _REJECT_COLUMNS = {"image": _NAME, "reason": _TEXT, "folder": _TEXT, "source_sha
 LARGEST = 64 * 2**20
 """Bytes of a CSV from outside, once decompressed. NIH's metadata has 7.6 MB."""
 _SHOWN = 40  # characters of a wrong cell
+# With any apostrophes before it, so that a text that has one of its own comes back with it.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
 def read_csv_text(path: Path) -> str:
     """Return the text of a CSV from outside (or .csv.gz), at most LARGEST bytes, without its byte order mark.
 
-    Raises BadData naming the file and the row of what is not UTF-8 text; ResourceMissing where it may not
-    be read.
+    Raises BadData naming the file and the row of what is not UTF-8 text; ResourceMissing where it may not be read.
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -114,3 +115,27 @@ def parse_entries(data: bytes, name: Path | str) -> pd.DataFrame:
 def parse_rejects(data: bytes, name: Path | str) -> pd.DataFrame:
     """Return a rejects.csv as text; raise BadData as parse_table does."""
     return unescape_formulas(parse_table(data, _REJECT_COLUMNS, name))
+
+
+def escape_formulas(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with an apostrophe before each text that begins with `= + - @`, a tab or a carriage return."""
+
+    def escape(cell: object) -> object:
+        return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
+
+    return _map_text(table, escape)
+
+
+def unescape_formulas(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table that `escape_formulas` was given."""
+
+    def unescape(cell: object) -> object:
+        return cell[1:] if isinstance(cell, str) and cell.startswith("'") and _FORMULA.match(cell) else cell
+
+    return _map_text(table, unescape)
+
+
+def _map_text(table: pd.DataFrame, change: Callable[[object], object]) -> pd.DataFrame:
+    # Not by table.replace(regex=True), which takes five times as long.
+    texts = [str(name) for name, column in table.items() if not pd.api.types.is_numeric_dtype(column)]
+    return table.assign(**{name: table[name].map(change) for name in texts})

@@ -50,8 +50,8 @@ def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
 def read_json(path: Path, schema: type[T], *, largest: int = LARGEST) -> T:
     """Return a JSON file as `schema`: a dataclass, a TypedDict, or any type that msgspec converts to.
 
-    Types are strict, and fields that the schema does not name are passed over. Raises BadData naming the
-    file and the field; ResourceMissing where the file may not be read.
+    Types are strict, and fields that the schema does not name are passed over. Raises BadData naming the file and the
+    field; ResourceMissing where the file may not be read.
     """
     return parse_json(read_bytes(path, largest), schema, path)
 
@@ -85,6 +85,6 @@ def _cause(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     text = (str(error).splitlines() or [type(error).__name__])[0]
-    field = _FIELD.search(text)
-    cause = text if field is None else f"{field[1] or 'it'}: {text[: field.start()]}"
-    return cause if len(cause) <= _LONGEST_CAUSE else f"{cause[:_LONGEST_CAUSE]} ..."
+    if field := _FIELD.search(text):
+        text = f"{field[1] or 'it'}: {text[: field.start()]}"
+    return text if len(text) <= _LONGEST_CAUSE else f"{text[:_LONGEST_CAUSE]} ..."

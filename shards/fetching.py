@@ -5,7 +5,6 @@ import concurrent.futures
 import contextlib
 import hashlib
 import io
-import os
 import shutil
 import stat
 import threading
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from shards.boxes import BOXES
 from shards.console import progress_bar
+from shards.csv_tables import largest_table
 from shards.errors import BadData, CannotResume, ResourceMissing
 from shards.files import PARTIAL, atomic_write, atomic_write_text, exclusive_lock, sha256_of
 from shards.folder import ENTRIES, REJECTS
@@ -29,9 +29,9 @@ T = TypeVar("T")
 
 _MAX_MANIFEST_BYTES = 4 * 2**20
 """That of 14,000 shards, at 290 bytes each; all of NIH's has 32 KB."""
-_ROW_BYTES, _MAX_ROWS = 1024, 2**20
-"""Bytes of a row on average: in packed phantoms one of entries.csv has 150, of rejects.csv 120, of boxes.csv
-50, of which an image may have several. And a bound of rows, so that made-up counts come to 1 GiB at most."""
+_MAX_ROWS = 2**20
+"""Rows of a table, so that made-up counts come to 1 GiB at most. In packed phantoms a row of entries.csv has 150 bytes,
+of rejects.csv 120, of boxes.csv 50, of which an image may have several."""
 _IDX_SAMPLE_BYTES = 256
 """Bytes of a sample in an .idx: three members, whose offsets have 19 digits at most, come to 190."""
 _MAX_BACKOFF = 60.0  # seconds between two tries
@@ -60,17 +60,16 @@ def fetch_shards(
 ) -> Fetched:
     """Copy the shard folder at `url` to `dest`, `jobs` files at a time, and return what was done.
 
-    A file gets its name when its SHA-256 is the manifest's, and manifest.json comes last: a
-    half-fetched folder is never taken for a whole one. Files that are here already are hashed and left
-    alone, so that a second call transfers only what is missing. A file whose transfer breaks off is
-    begun anew, `retries` times after waits that begin with `backoff` seconds and double. A transfer
-    breaks off where no byte comes for `idle_timeout` seconds, or a file takes longer than twice that and
-    `min_rate` bytes/s: by default what each of four files has of 0.5 Mbit/s. No file may have more bytes
-    than the manifest lets expect. An exception that a signal's handler raises ends the transfer at once.
+    A file gets its name when its SHA-256 is the manifest's, and manifest.json comes last: a half-fetched folder is
+    never taken for a whole one. Files that are here already are hashed and left alone, so that a second call transfers
+    only what is missing. A transfer breaks off where no byte comes for `idle_timeout` seconds, or a file takes longer
+    than twice that and `min_rate` bytes/s (by default what each of four files has of 0.5 Mbit/s); it is begun anew,
+    `retries` times after waits that begin with `backoff` seconds and double. No file may have more bytes than the
+    manifest lets expect. An exception that a signal's handler raises ends the transfer at once.
 
-    Raises BadData where a file's bytes are not those of the manifest, or the manifest is
-    damaged or names what is no shard; ResourceMissing where the network or the disk fails, or
-    another command is at work in `dest`; CannotResume where `dest` holds other shards or files, or links.
+    Raises BadData where a file's bytes are not those of the manifest, or the manifest is damaged or names what is no
+    shard; ResourceMissing where the network or the disk fails, or another command is at work in `dest`; CannotResume
+    where `dest` holds other shards or files, or links.
     """
     with progress_bar(0, "fetching", "B", unit_scale=True, unit_divisor=1024) as bar:
 
@@ -106,7 +105,7 @@ class _Transfer:
             self.bar.update(size)
 
     async def copy(self, file: _File, out: BinaryIO) -> str:
-        """Write a file to `out`, in as many tries as that may take; return its SHA-256."""
+        """Write a file to `out`, again where it breaks off; return its SHA-256."""
         wait = self.backoff
         # A manifest's numbers may be too large for a float.
         seconds = min(2 * self.idle_timeout + min(file.max_bytes // self.min_rate, _MAX_TIMEOUT), _MAX_TIMEOUT)
@@ -160,10 +159,10 @@ async def _fetch_folder(transfer: _Transfer, dest: Path, jobs: int) -> Fetched:
 
 
 def _files(manifest: Manifest) -> list[_File]:
-    images = _table_bytes(sum(split.images for split in manifest.splits.values()))
+    images = largest_table(min(sum(split.images for split in manifest.splits.values()), _MAX_ROWS))
     files = [
         _File(ENTRIES, manifest.entries_sha256, images),
-        _File(REJECTS, manifest.rejects_sha256, _table_bytes(manifest.rejects)),
+        _File(REJECTS, manifest.rejects_sha256, largest_table(min(manifest.rejects, _MAX_ROWS))),
     ]
     if manifest.boxes_sha256 is not None:
         files.append(_File(BOXES, manifest.boxes_sha256, images))
@@ -173,10 +172,6 @@ def _files(manifest: Manifest) -> list[_File]:
         files.append(_File(idx, shard.idx_sha256, min(_IDX_SAMPLE_BYTES * (shard.samples + 1), shard.bytes)))
         files.append(_File(shard.name, shard.sha256, shard.bytes))
     return files
-
-
-def _table_bytes(rows: int) -> int:
-    return _ROW_BYTES * (1 + min(rows, _MAX_ROWS))
 
 
 def _check_dest(dest: Path, manifest: Manifest, url: str, names: set[str]) -> None:
@@ -222,7 +217,7 @@ async def _fetch(file: _File, path: Path, transfer: _Transfer) -> bool:
     if path.is_file() and await asyncio.to_thread(sha256_of, path) == file.sha256:
         transfer.count(file, file.max_bytes)
         return False
-    with atomic_write(path) as partial, open(partial, "wb", opener=_open_no_link) as out:
+    with atomic_write(path) as partial, partial.open("wb") as out:
         found = await transfer.copy(file, out)
         if found != file.sha256:
             raise BadData(
@@ -230,10 +225,6 @@ async def _fetch(file: _File, path: Path, transfer: _Transfer) -> bool:
                 f"{found}, not {file.sha256}; the copy there is damaged, or something on the way changes it"
             )
     return True
-
-
-def _open_no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 class _DaemonExecutor(concurrent.futures.ThreadPoolExecutor):

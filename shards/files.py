@@ -16,17 +16,17 @@ from shards.errors import BadData, ResourceMissing
 PARTIAL = ".partial"
 """The end of a temporary file's name, which begins with a dot: by it what a kill leaves is known."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_LOCK_POLL = 0.1  # seconds between two looks at a lock that another command holds
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield an empty temporary file beside `path`; when the block ends well, rename it to `path`.
 
-    The temporary file is this call's own: another process, or thread, that publishes the same path has
-    one with another name, and the last to end wins. The file is flushed to disk before the rename and the
-    folder after it, so that after a kill or a power cut `path` holds either what it held before or the
-    whole new content. When the block raises, the temporary file is removed; what a kill leaves is removed
-    by `remove_partials`. Raises ResourceMissing when the disk is full or cannot be written to.
+    The temporary file has a name of its own: of two processes or threads that write the same path the last to end
+    wins. It is flushed to disk before the rename and the folder after it, so that after a kill or a power cut `path`
+    holds either what it held before or the whole new content. When the block raises, the temporary file is removed;
+    `remove_partials` removes what a kill leaves. Raises ResourceMissing when the disk is full or cannot be written to.
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     with _advising(path):
@@ -34,7 +34,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
         try:
             yield partial
-            rename(partial, path)
+            _fsync(partial)
+            partial.replace(path)
+            _fsync(path.parent)
         except BaseException:
             with contextlib.suppress(OSError):
                 partial.unlink()
@@ -47,30 +49,24 @@ def atomic_write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8", newline="\n")
 
 
-def rename(partial: Path, path: Path) -> None:
-    """Flush a whole file to disk and give it the name `path`; ResourceMissing from the disk."""
-    with _advising(path):
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
 def remove_partials(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in `folder`, but not in folders within it.
+    """Remove the temporary files that killed processes left in `folder` itself; ResourceMissing from the disk.
 
-    Only for whoever holds the lock of `folder`: those of a process that is at work would go, too. Raises
-    ResourceMissing from the disk.
+    Only for whoever holds the lock of `folder`: those of a process that is at work would go, too.
     """
     try:
         for partial in folder.glob(f".*{PARTIAL}"):
             partial.unlink()
     except OSError as error:
         raise ResourceMissing(f"cannot write to {folder}: {error.strerror}") from error
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager
@@ -94,18 +90,13 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-_LOCK_POLL = 0.1
-"""Seconds between two looks at a lock that another command holds."""
-
-
 @contextlib.contextmanager
 def exclusive_lock(folder: Path, *, wait: float = 0) -> Iterator[None]:
     """Make `folder` if need be and keep every other command that asks for it out of it.
 
-    The lock is on the folder itself, so it leaves no file behind and ends with the process,
-    however that ends. Another command that holds it is waited for, for up to `wait` seconds, which
-    a line on stderr says. Whoever takes several locks takes them in the order of their resolved paths: else
-    two commands could wait for each other.
+    The lock is on the folder itself, so it leaves no file behind and ends with the process, however that ends. Another
+    command that holds it is waited for, for up to `wait` seconds, which a line on stderr says. Whoever takes several
+    locks takes them in the order of their resolved paths: else two commands could wait for each other.
 
     Raises ResourceMissing where another command still holds the lock or the folder cannot be made, BadData
     where a file stands there. File systems that cannot lock a folder (NFS) go without.
@@ -119,28 +110,29 @@ def exclusive_lock(folder: Path, *, wait: float = 0) -> Iterator[None]:
         raise ResourceMissing(f"cannot write {folder}: {error.strerror}; give another folder") from error
     try:
         with contextlib.suppress(OSError):
-            _lock(handle, folder, wait)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _lock(handle: int, folder: Path, wait: float) -> None:
-    deadline = time.monotonic() + wait
-    waiting = False
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
+            held = _lock(handle, 0)
+            if wait and not held:
+                echo(f"waiting up to {wait:g} s for another command at work in {folder}", err=True)
+                held = _lock(handle, wait)
+            if not held:
                 what = (
                     f"still at work in {folder} after {wait:g} s; run this one again when it has ended"
                     if wait
                     else f"at work in {folder}; wait for it, or give another folder"
                 )
-                raise ResourceMissing(f"another command is {what}") from None
-        if not waiting:
-            waiting = True
-            echo(f"waiting up to {wait:g} s for another command at work in {folder}", err=True)
+                raise ResourceMissing(f"another command is {what}")
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, wait: float) -> bool:
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
         time.sleep(_LOCK_POLL)

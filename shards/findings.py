@@ -47,9 +47,8 @@ def canonical(name: str) -> str:
 def to_multi_hot(text: str) -> npt.NDArray[np.uint8]:
     """Turn `"Mass|Nodule"` into a uint8 vector of shape [14] in FINDINGS order.
 
-    `"No Finding"` alone is the zero vector; blanks around a name are passed over. Raises
-    ValueError for an unknown finding, an empty text, a finding named twice, or `No Finding`
-    beside a finding.
+    `"No Finding"` alone is the zero vector; blanks around a name are passed over. Raises ValueError for an unknown
+    finding, an empty text, a finding named twice, or `No Finding` beside a finding.
 
     >>> to_multi_hot("Hernia").tolist()
     [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]

@@ -29,8 +29,8 @@ from shards.manifest import NAME, Manifest, ShardRecord, read_manifest
 ENTRIES = "entries.csv"
 REJECTS = "rejects.csv"
 _ROW_BYTES = 4
-# Of a shard, asked for at once when its first sample is read, as a page fault in a mapped file does. In
-# random order a cold disk has 540 requests for 67 MB with it, not 3,000.
+# Bytes of a shard that are asked for at once, as by a page fault in a mapped file. In random order a cold disk has
+# 540 requests for 67 MB with it, not 3,000.
 _CHUNK = 128 * 2**10
 
 
@@ -45,20 +45,14 @@ class ShardFolder:
 
     @cached_property
     def entries(self) -> pd.DataFrame:
-        """entries.csv as `shards.csv_tables.parse_entries` returns it.
-
-        Checked against the manifest's hash.
-        """
+        """entries.csv as `csv_tables.parse_entries` returns it, checked against the manifest's hash."""
         path = self.path / ENTRIES
         rows = sum(split.images for split in self.manifest.splits.values())
         return parse_entries(read_packed(path, self.manifest.entries_sha256, rows), path)
 
     @cached_property
     def boxes(self) -> pd.DataFrame | None:
-        """boxes.csv as `shards.boxes.read_boxes` returns it; None where it was packed without boxes.
-
-        Checked against the manifest's hash.
-        """
+        """boxes.csv as `boxes.read_boxes` returns it, checked against the manifest's hash; None without boxes."""
         if self.manifest.boxes_sha256 is None:
             return None
         path = self.path / BOXES
@@ -86,10 +80,9 @@ def read_packed(path: Path, sha256: str, rows: int) -> bytes:
 def open_shards(path: Path) -> ShardFolder:
     """Open a shard folder after a quick check (under a second for the whole of NIH).
 
-    Checks that the manifest is whole, that every tar has its recorded size, and every index
-    its recorded hash and number of samples. A missing index is built again, which is said on
-    stderr. Raises BadData naming the first file that differs; `scripts/verify_shards.py` is
-    the thorough check. Raises ResourceMissing where a missing index cannot be written.
+    Checks that the manifest is whole, that every tar has its recorded size, and every index its recorded hash and
+    number of samples. A missing index is built again, which is said on stderr. Raises BadData naming the first file
+    that differs (`scripts/verify_shards.py` is the thorough check), ResourceMissing where no index can be written.
     """
     manifest = read_manifest(path)
     for shard in manifest.shards:
@@ -113,8 +106,8 @@ def open_shards(path: Path) -> ShardFolder:
 def restore_index(tar: Path, shard: ShardRecord) -> bool:
     """Build the index of a shard again where it is missing; return whether it was.
 
-    It is written only if it is byte for byte the one that was packed: else the tar is
-    damaged, which raises BadData. Raises ResourceMissing where it cannot be written.
+    It is written only if it is byte for byte the one that was packed: else the tar is damaged, which raises BadData.
+    Raises ResourceMissing where it cannot be written.
     """
     idx = tar.with_suffix(".idx")
     if idx.exists():
@@ -150,12 +143,10 @@ class Samples(NamedTuple):
 class SplitReader:
     """Random access to the samples of one split.
 
-    Position p is the p-th sample of the split in row order. Reading touches only the bytes of that
-    sample, so any order costs the same once the shards are in the page cache. When a sample is read
-    first, its row and labels are compared with entries.csv.
-
-    The shards stay open as long as the reader. They are read, not memory-mapped: where a shard got
-    shorter meanwhile, a read is short, but a touch of the mapped page ends the process with SIGBUS.
+    Position p is the p-th sample of the split in row order. Reading touches only the bytes of that sample, so any
+    order costs the same once the shards are in the page cache. When a sample is read first, its row and labels are
+    compared with entries.csv. The shards stay open as long as the reader. They are read, not memory-mapped: where a
+    shard got shorter meanwhile, a read is short, but a touch of the mapped page ends the process with SIGBUS.
 
     Raises BadData where an index does not fit the manifest or entries.csv, or a shard is missing;
     ResourceMissing where a shard cannot be opened.
@@ -173,9 +164,7 @@ class SplitReader:
         weakref.finalize(self, _close, self._files)
         for tar in self._tars:
             self._files.append(_open(tar))
-        places = [read_index(tar.with_suffix(".idx"), members) for tar in self._tars]
-        for tar, shard, place in zip(self._tars, shards, places, strict=True):
-            _check_members(tar.with_suffix(".idx"), place, shard.bytes)
+        places = [_read_places(tar, shard, members) for tar, shard in zip(self._tars, shards, strict=True)]
         self._shard = np.repeat(np.arange(len(shards)), [len(place) for place in places])
         self._places = np.concatenate(places) if places else np.empty((0, 3, 2), dtype=np.int64)
         self._verified = np.zeros(len(self._places), dtype=np.bool_)
@@ -256,20 +245,22 @@ def check_labels(name: str, stored: npt.NDArray[np.uint8], expected: npt.NDArray
         )
 
 
-def _check_members(idx: Path, places: npt.NDArray[np.int64], shard_bytes: int) -> None:
-    # Image, labels and row follow each other within the shard; the last two have a fixed size.
+def _read_places(tar: Path, shard: ShardRecord, members: tuple[str, str, str]) -> npt.NDArray[np.int64]:
+    # Of image, labels and row, which follow each other within the shard; the last two have a fixed size.
+    idx = tar.with_suffix(".idx")
+    places = read_index(idx, members)
     starts, sizes = places[..., 0], places[..., 1]
     ends = starts + sizes
     if not (
-        (sizes[:, 1] == len(FINDINGS)).all()
-        and (sizes[:, 2] == _ROW_BYTES).all()
+        (sizes[:, 1:] == (len(FINDINGS), _ROW_BYTES)).all()
         and (ends[:, :-1] <= starts[:, 1:]).all()
-        and (ends[:, -1] <= shard_bytes).all()
+        and (ends[:, -1] <= shard.bytes).all()
     ):
         raise BadData(
-            f"{idx} does not fit its shard of {shard_bytes} bytes, or the members of a sample do not follow "
+            f"{idx} does not fit its shard of {shard.bytes} bytes, or the members of a sample do not follow "
             "each other; pack again"
         )
+    return places
 
 
 def _open(tar: Path) -> int:

@@ -4,6 +4,7 @@ First line `v1.2 SAMPLES`, then a line a sample: `ext offset size name` for ever
 DALI's own `wds2idx` writes it.
 """
 
+import re
 import tarfile
 from pathlib import Path
 
@@ -50,18 +51,14 @@ def read_index(idx: Path, extensions: tuple[str, ...]) -> npt.NDArray[np.int64]:
     lines = data.decode("ascii", errors="replace").splitlines()
     if not lines or lines[0].split() != [VERSION, str(len(lines) - 1)]:
         raise BadData(f"{idx} is not a {VERSION} index of {max(len(lines) - 1, 0)} samples")
-    places = np.empty((len(lines) - 1, len(extensions), 2), dtype=np.int64)
+    sample_line = re.compile(" ".join(rf"{extension} ([0-9]{{1,18}}) ([0-9]{{1,18}}) \S+" for extension in extensions))
+    table = np.empty((len(lines) - 1, 2 * len(extensions)), dtype=np.int64)
     for sample, line in enumerate(lines[1:]):
-        fields = line.split()
-        numbers = fields[1::4] + fields[2::4]
-        if (
-            tuple(fields[0::4]) != extensions
-            or len(fields) != 4 * len(extensions)
-            or not all(number.isdecimal() and len(number) < 19 for number in numbers)
-        ):
+        numbers = sample_line.fullmatch(line)
+        if numbers is None:
             raise BadData(f"{idx}, line {sample + 2}: expected the offset and size of {', '.join(extensions)}")
-        places[sample, :, 0] = fields[1::4]
-        places[sample, :, 1] = fields[2::4]
+        table[sample] = numbers.groups()
+    places = table.reshape(-1, len(extensions), 2)
     outside = np.flatnonzero((places.sum(axis=2, dtype=np.float64) > size - _END).any(axis=1))
     if len(outside):
         raise BadData(f"{idx}, line {outside[0] + 2}: a member does not lie within {tar.name}")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import pandas as pd
 from msgspec import Meta
 
-from shards.archives import NOT_READ
 from shards.documents import Value, convert, parse_json, read_bytes
 from shards.errors import BadData
 from shards.findings import FINDINGS
@@ -18,8 +18,10 @@ from shards.splits import SPLITS
 
 FORMAT = 1
 NAME = "manifest.json"
+NOT_READ = "shards of another maker are not read (their labels may be pickles); start from the images"
 LARGEST = 8 * 2**20
 """Bytes of a manifest. All of NIH's has 32 KB, and a shard adds 250 bytes."""
+SUFFIX = {"jpeg": "jpg", "png": "png"}
 _TAR = re.compile(r"(train|val|test)-\d{5}\.tar")
 _Count = Annotated[int, Meta(ge=0, lt=2**31)]
 _Positive = Annotated[int, Meta(ge=1, lt=2**53)]
@@ -52,6 +54,18 @@ class SplitRecord:
     """Share of images that show each finding, to six digits; None in a split without images."""
 
 
+def describe_split(entries: pd.DataFrame) -> SplitRecord:
+    """Return the record of a split from its rows of entries.csv."""
+    positives = {finding: int(entries[finding].sum()) for finding in FINDINGS}
+    images = len(entries)
+    return SplitRecord(
+        images=images,
+        patients=entries["patient"].nunique(),
+        positives=positives,
+        prevalence={finding: round(count / images, 6) if images else None for finding, count in positives.items()},
+    )
+
+
 @dataclass(frozen=True)
 class Manifest:
     """The record of a shard folder. `digest` binds runs and resume states to it."""
@@ -68,8 +82,7 @@ class Manifest:
     """Of the train pixels before encoding, 0..255."""
     std: _Gray
     psnr: float | None
-    """Mean peak signal-to-noise ratio of the encoding in dB, over the rows that 16 divides; None
-    for png, which is lossless, and where no such row was packed."""
+    """Mean of the encoding in dB, over the rows that 16 divides; None for png and where no such row was packed."""
     pillow: _Name
     """Version of Pillow, which decoded, resized and encoded."""
     splits: dict[str, SplitRecord]
@@ -80,7 +93,7 @@ class Manifest:
     boxes_sha256: _Sha256 | None = None
     """Of boxes.csv; None where it was packed without a list of boxes."""
     warnings: dict[str, _Count] | None = None
-    """Images that look wrong in a way that `shards.packing.oddities` names; None where there are none."""
+    """Images that look wrong in a way that `shards.packing.planning.ODDITIES` names; None where there are none."""
 
     @property
     def size(self) -> int:
@@ -90,7 +103,7 @@ class Manifest:
     @property
     def extension(self) -> str:
         """`jpg` or `png`, the name of the image member of a sample."""
-        return {"jpeg": "jpg", "png": "png"}[self.recipe["encoding"]]
+        return SUFFIX[self.recipe["encoding"]]
 
     def shards_of(self, split: str) -> tuple[ShardRecord, ...]:
         """Return the shards of one split, in order."""
@@ -109,7 +122,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class _Head:
-    """What tells whether a file is a manifest that this version reads; fields are those of the file."""
+    """What tells whether a file is a manifest that this version reads."""
 
     format: int
     findings: Annotated[list[_Name], Meta(max_length=256)]
@@ -126,10 +139,7 @@ class _Recipe:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check `folder/manifest.json`; raise BadData naming what is wrong with it.
-
-    Raises ResourceMissing where it may not be read.
-    """
+    """Read and check `folder/manifest.json`; raise BadData naming what is wrong with it."""
     path = folder / NAME
     if not path.is_file():
         raise BadData(_no_shards(folder))

@@ -19,16 +19,12 @@ from shards.errors import ResourceMissing
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-# Tasks begun for each worker before their results are taken, so that none waits while the caller
-# is busy, with a disk for example.
+# Tasks begun for each worker before their results are taken, so that none waits while the caller is busy.
 _AHEAD = 4
 
 
 def available_cores() -> int:
-    """Return the number of cores that this process is allowed to run on, at least 1.
-
-    On Linux that respects taskset and containers' core sets; elsewhere it is the machine's count.
-    """
+    """Return the number of cores that this process may use: on Linux of taskset and container, else of the machine."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -54,8 +50,8 @@ class _Stopped(BaseException):
 def graceful_exit(advice: str) -> Iterator[None]:
     """Run the block; on SIGINT or SIGTERM unwind it, print `advice` and exit with 130 or 143.
 
-    For the main thread. Signals that follow the first are ignored while the block unwinds,
-    which must be short. A signal that was ignored when the command started stays so.
+    For the main thread. Signals that follow the first are ignored while the block unwinds, which must be short. One
+    that was ignored when the command started stays so.
     """
 
     def stop(number: int, _frame: FrameType | None) -> None:
@@ -81,10 +77,9 @@ def map_in_processes(
 ) -> Generator[tuple[Task, Result], None, None]:
     """Yield every task with its result, in order, from `jobs` processes.
 
-    With one job or one task this process does the work. `work` and the tasks are pickled to the
-    workers, which run at most _AHEAD tasks each before their results are taken, so the memory is
-    bounded. Raises what `work` raises, and ResourceMissing when a worker is killed; tasks that
-    were not begun are then dropped. A worker never outlives this process.
+    With one job or one task this process does the work. `work` and the tasks are pickled to the workers, which run at
+    most _AHEAD tasks each before their results are taken, so the memory is bounded. Raises what `work` raises, and
+    ResourceMissing when a worker is killed; tasks not begun are then dropped. A worker never outlives this process.
     """
     if jobs == 1 or len(tasks) < 2:
         yield from ((task, work(task)) for task in tasks)

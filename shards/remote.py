@@ -42,18 +42,14 @@ async def open_remote(url: str, idle_timeout: float) -> AsyncIterator[RemoteFold
         async with _web_client(idle_timeout) as client:
             yield functools.partial(_read_web, client, url.rstrip("/"))
     elif scheme == "file":
-        path = _local_path(url)
+        try:
+            path = Path(urllib.request.url2pathname(urllib.parse.urlsplit(url).path) if "://" in url else url)
+        except ValueError as error:
+            raise BadData(f"{url} is no URL: {_line(error)}") from error
         yield functools.partial(_read_file, lambda name: (path / name).open("rb", buffering=0), path, idle_timeout)
     else:
         url = url.rstrip("/")
         yield functools.partial(_read_file, await _open_store(url, idle_timeout), url, idle_timeout)
-
-
-def _local_path(url: str) -> Path:
-    try:
-        return Path(urllib.request.url2pathname(urllib.parse.urlsplit(url).path) if "://" in url else url)
-    except ValueError as error:
-        raise BadData(f"{url} is no URL: {_line(error)}") from error
 
 
 def _web_client(idle_timeout: float) -> httpx.AsyncClient:

@@ -1,8 +1,7 @@
 """Split entries by patient into train, val and test, and verify that no patient is in two of them.
 
-Every rule is a pure function from a table of entries to one split name per entry. Whole
-patients are assigned, never single images: follow-ups of one patient look alike, and a
-model that saw one in training would be scored on its memory.
+Every rule is a pure function from a table of entries to one split name per entry. Whole patients are assigned, never
+single images: follow-ups of one patient look alike, and a model that saw one in training would be scored on its memory.
 """
 
 import itertools
@@ -17,9 +16,7 @@ from shards.errors import BadData
 
 SPLITS = ("train", "val", "test")
 Names = npt.NDArray[np.str_]
-
-# 1/8 of train_val, as the common 70/10/20 split has it.
-VAL_FRACTION = 0.125
+VAL_FRACTION = 0.125  # 1/8 of train_val, as the common 70/10/20 split has it
 RANDOM_FRACTIONS = (0.7, 0.1, 0.2)
 
 
@@ -28,11 +25,10 @@ def split_official(
 ) -> Names:
     """Follow NIH's lists; val is drawn out of train_val by patient, seeded.
 
-    `val_fraction` is the share of train_val's images that val gets, to within one patient.
-    Returns one name of SPLITS per entry. Raises BadData for an image on neither or both lists.
+    `val_fraction` is the share of train_val's images that val gets, to within one patient. Returns one name of SPLITS
+    per entry. Raises BadData for an image on neither or both lists.
     """
-    image = entries["image"]
-    names = _from_lists(image, {"train": train_val, "test": test})
+    names = split_by_lists(entries, train_val, frozenset(), test)
     pool = entries[names == "train"]
     val_patients = _draw_patients(pool["patient"].to_numpy(), (1 - val_fraction, val_fraction), seed)[1]
     names[(names == "train") & entries["patient"].isin(val_patients).to_numpy()] = "val"
@@ -50,7 +46,18 @@ def split_random(entries: pd.DataFrame, fractions: tuple[float, float, float], s
 
 def split_by_lists(entries: pd.DataFrame, train: frozenset[str], val: frozenset[str], test: frozenset[str]) -> Names:
     """Follow three lists of image names; raises BadData for an image on none or on two."""
-    return _from_lists(entries["image"], {"train": train, "val": val, "test": test})
+    image = entries["image"]
+    names = np.full(len(image), "", dtype="<U5")
+    for split, listed in zip(SPLITS, (train, val, test), strict=True):
+        on_list = image.isin(listed).to_numpy()
+        twice = on_list & (names != "")
+        if twice.any():
+            raise BadData(f"image {image.to_numpy()[twice][0]} is on two lists of the split")
+        names[on_list] = split
+    if (names == "").any():
+        missing = image.to_numpy()[names == ""]
+        raise BadData(f"{len(missing)} images are on no list of the split, the first is {missing[0]}")
+    return names
 
 
 def verify_disjoint(entries: pd.DataFrame, names: Names) -> dict[str, int]:
@@ -74,20 +81,6 @@ def read_list(path: Path) -> frozenset[str]:
         raise BadData(f"cannot read the list {path}: {error}") from error
     if not names:
         raise BadData(f"the list {path} names no image")
-    return names
-
-
-def _from_lists(image: "pd.Series[str]", lists: dict[str, frozenset[str]]) -> Names:
-    names = np.full(len(image), "", dtype="<U5")
-    for split, listed in lists.items():
-        on_list = image.isin(listed).to_numpy()
-        twice = on_list & (names != "")
-        if twice.any():
-            raise BadData(f"image {image.to_numpy()[twice][0]} is on two lists of the split")
-        names[on_list] = split
-    if (names == "").any():
-        missing = image.to_numpy()[names == ""]
-        raise BadData(f"{len(missing)} images are on no list of the split, the first is {missing[0]}")
     return names
 
 

@@ -24,13 +24,10 @@ def _leave(number: int, _frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
-def _is_worker() -> bool:
-    # A process that multiprocessing has spawned imports the command's module again.
-    multiprocessing = sys.modules.get("multiprocessing")
-    return multiprocessing is not None and multiprocessing.parent_process() is not None
-
-
 _open_standard_streams()
+# A process that multiprocessing has spawned imports the command's module again.
+_multiprocessing = sys.modules.get("multiprocessing")
+_is_worker = _multiprocessing is not None and _multiprocessing.parent_process() is not None
 # One that is ignored stays so: a shell starts background jobs of a script that way.
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_IGN if _is_worker() else _leave)
+    signal.signal(signal.SIGINT, signal.SIG_IGN if _is_worker else _leave)

@@ -9,10 +9,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from eval.result_files import CacheKey, is_valid, remove
+from shards.csv_tables import escape_formulas, unescape_formulas
 from shards.errors import BadData
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
-from shards.formulas import escape_formulas, unescape_formulas
 
 _PROBABILITIES = [f"prob_{finding}" for finding in FINDINGS]
 _LABELS = [f"label_{finding}" for finding in FINDINGS]

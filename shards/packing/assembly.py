@@ -1,8 +1,8 @@
 """Turn a table of entries and their splits into a shard folder.
 
-The bytes depend on the plan and the recipe alone, not on the number of processes. Each shard is
-published under its final name and leaves a receipt; the manifest comes last. The same command
-again after a kill keeps the shards whose receipt and hashes agree and packs the rest.
+The bytes depend on the plan and the recipe alone, not on the number of processes. Each shard is published under its
+final name and leaves a receipt; the manifest comes last. The same command again after a kill keeps the shards whose
+receipt and hashes agree and packs the rest.
 """
 
 import dataclasses
@@ -13,20 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from PIL import __version__ as pillow
 
 from shards import boxes
-from shards.csv_tables import PACKED_CRC32
+from shards.csv_tables import ENTRY_COLUMNS, PACKED_CRC32, escape_formulas
 from shards.errors import BadData, ResourceMissing
 from shards.files import atomic_write_text, exclusive_lock, remove_partials, sha256_of
 from shards.findings import FINDINGS
 from shards.folder import ENTRIES, REJECTS
-from shards.formulas import escape_formulas
-from shards.manifest import NAME, Manifest, SplitRecord, read_manifest
-from shards.packing.fragment import PixelStatistics, Sample
-from shards.packing.oddities import Oddity, report
-from shards.packing.planning import Plan
+from shards.manifest import NAME, Manifest, describe_split, read_manifest
+from shards.packing.planning import Oddity, Plan, report
 from shards.packing.resume import (
     WORK,
     finished_shards,
@@ -35,13 +31,9 @@ from shards.packing.resume import (
     verify_same_plan,
     verify_sources,
 )
-from shards.packing.shard import ShardReport, ShardTask
-from shards.packing.writing import write_shards
+from shards.packing.shard import Sample, SampleReport, ShardReport, ShardTask, write_shards
 from shards.pixels import REDUCING_GAP, PixelRecipe
 from shards.splits import SPLITS
-
-_ENTRY_COLUMNS = ["image", "patient", "split", *FINDINGS, "age", "sex", "view", "follow_up", "folder"]
-_SOURCE_SHA256 = "source_sha256"
 
 
 def pack(
@@ -56,14 +48,12 @@ def pack(
 ) -> Manifest:
     """Write the shard folder `out` with `jobs` processes and return its manifest.
 
-    The manifest's recipe names everything that decides the bytes; packing into a folder made
-    with another recipe, or of an image that is no longer the same, raises CannotResume naming
-    what differs. Finding `out` finished and whole, it writes nothing; a shard that was damaged
-    since is packed again. More than `max_rejects` images that do not decode, or none of train
-    that does, raise BadData; all of them are listed in rejects.csv. What looks wrong though it can
-    be packed (`oddities.MESSAGES`) is printed on stderr and counted in the manifest, or, if `strict`,
-    raises BadData. A full disk, too little
-    memory, or another command at work in `out` raise ResourceMissing.
+    The manifest's recipe names everything that decides the bytes; packing into a folder made with another recipe,
+    or of an image that is no longer the same, raises CannotResume naming what differs. Finding `out` finished and
+    whole, it writes nothing; a shard that was damaged since is packed again. More than `max_rejects` images that do
+    not decode, or none of train that does, raise BadData; all of them are listed in rejects.csv. What looks wrong
+    though it can be packed (`planning.ODDITIES`) is printed on stderr and counted in the manifest, or, if `strict`,
+    raises BadData. A full disk, too little memory, or another command at work in `out` raise ResourceMissing.
     """
     recipe = {
         **plan.split_recipe,
@@ -92,11 +82,14 @@ def pack(
                 receipts |= {task.tar: receipt for task, receipt in write(todo, done=done)}
                 verify_sources(receipts.values(), plan.source, jobs)  # some may have changed meanwhile
                 ordered = [receipts[task.tar] for task in tasks]
-                found = _oddities(plan, ordered)
+                found = _oddities(ordered)
                 report(found, strict=strict)
                 warnings = {kind: odd.images for kind, odd in [*plan.oddities.items(), *found.items()]}
                 manifest = _publish(plan, out, identity, ordered, max_rejects, warnings)
-            _tidy(out)
+            # What a kill left behind goes, too.
+            remove_partials(out)
+            if (out / WORK).exists():
+                shutil.rmtree(out / WORK)
     except MemoryError as error:
         raise ResourceMissing(
             "out of memory; run the same command to continue, with --jobs 1 to need the least memory"
@@ -129,10 +122,13 @@ def _publish(
     max_rejects: int,
     warnings: dict[str, int],
 ) -> Manifest:
-    planned = plan.table.assign(**{_SOURCE_SHA256: [sha256 for receipt in receipts for _, sha256 in receipt.sources]})
-    rejects = {row: reason for receipt in receipts for row, reason in receipt.rejects}
-    left_out = planned.loc[sorted(rejects), ["image", "folder", _SOURCE_SHA256]]
-    left_out.insert(1, "reason", [rejects[row] for row in left_out.index])
+    samples = [sample for receipt in receipts for sample in receipt.samples]
+    planned = plan.table.assign(
+        source_sha256=[sample.sha256 for sample in samples], packed_crc32=[sample.crc32 for sample in samples]
+    )
+    rejects = {sample.row: sample.reject for sample in samples if sample.reject is not None}
+    left_out = planned.loc[list(rejects), ["image", "folder", "source_sha256"]]
+    left_out.insert(1, "reason", list(rejects.values()))
     atomic_write_text(out / REJECTS, escape_formulas(left_out).to_csv(index=False, lineterminator="\n"))
     entries = planned.drop(index=left_out.index)
     too_many = len(rejects) > max_rejects
@@ -143,9 +139,7 @@ def _publish(
             f"{len(rejects)} images do not decode, {bound}; the first is {first['folder']}/{first['image']}: "
             f"{first['reason']} (all in {out / REJECTS})"
         )
-    crc32s = {row: crc32 for receipt in receipts for row, crc32 in receipt.packed}
-    entries = entries.assign(**{PACKED_CRC32: [crc32s[row] for row in entries.index]})
-    columns = [*_ENTRY_COLUMNS, _SOURCE_SHA256, PACKED_CRC32]
+    _, *columns = [*ENTRY_COLUMNS, PACKED_CRC32]  # the first, row, is the index
     atomic_write_text(out / ENTRIES, escape_formulas(entries[columns]).to_csv(lineterminator="\n"))
     if plan.boxes is not None:
         atomic_write_text(out / boxes.BOXES, boxes.to_csv(boxes.by_row(plan.boxes, entries["image"])))
@@ -154,8 +148,8 @@ def _publish(
         pillow=pillow,
         entries_sha256=sha256_of(out / ENTRIES),
         rejects_sha256=sha256_of(out / REJECTS),
-        **_pixel_statistics(receipts, identity["recipe"]["size"]),
-        splits={split: _describe(entries[entries["split"] == split]) for split in SPLITS},
+        **_pixel_statistics(samples, set(entries.index[entries["split"] == "train"]), identity["recipe"]["size"]),
+        splits={split: describe_split(entries[entries["split"] == split]) for split in SPLITS},
         shards=tuple(receipt.shard for receipt in receipts if receipt.shard.samples),
         rejects=len(rejects),
         patients_in_two_splits=int((entries.groupby("patient")["split"].nunique() > 1).sum()),
@@ -166,43 +160,24 @@ def _publish(
     return manifest
 
 
-def _oddities(plan: Plan, receipts: Iterable[ShardReport]) -> dict[str, Oddity]:
-    rows: dict[str, list[int]] = {}
+def _oddities(receipts: Iterable[ShardReport]) -> dict[str, Oddity]:
+    images: dict[str, list[str]] = {}
     for receipt in receipts:
-        for row, kind in receipt.oddities:
-            rows.setdefault(kind, []).append(row)
-    return {kind: Oddity(len(rows[kind]), plan.images[rows[kind][0]]) for kind in sorted(rows)}
+        for sample in receipt.samples:
+            for kind in sample.oddities:
+                images.setdefault(kind, []).append(sample.image)
+    return {kind: Oddity(len(found), found[0]) for kind, found in sorted(images.items())}
 
 
-def _tidy(out: Path) -> None:
-    # What a kill left behind goes, too.
-    remove_partials(out)
-    if (out / WORK).exists():
-        shutil.rmtree(out / WORK)
-
-
-def _pixel_statistics(receipts: Iterable[ShardReport], size: int) -> dict[str, Any]:
-    every, train = PixelStatistics(), PixelStatistics()
-    for receipt in receipts:
-        every += receipt.statistics
-        if receipt.shard.name.startswith("train-"):
-            train += receipt.statistics
-    pixels = train.samples * size * size
-    mean, square_mean = train.pixel_sum / pixels, train.pixel_square_sum / pixels
+def _pixel_statistics(samples: list[SampleReport], train: set[int], size: int) -> dict[str, Any]:
+    mine = [sample for sample in samples if sample.row in train]
+    pixels = len(mine) * size * size
+    mean = sum(sample.pixel_sum for sample in mine) / pixels
+    square_mean = sum(sample.pixel_square_sum for sample in mine) / pixels
+    psnrs = [sample.psnr for sample in samples if sample.psnr is not None]
     return {
         "mean": mean,
         "std": float(np.sqrt(max(square_mean - mean * mean, 0.0))),
         # Two digits: a logarithm's last ones differ between machines.
-        "psnr": round(every.psnr_sum / every.psnr_samples, 2) if every.psnr_samples else None,
+        "psnr": round(sum(psnrs) / len(psnrs), 2) if psnrs else None,
     }
-
-
-def _describe(entries: pd.DataFrame) -> SplitRecord:
-    positives = {finding: int(entries[finding].sum()) for finding in FINDINGS}
-    images = len(entries)
-    return SplitRecord(
-        images=images,
-        patients=entries["patient"].nunique(),
-        positives=positives,
-        prevalence={finding: round(count / images, 6) if images else None for finding, count in positives.items()},
-    )

@@ -1,18 +1,18 @@
-"""Decide from an NIH tree and options which entry goes where, before any pixel is read."""
+"""Decide from an NIH tree and options which entry goes where, before any pixel is read, and say what looks odd."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from shards.boxes import find_box_list, read_box_list
+from shards.console import echo
 from shards.entries import find_images, image_folders, read_entries, unpacking_hint
 from shards.errors import BadData
 from shards.files import sha256_of
-from shards.packing.oddities import Oddity, find_oddities
 from shards.splits import (
     RANDOM_FRACTIONS,
     SPLITS,
@@ -26,6 +26,24 @@ from shards.splits import (
 )
 
 SplitRule = Literal["official", "random", "file"]
+ODDITIES = {
+    "enlarged": "{} images are smaller than --size{}; enlarging adds no detail: pack them at their own size",
+    "twelve_bits": "{} images have 16 bits but no value over 4095{}; such 12-bit images come out nearly "
+    "black: multiply their pixels by 16 first",
+    "unlisted": "{} images are in no row of the metadata{}; they are not packed",
+    "other_patient": "{} images have another patient ID than the one in their name{}; if the ID is wrong, "
+    "one person may be in two splits",
+    "unknown_age": "{} ages are empty{}; they count as unknown and are -1 in entries.csv",
+}
+"""What looks wrong though it can be packed -> the message, with places for a count and an example."""
+
+
+class Oddity(NamedTuple):
+    """How many images are odd in one way."""
+
+    images: int
+    first: str = ""
+    """The first image; empty where it is not known any more."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +75,7 @@ class Plan:
     boxes: pd.DataFrame | None = None
     """As `shards.boxes.read_box_list` returns it, of the planned images; None without a list of boxes."""
     oddities: Mapping[str, Oddity] = field(default_factory=dict)
-    """What looks wrong though it can be packed, by its kind."""
+    """What looks wrong though it can be packed, by its key in ODDITIES."""
 
     @property
     def images(self) -> list[str]:
@@ -75,11 +93,10 @@ def make_plan(
 ) -> Plan:
     """Read the tree at `source`, find its images, split it by patient and verify the split.
 
-    `folders` names the image folders to pack (None: all). Raises BadData for bad metadata,
-    for images that are listed but not on disk (unless `allow_missing`; images of folders
-    that were not asked for are no error), for a patient in two splits, or an empty train split.
-    `boxes` is a list of boxes (None: NIH's in `source`, if it is there), of which those of the
-    planned images are kept and the number of the others is remarked on.
+    `folders` names the image folders to pack (None: all). Raises BadData for bad metadata, for images that are listed
+    but not on disk (unless `allow_missing`; images of folders that were not asked for are no error), for a patient in
+    two splits, or an empty train split. `boxes` is a list of boxes (None: NIH's in `source`, if it is there), of which
+    those of the planned images are kept and the number of the others is remarked on.
     """
     read = read_entries(source)
     if source.is_file():
@@ -101,7 +118,7 @@ def make_plan(
             f"{unpacking_hint(source)}"
         )
     unlisted = sorted(images.keys() - set(read.table["image"]))
-    oddities = find_oddities(table, [f"{images[name]}/{name}" for name in unlisted])
+    oddities = _find_oddities(table, [f"{images[name]}/{name}" for name in unlisted])
     names, lists = _split(table, source, split)
     patients = verify_disjoint(table, names)
     if not patients["train"]:
@@ -136,6 +153,33 @@ def choose_folders(source: Path, choice: str) -> list[str]:
             f"{unpacking_hint(source) if source.is_dir() else ''}"
         )
     return [names[number - 1] for number in picked]
+
+
+def report(found: Mapping[str, Oddity], *, strict: bool) -> None:
+    """Print a warning for each of ODDITIES' kinds that was found; if `strict`, raise BadData with the first."""
+    lines = [
+        ODDITIES[kind].format(odd.images, f" (the first is {odd.first})" if odd.first else "")
+        for kind, odd in found.items()
+    ]
+    for line in lines[strict:]:
+        echo(f"warning: {line}", err=True)
+    if strict and lines:
+        raise BadData(f"{lines[0]}; --strict refuses them, without it they are packed")
+
+
+def _find_oddities(table: pd.DataFrame, unlisted: list[str]) -> dict[str, Oddity]:
+    # A name such as 00000017_003.png is taken to tell the patient where most names do.
+    patients = table["image"].str.extract(r"^(\d{1,18})_\d+\.", expand=False)
+    named = patients.notna()
+    other = named & (patients.where(named, "-1").astype("int64") != table["patient"])
+    if (named & ~other).sum() * 2 <= len(table):
+        other &= False
+    found = {
+        "unlisted": unlisted,
+        "other_patient": table["image"][other].tolist(),
+        "unknown_age": table["image"][table["age"] < 0].tolist(),
+    }
+    return {kind: Oddity(len(images), images[0]) for kind, images in found.items() if images}
 
 
 def _split(table: pd.DataFrame, source: Path, split: SplitRecipe) -> tuple[Names, dict[str, Any]]:

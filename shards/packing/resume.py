@@ -1,8 +1,13 @@
-"""Resume an interrupted pack: check the plan, keep intact shards."""
+"""Resume an interrupted pack: verify that plan and source images are the same, keep intact shards.
+
+As `make` does, this trusts times: a file whose status last changed before it was read is not read again. The status
+time, unlike the modification time, cannot be set back by copying or unpacking an older file over a newer one. Files
+that changed later are compared by SHA-256.
+"""
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +16,7 @@ from typing import Any
 import pandas as pd
 from PIL import __version__ as pillow
 
-from shards.console import echo
+from shards.console import echo, progress_bar
 from shards.csv_tables import parse_rejects
 from shards.documents import Value, read_json
 from shards.errors import BadData, CannotResume
@@ -20,10 +25,13 @@ from shards.folder import REJECTS, ShardFolder, open_shards, read_packed, restor
 from shards.manifest import NAME, Manifest
 from shards.packing.planning import Plan
 from shards.packing.shard import ShardReport, ShardTask, is_intact, read_receipt
-from shards.packing.sources import Packed, verify_same_images, verify_unchanged
 
 WORK = ".packing"
 _LARGEST_PLAN = 2**20  # bytes; the names of NIH's folders and all options are 2 KB
+# Clocks of file systems are coarse (2 s on FAT), and a server's may differ from this machine's.
+_SLACK_NS = 2_000_000_000
+# Images that are read again without a progress bar: a second's worth.
+_SILENT = 1000
 Write = Callable[[list[ShardTask]], Iterator[tuple[ShardTask, ShardReport]]]
 
 
@@ -73,32 +81,33 @@ def finished_shards(tasks: list[ShardTask], source: Path, jobs: int) -> dict[Pat
 
     Raises CannotResume where they were made of other images than these.
     """
-    receipts = {task.tar: receipt for task in tasks if (receipt := read_receipt(task))}
+    receipts = {}
     for task in tasks:
-        if task.tar in receipts:
-            packed = [image for image, _ in receipts[task.tar].sources]
-            verify_same_images(task.tar, packed, [sample.image for sample in task.samples])
+        if receipt := read_receipt(task):
+            packed = [sample.image for sample in receipt.samples]
+            _verify_same_images(task.tar, packed, [sample.image for sample in task.samples])
+            receipts[task.tar] = receipt
     verify_sources(receipts.values(), source, jobs)
     return receipts
 
 
 def verify_sources(receipts: Iterable[ShardReport], source: Path, jobs: int) -> None:
     """Raise CannotResume naming an image that changed since the shard of its receipt was packed."""
-    packed = (Packed(image, sha256, receipt.read_ns) for receipt in receipts for image, sha256 in receipt.sources)
-    verify_unchanged(source, packed, jobs)
+    packed = ((sample.image, sample.sha256, receipt.read_ns) for receipt in receipts for sample in receipt.samples)
+    _verify_unchanged(source, packed, jobs)
 
 
 def verify_finished(out: Path, manifest: Manifest, plan: Plan, tasks: list[ShardTask], write: Write, jobs: int) -> None:
     """Verify that a finished folder is whole and made of the plan's images; mend what is damaged.
 
-    Writes nothing where all is well. A missing or damaged index is built again, a missing or
-    damaged tar is packed again by `write`, both said on stderr. Raises CannotResume naming an
-    image that is not what was packed, BadData where the damage cannot be mended.
+    Writes nothing where all is well. A missing or damaged index is built again, a missing or damaged tar is packed
+    again by `write`, both said on stderr. Raises CannotResume naming an image that is not what was packed, BadData
+    where the damage cannot be mended.
     """
     _verify_same_sources(out, manifest, plan, jobs)
     records = {out / shard.name: shard for shard in manifest.shards}
     with ThreadPoolExecutor(jobs) as pool:
-        whole = pool.map(lambda tar: is_intact(tar, records[tar]), records)
+        whole = pool.map(is_intact, records, records.values())
         damaged = [tar for tar, good in zip(records, whole, strict=True) if not good]
     lost = [tar for tar in damaged if not tar.is_file() or sha256_of(tar) != records[tar].sha256]
     for tar in damaged:
@@ -125,10 +134,52 @@ def _verify_same_sources(out: Path, manifest: Manifest, plan: Plan, jobs: int) -
     columns = ["folder", "image", "source_sha256"]
     known = pd.concat([entries[columns], rejects[columns]])
     images = (known["folder"] + "/" + known["image"]).tolist()
-    verify_same_images(out, sorted(images), sorted(plan.images))
+    _verify_same_images(out, sorted(images), sorted(plan.images))
     published_ns = (out / NAME).stat().st_mtime_ns
-    verify_unchanged(
-        plan.source,
-        (Packed(image, sha256, published_ns) for image, sha256 in zip(images, known["source_sha256"], strict=True)),
-        jobs,
+    packed = ((image, sha256, published_ns) for image, sha256 in zip(images, known["source_sha256"], strict=True))
+    _verify_unchanged(plan.source, packed, jobs)
+
+
+def _verify_same_images(out: Path, packed: Sequence[str], planned: Sequence[str]) -> None:
+    if packed == planned:
+        return
+    gone, new = sorted({*packed} - {*planned}), sorted({*planned} - {*packed})
+    named = [f"{images[0]} {what}" for images, what in ((gone, "is gone"), (new, "is new")) if images]
+    raise CannotResume(
+        f"{out} was packed from other images: {' and '.join(named) or 'their order differs'}; "
+        "give another folder for these"
     )
+
+
+def _verify_unchanged(source: Path, packed: Iterable[tuple[str, str, int]], jobs: int) -> None:
+    # Each image with the SHA-256 of its file, empty where it could not be read, and a time in ns before that.
+    suspects = {source / image: sha256 for image, sha256, read_ns in packed if _changed_after(source / image, read_ns)}
+    with (
+        ThreadPoolExecutor(jobs) as pool,
+        progress_bar(len(suspects), "reading images again", "img", disable=len(suspects) < _SILENT) as bar,
+    ):
+        changed = []
+        for (path, sha256), found in zip(suspects.items(), pool.map(_sha256_or_empty, suspects), strict=True):
+            bar.update()
+            if found != sha256:
+                changed.append(path)
+    if changed:
+        others = f", nor are {len(changed) - 1} others what they were" if len(changed) > 1 else ""
+        raise CannotResume(
+            f"{changed[0]} is not the file that was packed{others}; put back what was there, "
+            "or give another folder for the shards"
+        )
+
+
+def _changed_after(path: Path, time_ns: int) -> bool:
+    try:
+        return path.stat().st_ctime_ns > time_ns - _SLACK_NS
+    except OSError:
+        return True
+
+
+def _sha256_or_empty(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError:
+        return ""

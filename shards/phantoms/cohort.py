@@ -73,7 +73,7 @@ def _draw_side(images: int, split: str, rng: np.random.Generator) -> pd.DataFram
     age = np.interp(rng.random(patients), _AGE_QUANTILES, _AGES).astype(int)
     male = rng.random(patients) < _MALE_SHARE
     view = np.where(rng.random(images) < rng.beta(*_AP_BETA, patients)[patient], "AP", "PA")
-    detectors = [_draw_detector(str(v), rng) for v in view]
+    width, height, spacing = zip(*(_draw_detector(str(v), rng) for v in view), strict=True)
     return pd.DataFrame(
         {
             "split": split,
@@ -84,17 +84,17 @@ def _draw_side(images: int, split: str, rng: np.random.Generator) -> pd.DataFram
             "age": np.minimum(age[patient] + follow_up // 4, 95),
             "sex": np.where(male[patient], "M", "F"),
             "view": view,
-            "width": [d[0] for d in detectors],
-            "height": [d[1] for d in detectors],
-            "spacing": [d[2] for d in detectors],
+            "width": width,
+            "height": height,
+            "spacing": spacing,
         }
     )
 
 
-def _draw_detector(view: str, rng: np.random.Generator) -> tuple[int, int, float, int]:
+def _draw_detector(view: str, rng: np.random.Generator) -> tuple[int, int, float]:
     known = _DETECTORS[view]
     count = np.array([entries for *_, entries in known], dtype=float)
-    return known[int(rng.choice(len(known), p=count / count.sum()))]
+    return known[int(rng.choice(len(known), p=count / count.sum()))][:3]
 
 
 def _draw_visits(images: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -25,10 +25,6 @@ class Sign:
     """One box around each separate place of the sign."""
 
 
-Drawer = Callable[[Plane, float, np.random.Generator], Sign]
-_DRAWERS: dict[str, Drawer] = {}
-
-
 def reshape(chest: Chest, findings: list[str], rng: np.random.Generator) -> Chest:
     """Return `chest` with the changes of build that findings bring: a wide heart, flat diaphragms."""
     if "Cardiomegaly" in findings:
@@ -44,14 +40,6 @@ def draw_sign(finding: str, plane: Plane, rng: np.random.Generator) -> Sign:
     return _DRAWERS[finding](plane, float(rng.uniform(0.55, 1.25)), rng)
 
 
-def _draws(finding: str) -> Callable[[Drawer], Drawer]:
-    def register(drawer: Drawer) -> Drawer:
-        _DRAWERS[finding] = drawer
-        return drawer
-
-    return register
-
-
 def _side(rng: np.random.Generator) -> int:
     return -1 if rng.random() < 0.5 else 1
 
@@ -59,6 +47,11 @@ def _side(rng: np.random.Generator) -> int:
 def _around(x: float, y: float, half_width: float, half_height: float) -> Box:
     left, top = max(x - half_width, 0.0), max(y - half_height, 0.0)
     return left, top, min(x + half_width, 1.0) - left, min(y + half_height, 1.0) - top
+
+
+def _spanning(first: tuple[float, float], second: tuple[float, float]) -> Box:
+    # From the first point's height down to the second's, whichever is on the left.
+    return min(first[0], second[0]), first[1], abs(second[0] - first[0]), second[1] - first[1]
 
 
 def _on(side: int, plane: Plane) -> Layer:
@@ -72,7 +65,6 @@ def _blob(plane: Plane, x: float, y: float, half_width: float, half_height: floa
     return ramp(1 - far, softness)
 
 
-@_draws("Atelectasis")
 def _atelectasis(plane: Plane, strength: float, rng: np.random.Generator) -> Sign:
     """Plates of collapsed lung: two or three thin bright streaks above the diaphragm."""
     side = _side(rng)
@@ -86,14 +78,12 @@ def _atelectasis(plane: Plane, strength: float, rng: np.random.Generator) -> Sig
     return Sign(0.25 * strength * layer * _on(side, plane), (_around(x, y, long, 0.045 + abs(slope) * long),))
 
 
-@_draws("Cardiomegaly")
 def _cardiomegaly(plane: Plane, strength: float, rng: np.random.Generator) -> Sign:
     """The widened heart itself, which `reshape` has made: nothing is added, the box is the heart."""
     (x, y), (half_width, half_height) = plane.heart_middle, plane.heart_half
     return Sign(np.zeros((1, 1), dtype=np.float32), (_around(x, y, half_width * 1.05, half_height),))
 
 
-@_draws("Effusion")
 def _effusion(plane: Plane, strength: float, rng: np.random.Generator) -> Sign:
     """Fluid in the costophrenic angle: its level climbs toward the side wall as a meniscus."""
     side = _side(rng)
@@ -102,11 +92,9 @@ def _effusion(plane: Plane, strength: float, rng: np.random.Generator) -> Sign:
     layer = ramp(plane.y - level, 0.02) * _on(side, plane)
     inner, outer = (plane.at(side, share, 0.92)[0] for share in (0.45, 1.02))
     top = chest.base - depth - 0.08
-    box = (min(inner, outer), top, abs(outer - inner), chest.base + 0.01 - top)
-    return Sign(0.27 * strength * layer, (box,))
+    return Sign(0.27 * strength * layer, (_spanning((inner, top), (outer, chest.base + 0.01)),))
 
 
-@_draws("Infiltration")
 def _infiltration(plane: Plane, strength: float, rng: np.random.Generator) -> Sign:
     """Patchy, ill-defined clouding of the middle of one lung."""
     side = _side(rng)
@@ -117,7 +105,6 @@ def _infiltration(plane: Plane, strength: float, rng: np.random.Generator) -> Si
     return Sign(0.23 * strength * layer, (_around(x, y, wide * 0.9, high * 0.9),))
 
 
-@_draws("Mass")
 def _mass(plane: Plane, strength: float, rng: np.random.Generator) -> Sign:
     """One round density over 3 cm across, in the outer middle zone."""
     side, size = _side(rng), rng.uniform(0.052, 0.07)
@@ -126,7 +113,6 @@ def _mass(plane: Plane, strength: float, rng: np.random.Generator) -> Sign:
     return Sign(0.30 * strength * layer, (_around(x, y, size, size),))
 
 
-@_draws("Nodule")
 def _nodule(plane: Plane, strength: float, rng: np.random.Generator) -> Sign:
     """One round density under 3 cm across, in the upper zone."""
     side, size = _side(rng), rng.uniform(0.028, 0.036)
@@ -135,7 +121,6 @@ def _nodule(plane: Plane, strength: float, rng: np.random.Generator) -> Sign:
     return Sign(0.50 * strength * layer, (_around(x, y, size, size),))
 
 
-@_draws("Pneumonia")
 def _pneumonia(plane: Plane, strength: float, rng: np.random.Generator) -> Sign:
     """A lower lobe clouded evenly, fading out at its margins."""
     side = _side(rng)
@@ -145,7 +130,6 @@ def _pneumonia(plane: Plane, strength: float, rng: np.random.Generator) -> Sign:
     return Sign(0.27 * strength * layer, (_around(x, y, wide * 0.9, high * 0.9),))
 
 
-@_draws("Pneumothorax")
 def _pneumothorax(plane: Plane, strength: float, rng: np.random.Generator) -> Sign:
     """Air around the top of a lung: a dark rim without markings, bounded by a fine pleural line."""
     side, rim, drop = _side(rng), rng.uniform(0.04, 0.065), rng.uniform(0.12, 0.17)
@@ -158,11 +142,9 @@ def _pneumothorax(plane: Plane, strength: float, rng: np.random.Generator) -> Si
     lung = _on(side, plane) * reach
     layer = -0.18 * ramp(-inside, 0.02) * lung + 0.18 * ridge(inside, 0.006) * lung
     (left, _), (right, y) = plane.at(side, 0.25, 0.3), plane.at(side, 1.02, 0.55)
-    box = (min(left, right), plane.chest.apex, abs(right - left), y - plane.chest.apex)
-    return Sign(strength * layer, (box,))
+    return Sign(strength * layer, (_spanning((left, plane.chest.apex), (right, y)),))
 
 
-@_draws("Consolidation")
 def _consolidation(plane: Plane, strength: float, rng: np.random.Generator) -> Sign:
     """An upper lobe filled down to a sharp fissure, with the dark lines of its open bronchi."""
     side = _side(rng)
@@ -178,7 +160,6 @@ def _consolidation(plane: Plane, strength: float, rng: np.random.Generator) -> S
     return Sign(0.25 * strength * layer, (box,))
 
 
-@_draws("Edema")
 def _edema(plane: Plane, strength: float, rng: np.random.Generator) -> Sign:
     """A bat's wings: haze around both hila that spares the rim of the lungs."""
     down, wide, high = rng.uniform(0.46, 0.52), rng.uniform(0.12, 0.15), rng.uniform(0.15, 0.18)
@@ -192,18 +173,13 @@ def _edema(plane: Plane, strength: float, rng: np.random.Generator) -> Sign:
     return Sign(0.19 * strength * layer * haze * _on(0, plane), tuple(boxes))
 
 
-@_draws("Emphysema")
 def _emphysema(plane: Plane, strength: float, rng: np.random.Generator) -> Sign:
     """Lungs too dark below, over diaphragms that `reshape` has flattened; one box for each lung base."""
     layer = -0.045 * strength * ramp(plane.down - 0.62, 0.2) * _on(0, plane)
-    boxes = []
-    for side in (-1, 1):
-        (inner, top), (outer, bottom) = plane.at(side, 0.2, 0.60), plane.at(side, 1.02, 1.02)
-        boxes.append((min(inner, outer), top, abs(outer - inner), bottom - top))
+    boxes = [_spanning(plane.at(side, 0.2, 0.60), plane.at(side, 1.02, 1.02)) for side in (-1, 1)]
     return Sign(layer, tuple(boxes))
 
 
-@_draws("Fibrosis")
 def _fibrosis(plane: Plane, strength: float, rng: np.random.Generator) -> Sign:
     """A net of fine lines in the outer bases of both lungs."""
     step = rng.uniform(0.022, 0.028)
@@ -211,27 +187,21 @@ def _fibrosis(plane: Plane, strength: float, rng: np.random.Generator) -> Sign:
     turn = 2 * np.pi / step
     net = np.abs(np.cos(turn * 0.5 * (plane.x + plane.y + bend)) * np.cos(turn * 0.5 * (plane.x - plane.y + bend)))
     zone = ramp(plane.down - 0.66, 0.16) * ramp(plane.out - 0.5 * plane.wall(0.85), 0.12)
-    boxes = []
-    for side in (-1, 1):
-        (inner, top), (outer, bottom) = plane.at(side, 0.5, 0.64), plane.at(side, 1.0, 0.98)
-        boxes.append((min(inner, outer), top, abs(outer - inner), bottom - top))
+    boxes = [_spanning(plane.at(side, 0.5, 0.64), plane.at(side, 1.0, 0.98)) for side in (-1, 1)]
     return Sign(0.055 * strength * (1 - 2 * net) * zone * _on(0, plane), tuple(boxes))
 
 
-@_draws("Pleural_Thickening")
 def _pleural_thickening(plane: Plane, strength: float, rng: np.random.Generator) -> Sign:
     """A bright band along the side wall of one lung."""
     side, thick = _side(rng), rng.uniform(0.032, 0.042)
     middle, half = rng.uniform(0.50, 0.60), rng.uniform(0.20, 0.26)
     band = ramp(plane.out - plane.outer + thick, 0.012) * ramp(half - np.abs(plane.down - middle), 0.1)
-    (inner, top), (_, bottom) = plane.at(side, 1.0, middle - half), plane.at(side, 1.0, middle + half)
-    outer = plane.at(side, 1.0, middle + half)[0]
+    (inner, top), (outer, bottom) = plane.at(side, 1.0, middle - half), plane.at(side, 1.0, middle + half)
     left = min(inner, outer) - (thick if side > 0 else 0.0)
     box = (left, top, abs(outer - inner) + thick, bottom - top)
     return Sign(0.42 * strength * band * _on(side, plane), (box,))
 
 
-@_draws("Hernia")
 def _hernia(plane: Plane, strength: float, rng: np.random.Generator) -> Sign:
     """A stomach behind the heart: a round density beside the spine with air above a flat level."""
     chest, size = plane.chest, rng.uniform(0.055, 0.07)
@@ -240,3 +210,21 @@ def _hernia(plane: Plane, strength: float, rng: np.random.Generator) -> Sign:
     round_ = _blob(plane, x, y, size, size, 0.2)
     air = _blob(plane, x, y, size * 0.8, size * 0.8, 0.2) * ramp(y - plane.y, 0.01)
     return Sign(strength * (0.10 * round_ - 0.23 * air), (_around(x, y, size, size),))
+
+
+_DRAWERS: dict[str, Callable[[Plane, float, np.random.Generator], Sign]] = {
+    "Atelectasis": _atelectasis,
+    "Cardiomegaly": _cardiomegaly,
+    "Effusion": _effusion,
+    "Infiltration": _infiltration,
+    "Mass": _mass,
+    "Nodule": _nodule,
+    "Pneumonia": _pneumonia,
+    "Pneumothorax": _pneumothorax,
+    "Consolidation": _consolidation,
+    "Edema": _edema,
+    "Emphysema": _emphysema,
+    "Fibrosis": _fibrosis,
+    "Pleural_Thickening": _pleural_thickening,
+    "Hernia": _hernia,
+}

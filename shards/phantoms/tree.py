@@ -3,13 +3,10 @@
 What the findings look like is in `signs`, the chest in `anatomy`, who has what in `cohort`.
 """
 
-import csv
 import functools
 import io
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +15,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from shards.boxes import BOX_LIST, GRID
 from shards.console import progress_bar
 from shards.errors import BadData, ResourceMissing
 from shards.files import atomic_write
@@ -28,7 +26,6 @@ from shards.phantoms.signs import Box, draw_sign, reshape
 from shards.processes import map_in_processes
 
 METADATA = "Data_Entry_2017_v2020.csv"
-BOXES = "BBox_List_2017.csv"
 MARKER = "PHANTOMS.json"
 LISTS = {"train_val": "train_val_list.txt", "test": "test_list.txt"}
 _METADATA_HEADER = (
@@ -36,8 +33,7 @@ _METADATA_HEADER = (
     "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
 )
 _BOXES_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
-_BOX_GRID = 1024  # NIH's images are 1024 pixels to a side, and its boxes are in these pixels
-_GRID = 256  # chests are drawn at this size and enlarged: training looks at 224 pixels
+_DRAWN = 256  # pixels; chests are drawn at this size and enlarged: training looks at 224 pixels
 
 
 @dataclass(frozen=True)
@@ -66,14 +62,13 @@ def make_phantoms(
 ) -> Phantoms:
     """Write a tree that has the form of the NIH download into `out`, and return what is in it.
 
-    Promises: the same arguments write the same bytes on one machine, whatever `jobs` is. Every
-    file appears whole under its name, the metadata CSV last. The tree holds `images` gray PNGs of
-    `size` x `size` pixels (every 100th is RGBA, as about 1 % of NIH's are) in up to 12 folders, the
-    metadata CSV with NIH's header and column order, both official lists (patient-disjoint, NIH's
-    proportion), and `BBox_List_2017.csv` with the true box of every sign drawn in a test image, for
-    all 14 findings, in pixels of a 1024 grid whatever `size` is. Both lists have positives of every
-    finding: 6 % of their images or NIH's share, whichever is more, and never less than one.
-    `PHANTOMS.json` marks the tree as drawn, not taken from people.
+    Promises: the same arguments write the same bytes on one machine, whatever `jobs` is. Every file appears whole
+    under its name, the metadata CSV last. The tree holds `images` gray PNGs of `size` x `size` pixels (every 100th is
+    RGBA, as about 1 % of NIH's are) in up to 12 folders, the metadata CSV with NIH's header and column order, both
+    official lists (patient-disjoint, NIH's proportion), and `BBox_List_2017.csv` with the true box of every sign drawn
+    in a test image, for all 14 findings, in pixels of a 1024 grid whatever `size` is. Both lists have positives of
+    every finding: 6 % of their images or NIH's share, whichever is more, and never less than one. `PHANTOMS.json`
+    marks the tree as drawn, not taken from people.
 
     Args:
         out: a new or empty folder, or an earlier phantom tree, which is replaced.
@@ -94,27 +89,26 @@ def make_phantoms(
             f"got images {images}, size {size}, seed {seed}, jobs {jobs}"
         )
     entries = draw_cohort(images, seed)
-    orders = [
-        Order(
-            row,
-            out / entry["folder"] / "images" / entry["image"],
-            entry["patient"],
-            entry["sex"],
-            entry["view"],
-            _names(entry["findings"]),
-        )
-        for row, entry in enumerate(entries.to_dict("records"))
-    ]
-    with _resources_named(out):
+    orders = []
+    for row, entry in enumerate(entries.to_dict("records")):
+        path = out / entry["folder"] / "images" / entry["image"]
+        findings = [name for name in entry["findings"].split("|") if name != NO_FINDING]
+        orders.append(Order(row, path, entry["patient"], entry["sex"], entry["view"], findings))
+    try:
         _prepare(out, {order.path for order in orders}, {"images": images, "size": size, "seed": seed})
+        drawn = []
         with progress_bar(images, "phantoms", " images", disable=not progress) as bar:
-            drawn = {}
             draw = functools.partial(_draw_file, size=size, seed=seed)
             for order, boxes_of_image in map_in_processes(draw, orders, jobs):
-                drawn[order.row] = boxes_of_image
+                drawn.append((order, boxes_of_image))
                 bar.update()
-        boxes = _table_of_boxes(entries, orders, [drawn[order.row] for order in orders])
+        boxes = _table_of_boxes(entries, drawn)
         _write_lists(out, entries, boxes)
+    except OSError as error:
+        where = error.filename or out
+        raise ResourceMissing(
+            f"cannot write {where}: {error.strerror or error}; free space or name another OUT, then run again"
+        ) from error
     return Phantoms(entries, boxes)
 
 
@@ -123,7 +117,7 @@ def draw_phantom(order: Order, size: int, seed: int) -> tuple[Layer, dict[str, t
     chest = build_patient(order.sex, np.random.default_rng([seed, 1, order.patient]))
     rng = np.random.default_rng([seed, 2, order.row])
     chest = reshape(pose(chest, order.view, rng), order.findings, rng)
-    plane = Plane(chest, min(size, _GRID))
+    plane = Plane(chest, min(size, _DRAWN))
     image = draw_chest(plane, rng)
     boxes = {}
     for finding in order.findings:
@@ -145,10 +139,6 @@ def draw_phantom(order: Order, size: int, seed: int) -> tuple[Layer, dict[str, t
     return np.asarray(enlarged) + grain, boxes
 
 
-def _names(findings: str) -> list[str]:
-    return [] if findings == NO_FINDING else findings.split("|")
-
-
 def _draw_file(order: Order, size: int, seed: int) -> dict[str, tuple[Box, ...]]:
     image, boxes = draw_phantom(order, size, seed)
     picture = Image.fromarray((image * 255).round().clip(0, 255).astype(np.uint8))
@@ -166,7 +156,7 @@ def _prepare(out: Path, wanted: set[Path], settings: dict[str, int]) -> None:
     if out.exists() and any(out.iterdir()) and not (out / MARKER).is_file():
         raise BadData(f"{out} is not empty and not a phantom tree (no {MARKER}); name another folder")
     # Without its metadata the tree counts as unfinished while it is replaced.
-    for name in (METADATA, BOXES, *LISTS.values()):
+    for name in (METADATA, BOX_LIST, *LISTS.values()):
         (out / name).unlink(missing_ok=True)
     _write(out / MARKER, json.dumps({"drawn_by": "CXRapid", **settings}).encode())
     for stale in set(out.glob("images_*/images/*.png*")) - wanted:
@@ -175,12 +165,10 @@ def _prepare(out: Path, wanted: set[Path], settings: dict[str, int]) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
-def _table_of_boxes(
-    entries: pd.DataFrame, orders: list[Order], drawn: list[dict[str, tuple[Box, ...]]]
-) -> pd.DataFrame:
+def _table_of_boxes(entries: pd.DataFrame, drawn: list[tuple[Order, dict[str, tuple[Box, ...]]]]) -> pd.DataFrame:
     rows = [
-        (entries["image"][order.row], finding, *(round(_BOX_GRID * length, 3) for length in box))
-        for order, found in zip(orders, drawn, strict=True)
+        (entries["image"][order.row], finding, *(round(GRID * length, 3) for length in box))
+        for order, found in drawn
         if entries["split"][order.row] == "test"
         for finding, boxes in found.items()
         for box in boxes
@@ -191,33 +179,19 @@ def _table_of_boxes(
 
 
 def _write_lists(out: Path, entries: pd.DataFrame, boxes: pd.DataFrame) -> None:
-    spelled = boxes.replace({"finding": {"Infiltration": "Infiltrate"}})
-    _write(out / BOXES, _csv(_BOXES_HEADER, spelled))
+    _write_csv(out / BOX_LIST, _BOXES_HEADER, boxes.replace({"finding": {"Infiltration": "Infiltrate"}}))
     for split, name in LISTS.items():
         # NIH's lists end without a newline.
         _write(out / name, "\n".join(entries["image"][entries["split"] == split]).encode())
     columns = ["image", "findings", "follow_up", "patient", "age", "sex", "view", "width", "height"]
-    _write(out / METADATA, _csv(_METADATA_HEADER, entries[[*columns, "spacing", "spacing"]]))
+    _write_csv(out / METADATA, _METADATA_HEADER, entries[[*columns, "spacing", "spacing"]])
 
 
-def _csv(header: str, table: pd.DataFrame) -> bytes:
-    text = io.StringIO()
-    text.write(header + "\n")
-    csv.writer(text, lineterminator="\n").writerows(table.itertuples(index=False, name=None))
-    return text.getvalue().encode()
+def _write_csv(path: Path, header: str, table: pd.DataFrame) -> None:
+    body = table.to_csv(index=False, header=False, lineterminator="\n")
+    _write(path, f"{header}\n{body}".encode())
 
 
 def _write(path: Path, content: bytes) -> None:
     with atomic_write(path) as partial:
         partial.write_bytes(content)
-
-
-@contextmanager
-def _resources_named(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        where = error.filename or out
-        raise ResourceMissing(
-            f"cannot write {where}: {error.strerror or error}; free space or name another OUT, then run again"
-        ) from error

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from eval.predict.predictions import Predictions
 from eval.result_files import write_table
+from shards.csv_tables import escape_formulas, unescape_formulas
 from shards.findings import FINDINGS
 from shards.folder import open_shards
-from shards.formulas import escape_formulas, unescape_formulas
 from shards.packing import pack
 from shards.packing.planning import SplitRecipe, make_plan
 from shards.pixels import PixelRecipe

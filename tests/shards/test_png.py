@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from shards.png import pixels_only
+from shards.pixels import pixels_only
 
 
 def png(image: Image.Image, **options: object) -> bytes:

@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,8 +11,7 @@ import pytest
 from PIL import Image
 
 from shards.files import sha256_of
-from shards.packing.fragment import PixelStatistics, Sample, make_fragment
-from shards.packing.shard import ShardReport, ShardTask, read_receipt, write_shard
+from shards.packing.shard import Sample, SampleReport, ShardReport, ShardTask, make_fragment, read_receipt, write_shard
 from shards.pixels import PixelRecipe, open_gray, psnr, resize
 
 LABELS = [bytes([n % 2] * 14) for n in range(3)]
@@ -79,7 +79,7 @@ def test_a_shard_is_what_python_s_own_tarfile_writes_however_it_is_cut(packer: P
 def test_a_png_shard_holds_exactly_the_resized_pixels_and_measures_no_loss(packer: Packer) -> None:
     lossless = packer._replace(pixels=PixelRecipe(20, "png"))
     receipt = lossless.pack()
-    assert (receipt.statistics.psnr_samples, receipt.statistics.psnr_sum) == (0, 0)
+    assert [sample.psnr for sample in receipt.samples] == [None] * 3
     with tarfile.open(packer.task.tar, "r:") as archive:
         for sample, gray in zip(packer.task.samples, packer.grays(), strict=True):
             data = archive.extractfile(f"{sample.row:08d}.png").read()  # type: ignore[union-attr]
@@ -88,17 +88,18 @@ def test_a_png_shard_holds_exactly_the_resized_pixels_and_measures_no_loss(packe
 
 def test_the_receipt_records_the_files_as_they_are_and_the_sums_of_the_pixels(packer: Packer) -> None:
     receipt = packer.pack()
-    pixels = np.concatenate([gray.ravel() for gray in packer.grays()]).astype(np.int64)
-    with tarfile.open(packer.task.tar, "r:") as archive:
-        encoded = archive.extractfile("00000080.jpg").read()  # type: ignore[union-attr]
-    # Of the three rows, 16 divides 80 only.
-    nearness = psnr(packer.grays()[1], encoded)
-    assert receipt.statistics == PixelStatistics(3, pixels.sum(), (pixels**2).sum(), 1, nearness)
+    expected = []
+    for sample, gray in zip(packer.task.samples, packer.grays(), strict=True):
+        with tarfile.open(packer.task.tar, "r:") as archive:
+            encoded = archive.extractfile(f"{sample.row:08d}.jpg").read()  # type: ignore[union-attr]
+        sha256, sums = sha256_of(packer.source / sample.image), (gray.sum(), (gray.astype(np.int64) ** 2).sum())
+        # Of the three rows, 16 divides 80 only.
+        nearness = psnr(gray, encoded) if sample.row == 80 else None
+        expected.append(SampleReport(*sample[:2], sha256, None, zlib.crc32(encoded), (), *sums, nearness))
+    assert receipt.samples == expected
     shard, tar = receipt.shard, packer.task.tar
     assert (shard.name, shard.samples, shard.bytes) == ("train-00000.tar", 3, tar.stat().st_size)
     assert (shard.sha256, shard.idx_sha256) == (sha256_of(tar), sha256_of(tar.with_suffix(".idx")))
-    assert receipt.sources == [(f"{n}.png", sha256_of(packer.source / f"{n}.png")) for n in range(3)]
-    assert receipt.rejects == []
 
 
 def test_a_finished_shard_is_known_by_its_receipt(packer: Packer) -> None:
@@ -123,8 +124,9 @@ def test_an_image_that_does_not_decode_is_left_out_with_its_reason_and_the_rest_
     (packer.source / "0.png").write_bytes(b"")
     (packer.source / "2.png").unlink()
     receipt = packer.pack()
-    assert receipt.rejects == [(79, "the file is empty"), (81, "No such file or directory")]
-    assert [sha256 == "" for _, sha256 in receipt.sources] == [False, False, True]
+    reasons = [sample.reject for sample in receipt.samples]
+    assert reasons == ["the file is empty", None, "No such file or directory"]
+    assert [sample.sha256 == "" for sample in receipt.samples] == [False, False, True]
     with tarfile.open(packer.task.tar, "r:") as archive:
         assert archive.getnames() == ["00000080.jpg", "00000080.labels", "00000080.row"]
     assert read_receipt(packer.task) is None  # its images may be mended before the next try
