@@ -13,9 +13,8 @@ from models import Classifier, create_model, freeze
 from shards.folder import ShardFolder
 from trainer.feature_cache.features import cache_features
 from trainer.optim.losses import make_loss
-from trainer.optim.optimizers import make_optimizer
+from trainer.optim.optimizers import LearningRate, make_optimizer
 from trainer.optim.precision import Precision
-from trainer.optim.schedules import LearningRate
 from trainer.step import Step, StepStats
 from trainer.validation import validate
 

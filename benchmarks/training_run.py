@@ -18,9 +18,8 @@ from shards.folder import ShardFolder
 from shards.processes import available_cores
 from trainer.logging.timing import DataWait, StepTimes
 from trainer.optim.losses import make_loss
-from trainer.optim.optimizers import make_optimizer
+from trainer.optim.optimizers import LearningRate, make_optimizer
 from trainer.optim.precision import Precision
-from trainer.optim.schedules import LearningRate
 from trainer.step import Step, StepStats
 
 _LR = 1e-4

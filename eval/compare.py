@@ -14,7 +14,7 @@ from eval.result_files import remove, write_json, write_table
 from eval.scores.bootstrap import compare
 from eval.scores.metrics import MEASURES
 from eval.training_log import duration, read_training_log
-from trainer.model_header import ModelHeader
+from trainer.model_file import ModelHeader
 from trainer.run_directory import RunDirectory
 
 _PRINTED = ("auroc", "f1")

@@ -25,7 +25,7 @@ from eval.scores.thresholds import Floats, pick_thresholds
 from shards.files import atomic_write_text
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
-from trainer.model_header import ModelHeader
+from trainer.model_file import ModelHeader
 from trainer.run_directory import RunDirectory
 
 

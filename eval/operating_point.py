@@ -15,7 +15,7 @@ from shards.documents import convert, read_json
 from shards.errors import BadData
 from shards.files import atomic_write_text
 from shards.findings import FINDINGS
-from trainer.model_header import ModelHeader
+from trainer.model_file import ModelHeader
 from trainer.run_directory import RunDirectory
 
 FITTED_ON = "val"

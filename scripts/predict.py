@@ -57,8 +57,7 @@ def _predict(run: RunDirectory, images: tuple[Path, ...], folder: Path | None, d
     from eval.operating_point import decide, read_operating_point
     from eval.predict.images import read_image
     from eval.predict.inference import full_precision, probabilities_of
-    from trainer.model_file import load_model
-    from trainer.model_header import read_header
+    from trainer.model_file import load_model, read_header
 
     header = read_header(run.model)
     point = read_operating_point(run, header)

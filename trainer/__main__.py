@@ -14,9 +14,9 @@ from click.core import ParameterSource
 from shards.console import Command, echo
 from shards.errors import BadData
 from shards.manifest import read_manifest
-from trainer.config import TrainConfig
-from trainer.config.files import recipes, use_file
-from trainer.torchrun import only_rank_zero_complains, rank_from_env
+from trainer.config_file import recipes, use_file
+from trainer.devices import only_rank_zero_complains, rank_from_env
+from trainer.options import TrainConfig
 
 
 class _Option(click.Option):
@@ -35,7 +35,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
     # click lists options in the reverse order of decoration.
     for field in reversed(dataclasses.fields(TrainConfig)):
         command = click.option(
-            *_spellings(field),
+            *(f"--{flag}" for flag in (field.metadata["flag"], field.name.replace("_", "-")) if flag),
             field.name,
             cls=_Option,
             default=field.default,
@@ -45,11 +45,6 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             help=field.metadata["help"],
         )(command)
     return command
-
-
-def _spellings(field: "dataclasses.Field[Any]") -> list[str]:
-    own = field.name.replace("_", "-")
-    return [f"--{flag}" for flag in (field.metadata["flag"], own) if flag]
 
 
 @click.command(
@@ -75,29 +70,24 @@ def main(context: click.Context, /, config: str | None, dry_run: bool, **options
     An option is taken from the command line, else from the environment (as CXRAPID_BATCH_SIZE=128), else
     from --config, else it has its default.
     """
-    rank = rank_from_env()
+    rank, size, _ = rank_from_env()
     with only_rank_zero_complains(rank):
         settings = TrainConfig(**options)
         sources = {name: _source(context, name, config) for name in options}
         if dry_run:
-            from trainer.distributed import from_env
+            from trainer.distributed import Distributed
             from trainer.resolve import describe
 
-            for line in describe(settings, sources, from_env()) if rank.is_rank_zero else ():
+            for line in describe(settings, sources, Distributed(size=size)) if rank == 0 else ():
                 echo(line)
             return
-        _check_files(settings)
+        read_manifest(settings.shards)
+        if settings.weights not in ("auto", "imagenet", "none") and not Path(settings.weights).is_file():
+            raise BadData(f"no weights file {settings.weights}")
     # Imports torch, which takes seconds: a wrong option or file was reported before.
     from trainer.launch import launch
 
     launch(settings, sources)
-
-
-def _check_files(settings: TrainConfig) -> None:
-    """Raise BadData where there are no shards, or no weights file."""
-    read_manifest(settings.shards)
-    if settings.weights not in ("auto", "imagenet", "none") and not Path(settings.weights).is_file():
-        raise BadData(f"no weights file {settings.weights}")
 
 
 def _source(context: click.Context, name: str, config: str | None) -> str:

@@ -1,5 +1,8 @@
-"""The device a command runs on, from its option."""
+"""The device and the rank of this process, from its option and torchrun's variables. Importing it imports no torch."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -10,6 +13,7 @@ if TYPE_CHECKING:  # the names of devices are known without it
     import torch
 
 DEVICE_CHOICES = "auto|cpu|cuda|cuda:N"
+_MOST_RANKS = 2**20
 
 
 def choose_device(name: str) -> "torch.device":
@@ -30,3 +34,38 @@ def choose_device(name: str) -> "torch.device":
     if index >= torch.cuda.device_count():
         raise ResourceMissing(f"--device {name}: torch finds {torch.cuda.device_count()} GPUs on this machine")
     return torch.device("cuda", index)
+
+
+def rank_from_env() -> tuple[int, int, int]:
+    """Return rank, number of ranks, and rank on this machine, as torchrun sets them; 0, 1, 0 without it.
+
+    Raises UsageError naming the variable that is not a whole number in its range.
+    """
+    if not all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")):
+        return 0, 1, 0
+    size = _number("WORLD_SIZE", 1, _MOST_RANKS)
+    return _number("RANK", 0, size - 1), size, _number("LOCAL_RANK", 0, size - 1)
+
+
+def _number(name: str, least: int, most: int) -> int:
+    text = os.environ[name]
+    if not (text.isdecimal() and len(text) < 19 and least <= int(text) <= most):
+        raise click.UsageError(
+            f"the environment variable {name}, which torchrun sets, is {text!r}: not a whole number from "
+            f"{least} to {most}"
+        )
+    return int(text)
+
+
+@contextmanager
+def only_rank_zero_complains(rank: int) -> Iterator[None]:
+    """Let the other ranks exit quietly if all find the same error, before they have joined.
+
+    They exit with code 0: at another one torchrun would end rank 0, maybe before it has printed the error.
+    """
+    try:
+        yield
+    except click.ClickException as error:
+        if rank == 0:
+            raise
+        raise SystemExit(0) from error

@@ -1,9 +1,10 @@
-"""Data-parallel training over several processes: rank, world size, collectives and DDP."""
+"""Data-parallel training over several processes: rank, world size, collectives, DDP, and the batches of each rank."""
 
 import datetime
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
@@ -11,9 +12,9 @@ import torch
 import torch.distributed as c10d
 from torch import Tensor, nn
 
+from loaders import Batch, Loader
 from shards.errors import ResourceMissing
-from trainer.devices import choose_device
-from trainer.torchrun import only_rank_zero_complains, rank_from_env
+from trainer.devices import choose_device, only_rank_zero_complains, rank_from_env
 
 T = TypeVar("T")
 log = logging.getLogger("cxrapid.trainer")
@@ -23,22 +24,19 @@ _TIMEOUT = datetime.timedelta(minutes=10)
 _PATIENCE = datetime.timedelta(days=1)
 
 
+@dataclass(frozen=True)
 class Distributed:
     """The ranks of one training. In a single process nothing is sent and each method is the identity.
 
-    All ranks must call each collective, in the same order. Control goes through gloo, between the hosts, so
-    that it waits for no GPU.
+    All ranks must call each collective, in the same order. Control goes through gloo, so that it waits for no GPU.
     """
 
-    def __init__(
-        self, rank: int = 0, size: int = 1, local_rank: int = 0, control: "c10d.ProcessGroup | None" = None
-    ) -> None:
-        self.rank = rank
-        """0..size - 1."""
-        self.size = size
-        self.local_rank = local_rank
-        """Among the ranks of this machine."""
-        self._control = control
+    rank: int = 0
+    """0..size - 1."""
+    size: int = 1
+    local_rank: int = 0
+    """Among the ranks of this machine."""
+    control: "c10d.ProcessGroup | None" = None
 
     @property
     def is_rank_zero(self) -> bool:
@@ -50,7 +48,7 @@ class Distributed:
         if self.size == 1:
             return list(numbers)
         largest = torch.tensor(numbers)
-        c10d.all_reduce(largest, c10d.ReduceOp.MAX, group=self._control)
+        c10d.all_reduce(largest, c10d.ReduceOp.MAX, group=self.control)
         return [int(number) for number in largest]
 
     def gather(self, value: T) -> list[T]:
@@ -58,13 +56,13 @@ class Distributed:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        c10d.all_gather_object(values, value, group=self._control)
+        c10d.all_gather_object(values, value, group=self.control)
         return values
 
     def broadcast(self, tensor: Tensor, rank: int) -> None:
         """Copy this tensor, of the same shape and dtype on all ranks, from one rank to the others."""
         if self.size > 1:
-            group = None if tensor.is_cuda else self._control
+            group = None if tensor.is_cuda else self.control
             # As bytes, since gloo does not send every dtype.
             c10d.broadcast(tensor.view(torch.uint8), src=rank, group=group)
 
@@ -81,14 +79,15 @@ class Distributed:
             try:
                 answer[0] = make()
             except BaseException as error:
-                c10d.broadcast_object_list([None, error], src=0, group=self._control)
+                c10d.broadcast_object_list([None, error], src=0, group=self.control)
                 raise
-        c10d.broadcast_object_list(answer, src=0, group=self._control)
-        value: T = answer[0]
-        if isinstance(answer[1], click.ClickException):
-            raise SystemExit(answer[1].exit_code)
-        if answer[1] is not None:
-            raise answer[1]
+        c10d.broadcast_object_list(answer, src=0, group=self.control)
+        value: T
+        value, failure = answer
+        if isinstance(failure, click.ClickException):
+            raise SystemExit(failure.exit_code)
+        if failure is not None:
+            raise failure
         return value
 
     @contextmanager
@@ -137,41 +136,31 @@ class Distributed:
 SINGLE_PROCESS = Distributed()
 
 
-def from_env() -> Distributed:
-    """Return rank and world size as torchrun set them; no collective works yet."""
-    rank = rank_from_env()
-    return SINGLE_PROCESS if rank.size == 1 else Distributed(*rank)
-
-
 @contextmanager
 def join(device: str) -> Iterator[tuple[Distributed, torch.device]]:
     """Join the process group that torchrun started, if any; yield it and this rank's device.
 
-    Raises:
-        UsageError: several ranks are told to use one GPU.
-        ResourceMissing: there is no GPU for this rank.
+    Raises UsageError if several ranks are told to use one GPU, ResourceMissing if there is no GPU for this rank.
     """
-    env = from_env()
-    if env.size == 1:
+    rank, size, local_rank = rank_from_env()
+    if size == 1:
         yield SINGLE_PROCESS, choose_device(device)
         return
-    with only_rank_zero_complains(rank_from_env()):
+    with only_rank_zero_complains(rank):
         if device.startswith("cuda:"):
             raise click.UsageError(f"torchrun gives each rank its own GPU; take --device cuda, not {device}")
     own = choose_device(device)
     if own.type == "cuda":
-        if env.local_rank >= (found := torch.cuda.device_count()):
-            raise ResourceMissing(
-                f"rank {env.rank} has no GPU: this machine has {found}; take --nproc-per-node {found}"
-            )
-        own = torch.device("cuda", env.local_rank)
+        if local_rank >= (found := torch.cuda.device_count()):
+            raise ResourceMissing(f"rank {rank} has no GPU: this machine has {found}; take --nproc-per-node {found}")
+        own = torch.device("cuda", local_rank)
         torch.cuda.set_device(own)
         c10d.init_process_group("nccl", timeout=_TIMEOUT, device_id=own)
     else:
         c10d.init_process_group("gloo", timeout=_TIMEOUT)
     control = c10d.new_group(backend="gloo", timeout=_PATIENCE)
     assert isinstance(control, c10d.ProcessGroup)  # every rank is in it
-    yield Distributed(env.rank, env.size, env.local_rank, control), own
+    yield Distributed(rank, size, local_rank, control), own
     # After an error the others are not there to take part in this.
     c10d.destroy_process_group()
 
@@ -190,11 +179,45 @@ def sync_batch_norms(model: nn.Module, dist: Distributed, device: torch.device) 
         )
 
 
-def raise_if_ranks_lost(dist: Distributed, error: RuntimeError) -> None:
-    """Raise ResourceMissing if the error says that a connection to another rank is lost."""
-    # DistError covers NCCL and the store. gloo raises a plain RuntimeError, which names its own source file.
-    if dist.size > 1 and (isinstance(error, c10d.DistError) or "/gloo/" in str(error)):
+@contextmanager
+def noticing_lost_ranks(dist: Distributed) -> Iterator[None]:
+    """Turn an error that says that a connection to another rank is lost into ResourceMissing."""
+    try:
+        yield
+    except RuntimeError as error:
+        # DistError covers NCCL and the store. gloo raises a plain RuntimeError, which names its own source file.
+        if dist.size == 1 or not (isinstance(error, c10d.DistError) or "/gloo/" in str(error)):
+            raise
         line = next(iter(str(error).splitlines()), "")
         raise ResourceMissing(
             f"rank {dist.rank} has lost the others ({line}); the same command resumes from the last checkpoint"
         ) from error
+
+
+@dataclass(frozen=True)
+class ShardedLoader:
+    """The loader of one rank, which gives it as many batches as every other rank has: all take every step together.
+
+    The loaders of n ranks give rank r every n-th sample of one order, so batch k of all ranks together
+    holds exactly the images of batch k of a single process with the whole batch size.
+    """
+
+    loader: Loader
+    samples: int
+    """Images an epoch on all ranks, mirrors counted."""
+    batch_size: int
+    """Images a batch on all ranks together."""
+    empty_batch: Batch
+    """For a rank whose images are used up."""
+
+    def iter_from(self, images: int) -> Iterator[tuple[int, Batch]]:
+        """Yield (images on all ranks, this rank's batch) for the batches after so many images.
+
+        The loader advances to the next epoch when this is exhausted, and not before.
+        """
+        own = iter(self.loader)
+        for number in range(-(-images // self.batch_size), -(-self.samples // self.batch_size)):
+            batch = next(own) if number < self.loader.batches else self.empty_batch
+            yield min(self.batch_size, self.samples - number * self.batch_size), batch
+        for _ in own:
+            raise RuntimeError("a loader has more batches than it says")

@@ -14,7 +14,7 @@ from shards.processes import available_cores
 if TYPE_CHECKING:  # what is written here can be read where torch is not wanted
     import torch
 
-_VERSIONS_OF = ("torch", "torchvision", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "webdataset", "numpy", "pandas")
+_PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "webdataset", "numpy", "pandas")
 
 
 class Environment(TypedDict, total=False):
@@ -49,7 +49,7 @@ def describe_environment(shards: ShardFolder, device: "torch.device") -> dict[st
         "cores": available_cores(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: metadata.version(name) for name in _VERSIONS_OF if name in installed},
+        "versions": {name: metadata.version(name) for name in _PACKAGES if name in installed},
         "cuda": torch.version.cuda if device.type == "cuda" else None,
     }
 

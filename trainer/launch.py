@@ -5,7 +5,6 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
@@ -13,19 +12,17 @@ from models import Classifier
 from shards.errors import ResourceMissing
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder, open_shards
-from trainer.config import TrainConfig
-from trainer.context import RunContext
-from trainer.distributed import Distributed, join, raise_if_ranks_lost
-from trainer.logging.checkpoints import load_newest, restoring
-from trainer.logging.states import require_like
+from trainer.distributed import join, noticing_lost_ranks
+from trainer.logging.checkpoints import load_newest, require_like, restoring
 from trainer.loop import train_epochs
 from trainer.model_file import save_model
 from trainer.optim.precision import Precision, choose_precision
-from trainer.resolve import Resolved, resolve_auto, restore_auto
+from trainer.options import TrainConfig
+from trainer.resolve import Resolved, RunContext, resolve_auto, restore_auto
 from trainer.run_directory import RunDirectory
 from trainer.setup import build, start
 from trainer.state import Diverged, TrainState
-from trainer.stop_signal import Stopped, StopSignal, handle_signals
+from trainer.stop_signal import Stopped, handle_signals
 from trainer.sweep import choose_by_sweep
 
 log = logging.getLogger("cxrapid.trainer")
@@ -37,30 +34,21 @@ def launch(options: TrainConfig, sources: dict[str, str]) -> None:
     `sources` says where each option came from, for config.json. Exits with 130 or 143 where a signal
     stopped it, once the run is saved.
     """
-    with join(options.device) as (dist, device), handle_signals() as stop:
-        try:
-            finished = _launch(options, sources, dist, device, stop)
-        except RuntimeError as error:
-            raise_if_ranks_lost(dist, error)
-            raise
-    if not finished:
-        sys.exit(stop.exit_code)
-
-
-def _launch(
-    options: TrainConfig, sources: dict[str, str], dist: Distributed, device: torch.device, stop: StopSignal
-) -> bool:
-    """Start or resume the run on all ranks; return False if a signal stopped it early."""
-    run = RunDirectory(options.runs / options.run_name, writes=dist.is_rank_zero)
-    with contextlib.ExitStack() as held:
+    with (
+        join(options.device) as (dist, device),
+        handle_signals() as stop,
+        noticing_lost_ranks(dist),
+        contextlib.ExitStack() as held,
+    ):
+        run = RunDirectory(options.runs / options.run_name, writes=dist.is_rank_zero)
         model: Classifier | None = None  # on rank 0, if resolving built one
 
-        def begin() -> tuple[TrainConfig, ShardFolder, Precision, bool]:
+        def begin() -> tuple[TrainConfig, ShardFolder, str, bool]:
             nonlocal model
             shards = open_shards(options.shards)
             precision = choose_precision(options.precision, device)
             held.enter_context(run.at_work(result=Diverged))
-            if run.has_checkpoint or run.model.is_file():
+            if run.state != "nothing saved":
                 resolved = Resolved(restore_auto(options, run))
             else:
                 resolved = resolve_auto(options, shards, precision, dist)
@@ -69,18 +57,18 @@ def _launch(
             reasons = {option: f"auto: {why}" for option, why in resolved.reasons.items()}
             run.begin(resolved.config, sources | reasons, shards, device, precision.name, dist.size)
             model = resolved.model
-            return resolved.config, shards, precision, run.model.is_file()
+            return resolved.config, shards, precision.name, run.model.is_file()
 
         try:
-            with stop.interruptible(dist.size == 1):
-                config, shards, precision, is_done = dist.on_rank_zero(begin)
-            if is_done:
+            with stop.interruptible(dist):
+                config, shards, precision, finished = dist.on_rank_zero(begin)
+            if finished:
                 run.keep_one_checkpoint()
                 log.info(f"{run.name} has finished already; score it with: python -m eval {run.path}")
-                return True
-            with _advising(config):
-                precision = Precision(precision.name, device)
-                return train(RunContext(config, run, shards, precision, stop, dist), model)
+            else:
+                with _advising(config):
+                    context = RunContext(config, run, shards, Precision(precision, device), stop, dist)
+                    finished = train(context, model)
         except Stopped:
             if run.features.is_dir():
                 log.info("stopped before a step; the same command resumes with the saved features")
@@ -94,22 +82,22 @@ def _launch(
             if dist.is_rank_zero:
                 raise
             sys.exit(error.exit_code)
+    if not finished:
+        sys.exit(stop.exit_code)
 
 
 def train(context: RunContext, model: Classifier | None = None) -> bool:
     """Train a run to its end, or resume it; return False if a signal stopped it early.
 
-    The run folder then holds the best weights as model.safetensors, a line an epoch in metrics.jsonl, and
-    of its checkpoints the last. On a CPU the same config and shards give the same weights to the last bit,
-    however often the run was killed on its way. A loss or a weight that is NaN or infinite ends it with
-    Diverged, and is never saved.
+    The run folder then holds the best weights as model.safetensors, a line an epoch in metrics.jsonl, and of its
+    checkpoints the last. On a CPU the same config and shards give the same weights to the last bit, however often the
+    run was killed on its way. A loss or a weight that is NaN or infinite ends it with Diverged, and is never saved.
 
-    All ranks call this; rank 0 writes the folder. `model` is what `build_model` returned, if it was built.
-
-    Raises Stopped before the first step of this process, when there is nothing to save.
+    All ranks call this; rank 0 writes the folder. `model` is what `build_model` returned, if it was built. Raises
+    Stopped before the first step of this process, when there is nothing to save.
     """
     # A single process stops anywhere in here; several ranks agree between batches.
-    with context.stop.interruptible(context.alone):
+    with context.stop.interruptible(context.dist):
         begun = start(context, model)
         cache = begun.cache
         if begun.saved is None and cache is not None and context.config.sweep:
@@ -140,21 +128,20 @@ def _save_best(state: TrainState) -> None:
         best = load_newest([run.best])
         like = {"model": state.eval_model.state_dict(), "epoch": 1, **dict.fromkeys(names, 0.0)}
         require_like(best, like, run.best.name)
-    metrics: dict[str, float] = {name: best[name] for name in names}
-    metadata: dict[str, Any] = {
+    metadata = {
         "arch": config.arch,
         "size": context.shards.manifest.size,
         "findings": list(FINDINGS),
         "manifest_sha256": context.shards.digest,
         "epoch": best["epoch"],
-        **metrics,
+        **{name: best[name] for name in names},
     }
     save_model(run.model, best["model"], metadata)
     run.keep_one_checkpoint()
     what = "val AUROC has not risen" if monitor == "auroc" else "val loss has not fallen"
     why = f"{what} for {stopping.epochs_since_best} epochs" if stopping.should_stop else "all epochs done"
     log.info(
-        f"{run.name} finished: {why}; best val {monitor} {metrics[f'val_{monitor}']:.5f} in epoch "
+        f"{run.name} finished: {why}; best val {monitor} {best[f'val_{monitor}']:.5f} in epoch "
         f"{best['epoch']}. Next: python -m eval {run.path}"
     )
 
@@ -169,17 +156,9 @@ def _advising(config: TrainConfig) -> Iterator[None]:
         kinds = (MemoryError, torch.OutOfMemoryError)
         if not isinstance(error, kinds) and "DefaultCPUAllocator" not in str(error):
             raise
-        raise ResourceMissing(_advice(config)) from error
-
-
-def _advice(config: TrainConfig) -> str:
-    half, twice = config.batch_size // 2, 2 * config.accumulate
-    if not half:
-        return (
-            "the device is out of memory with one image a batch; try --precision fp16 (bf16 on a CPU) or a "
-            "smaller --arch"
-        )
-    return (
-        f"the device is out of memory; try --batch-size {half} --grad-accum-steps {twice}, which has as many "
-        "images a step"
-    )
+        half, twice = config.batch_size // 2, 2 * config.accumulate
+        if half:
+            what = f"; try --batch-size {half} --grad-accum-steps {twice}, which has as many images a step"
+        else:
+            what = " with one image a batch; try --precision fp16 (bf16 on a CPU) or a smaller --arch"
+        raise ResourceMissing(f"the device is out of memory{what}") from error

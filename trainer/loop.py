@@ -22,8 +22,7 @@ class Epoch:
     train_loss: float
     metrics: dict[str, float]
     """val_loss, and val_auroc if it is monitored."""
-    best: bool
-    """Whether it is the best so far on val."""
+    best: bool  # so far, on val
     rates: dict[str, float | None]
     """images_per_second, data_wait, seconds, step_ms_p50, step_ms_p99."""
 
@@ -39,10 +38,11 @@ def train_epochs(state: TrainState) -> bool:
     except Stopped:
         if not (state.begun or state.progress.trained):
             raise
-        state.save_changes()
+        if not state.is_saved:
+            state.save()
         log.info(f"stopped in epoch {state.progress.epoch}, saved; the same command resumes here")
         return False
-    if state.unsaved:
+    if not state.is_saved:
         _save(state)
     return True
 
@@ -86,19 +86,15 @@ def train_epoch(state: TrainState) -> dict[str, float | None]:
 
 
 def _take_steps(state: TrainState, wait: DataWait, times: StepTimes) -> None:
-    """Take the steps that are left of the epoch, each over a group of batches.
-
-    Raises Stopped before the first batch of this process, or after a step.
-    """
+    """Take the steps that are left of the epoch, each over a group of batches; Stopped as `epochs` has it."""
     context, progress, dist = state.context, state.progress, state.context.dist
-    config, samples = context.config, state.train.samples
-    first_image, group_images, pending, shown_loss = progress.images, 0, 0, ""
+    config, samples, first_image = context.config, state.train.samples, progress.images
+    group_images, pending, shown_loss = 0, 0, ""
     batches = state.train.iter_from(first_image)
     if not state.begun:
         batches = context.stop.interruptible_start(batches)
-    with progress_bar(
-        samples, f"epoch {progress.epoch}", "img", initial=first_image, disable=not context.run.writes
-    ) as bar:
+    name, quiet = f"epoch {progress.epoch}", not context.run.writes
+    with progress_bar(samples, name, "img", initial=first_image, disable=quiet) as bar:
         # `images` counts those of all ranks; a batch holds this rank's.
         for images, batch in wait.over(batches):
             # Forward and backward
@@ -142,7 +138,7 @@ def validate_epoch(state: TrainState) -> ValMetrics:
     context = state.context
     state.eval_model.eval()
     context.dist.broadcast_statistics(state.eval_model)
-    with context.stop.interruptible(context.alone):
+    with context.stop.interruptible(context.dist):
         metrics = validate(
             (batch for _, batch in state.val.iter_from(0)),
             state.val_forward,
@@ -175,7 +171,6 @@ def log_and_save(state: TrainState, epoch: Epoch) -> None:
         f"{epoch.rates['images_per_second']:.1f} images/s, data wait {epoch.rates['data_wait']:.1%}"
     )
     state.next_epoch()
-    state.unsaved = True
     (worthwhile,) = dist.all_reduce_max(dist.is_rank_zero and state.timer.is_worthwhile())
     if state.context.config.cache == "off" or worthwhile:
         _save(state)

@@ -1,22 +1,80 @@
-"""What `auto` comes to: one resolver for the run and for --dry-run."""
+"""What `auto` comes to, for the run and for --dry-run, and the context of a run in which it is resolved."""
 
 import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from loaders import choose_loader
+import torch
+
+from loaders import LoaderSpec, choose_loader
 from models import Classifier, create_model, freeze, parameter_counts
 from shards.errors import BadData, ResourceMissing
 from shards.folder import ShardFolder, open_shards
-from trainer.config import TrainConfig
-from trainer.context import build_model, loader_spec
 from trainer.devices import choose_device
 from trainer.distributed import SINGLE_PROCESS, Distributed
 from trainer.feature_cache.features import choose_device_of_cache
 from trainer.optim.compilation import should_compile
 from trainer.optim.precision import Precision, choose_precision
+from trainer.options import TrainConfig
 from trainer.run_directory import RunDirectory
+from trainer.stop_signal import StopSignal
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Fixed for the whole run, with every `auto` resolved."""
+
+    config: TrainConfig
+    run: RunDirectory
+    shards: ShardFolder
+    precision: Precision
+    stop: StopSignal
+    dist: Distributed = SINGLE_PROCESS
+
+    @property
+    def device(self) -> torch.device:
+        """Of this rank."""
+        return self.precision.device
+
+    def stop_agreed(self) -> bool:
+        """Return whether any rank got a signal; all ranks must ask."""
+        return self.stop.agreed(self.dist)[0]
+
+    def loader_spec(self, split: str) -> LoaderSpec:
+        """Return the spec of this rank's loader of a split."""
+        return loader_spec(self.config, self.shards, self.device, split, self.dist)
+
+
+def loader_spec(
+    config: TrainConfig, shards: ShardFolder, device: torch.device, split: str, dist: Distributed = SINGLE_PROCESS
+) -> LoaderSpec:
+    """Return the spec of a rank's loader of a split."""
+    training = split == "train"
+    return LoaderSpec(
+        shards,
+        split,
+        config.batch_size // dist.size,
+        device,
+        training=training,
+        flip=config.flip if training else "none",
+        augment=config.augment if training else "none",
+        seed=config.seed,
+        rank=dist.rank,
+        world_size=dist.size,
+        threads=config.threads,
+    )
+
+
+def build_model(config: TrainConfig, shards: ShardFolder) -> Classifier:
+    """Seed torch and return the frozen arch for these shards, newly initialized; BadData if it cannot be."""
+    torch.manual_seed(config.seed)
+    try:
+        model = create_model(config.arch, size=shards.manifest.size)
+    except ValueError as error:
+        raise BadData(f"{shards.path}: {error}") from error
+    freeze(model, config.freeze)
+    return model
 
 
 @dataclass(frozen=True)
@@ -31,18 +89,15 @@ class Resolved:
     """As build_model returns it, on the device, if its features were measured."""
 
 
-def resolve_auto(
-    config: TrainConfig, shards: ShardFolder, precision: Precision, dist: Distributed = SINGLE_PROCESS
-) -> Resolved:
+def resolve_auto(config: TrainConfig, shards: ShardFolder, precision: Precision, dist: Distributed) -> Resolved:
     """Resolve cache and loader by what fits in memory; stores and deletes nothing.
 
-    Raises:
-        ResourceMissing: a cache that was asked for fits nowhere.
-        UsageError: the ranks cannot share the batch size.
+    Raises ResourceMissing if a cache that was asked for fits nowhere, UsageError if the ranks cannot share the batch
+    size.
     """
     dist.batch_size_of_rank(config.batch_size, mirrored=config.flip == "both")
     model, reasons = None, {}
-    if config.cache != "off" and config.freeze == "none":
+    if config.freeze == "none":
         config = dataclasses.replace(config, cache="off")
     elif config.cache != "off":
         train, val = (loader_spec(config, shards, precision.device, split) for split in ("train", "val"))
@@ -70,7 +125,7 @@ def restore_auto(config: TrainConfig, run: RunDirectory) -> TrainConfig:
     return config.with_stored({key: stored[key] for key in keys if key in stored}, run.config)
 
 
-def describe(config: TrainConfig, sources: dict[str, str], dist: Distributed = SINGLE_PROCESS) -> Iterator[str]:
+def describe(config: TrainConfig, sources: dict[str, str], dist: Distributed) -> Iterator[str]:
     """Yield a line an option: its value, what `auto` comes to, where it came from; then parameter counts.
 
     The counts are for the size of the shards if these exist, else for the arch's own.

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -17,20 +18,18 @@ from msgspec import Meta
 from shards.console import echo, printable
 from shards.documents import Scalar, convert, parse_json, read_bytes, read_json
 from shards.errors import BadData, CannotResume, ResourceMissing
-from shards.files import atomic_write_text, exclusive_lock, remove_partials
+from shards.files import atomic_write, atomic_write_text, exclusive_lock, remove_partials, sha256_of
 from shards.folder import ShardFolder
 from trainer.environment import Environment, describe_environment
 
 if TYPE_CHECKING:  # what is written here can be read where torch is not wanted
     import torch
 
-    from trainer.config import TrainConfig
+    from trainer.options import TrainConfig
 
 # Bytes. File systems take 255, and files made of a run may be named after it with something around.
 _LONGEST_NAME = 200
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
 LARGEST_CONFIG = 2**20
 """Bytes of config.json and environment.json, which have 5 KB."""
 _LARGEST_METRICS = 2**30  # bytes; a million steps on record have 300 MB
@@ -48,7 +47,7 @@ class _Option:
 
 
 @dataclass(frozen=True)
-class _Text(_Option):
+class _Text:
     value: str
 
 
@@ -83,8 +82,6 @@ class _Epoch(_Step):
 
 
 class _RunLog(logging.Handler):
-    """Prints each line and appends it to log.txt."""
-
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
@@ -151,27 +148,24 @@ class RunDirectory:
     def at_work(self, *, result: type[BaseException]) -> Iterator[None]:
         """Lock the run, log to it, and remove what killed commands left half written.
 
-        A start that fails before its first checkpoint leaves nothing that looks like a run: the files it
-        made are removed, and the folder if it made that and nothing else is in it. Features of a frozen part
-        stay for the next start. So does everything if the exception is a `result`.
+        A start that fails before its first checkpoint leaves nothing that looks like a run: the files it made are
+        removed, and the folder if it made that and nothing else is in it. Features of a frozen part stay for the next
+        start. So does everything if the exception is a `result`.
         """
         is_new = not self.path.exists()
         with exclusive_lock(self.path), _logging_to(self.log):
-            self._made = {path for path in self._before_a_checkpoint if not os.path.lexists(path)}
+            # What training writes before, or with, its first checkpoint.
+            files = [self.config, self.environment, self.metrics, self.log, self.curves, self.sweep, self.best]
+            files += [hash_file(self.best), hash_file(self.last)]
+            self._made = {path for path in files if not os.path.lexists(path)}
             for folder in (self.path, self.last.parent, self.features, *self.evaluations.rglob("")):
                 remove_partials(folder)
             try:
                 yield
             except BaseException as error:
-                if not self.has_checkpoint and not self.model.is_file() and not isinstance(error, result):
+                if self.state == "nothing saved" and not isinstance(error, result):
                     self._remove_start(is_new)
                 raise
-
-    @property
-    def _before_a_checkpoint(self) -> list[Path]:
-        """The files that training writes before, or with, its first checkpoint."""
-        hashes = (path.with_name(f"{path.name}.sha256") for path in (self.best, self.last))
-        return [self.config, self.environment, self.metrics, self.log, self.curves, self.sweep, self.best, *hashes]
 
     def _remove_start(self, is_new: bool) -> None:
         for path in self._made:
@@ -186,7 +180,7 @@ class RunDirectory:
         if self.writes:
             for path in (self.best, self.previous):
                 path.unlink(missing_ok=True)
-                path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
+                hash_file(path).unlink(missing_ok=True)
             shutil.rmtree(self.features, ignore_errors=True)
 
     def begin(
@@ -196,33 +190,35 @@ class RunDirectory:
         shards: ShardFolder,
         device: "torch.device",
         precision: str,
-        world_size: int = 1,
+        world_size: int,
     ) -> None:
         """Write config.json and environment.json, or check that those of an earlier start fit.
 
-        A start that saved nothing does not count: its files are written anew. Raises CannotResume
-        naming what differs from the earlier start's, BadData where the folder holds another program's
-        config.json.
+        A start that saved nothing does not count: its files are written anew. Raises CannotResume naming what differs
+        from the earlier start's, BadData where the folder holds another program's config.json.
         """
         now = {"device_type": device.type, "precision": precision, "world_size": world_size}
-        if self.has_checkpoint or self.model.is_file():
+        if self.state != "nothing saved":
             self._check_same(config, shards, now)
-        else:
-            if self.config.is_file():
-                self._require_ours()
-            self._made |= {self.config, self.environment}
-            record = {
-                key: {"value": value, "from": sources.get(key, "default")} for key, value in config.to_json().items()
-            }
-            environment = {**now, **describe_environment(shards, device)}
-            atomic_write_text(self.environment, json.dumps(environment, indent=1) + "\n")
-            atomic_write_text(self.config, json.dumps(record, indent=1) + "\n")
+            return
+        if self.config.is_file():
+            try:
+                self.read_config()
+            except BadData as error:
+                raise BadData(
+                    f"{self.path} is no run's folder, and its config.json would be overwritten: {error.message}; "
+                    "give another --name"
+                ) from error
+        self._made |= {self.config, self.environment}
+        record = {key: {"value": value, "from": sources[key]} for key, value in config.to_json().items()}
+        _write_json(self.environment, {**now, **describe_environment(shards, device)})
+        _write_json(self.config, record)
 
     def update_config(self, values: dict[str, Any], source: str) -> None:
         """Write to config.json what options came to after the start, and from what."""
         record = self._read_options()
         record.update({key: {"value": value, "from": source} for key, value in values.items()})
-        atomic_write_text(self.config, json.dumps(record, indent=1) + "\n")
+        _write_json(self.config, record)
 
     def log_metrics(self, **values: Any) -> None:
         """Append a line to metrics.jsonl."""
@@ -271,26 +267,14 @@ class RunDirectory:
             convert(option, _Text if key in _TEXTS else _Option, f"{self.config}, {key[:64]}")
         return found
 
-    def _require_ours(self) -> None:
-        try:
-            self.read_config()
-        except BadData as error:
-            raise BadData(
-                f"{self.path} is no run's folder, and its config.json would be overwritten: {error.message}; "
-                "give another --name"
-            ) from error
-
     def _check_same(self, config: "TrainConfig", shards: ShardFolder, now: dict[str, Any]) -> None:
-        then = self.read_config()
+        then, environment = self.read_config(), self.read_environment()
         differing = [
-            f"{key} was {then.get(key)}, is now {value}"
-            for key, value in config.identity().items()
-            if then.get(key) != value
+            f"{key} was {before.get(key)}, is now {value}"
+            for before, after in ((then, config.identity()), (environment, now))
+            for key, value in after.items()
+            if before.get(key) != value
         ]
-        environment = self.read_environment()
-        for key, value in now.items():
-            if environment.get(key) != value:
-                differing.append(f"{key} was {environment.get(key)}, is now {value}")
         if environment.get("manifest_sha256") != shards.digest:
             differing.append(f"the shards in {shards.path} are not those it was started on")
         if differing:
@@ -298,6 +282,29 @@ class RunDirectory:
                 f"the run {self.name} exists with other settings: {'; '.join(differing)}. "
                 "Give another --name, or the same settings to resume it"
             )
+
+
+def hash_file(path: Path) -> Path:
+    """Return where the SHA-256 of a file stands: beside it, as model.safetensors.sha256."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def write_with_hash(path: Path, content: bytes | memoryview, keep_as: Path | None = None) -> None:
+    """Write a file and its hash file; with `keep_as` the file that had the name before is kept under that one.
+
+    Hash files are published before the files they are of, and hold the new hash and that of the file which still has
+    the name. So kills at any moments leave files with a hash that fits them: at least one of the two names then holds
+    an intact one, or `path` alone does. Raises ResourceMissing where the disk is full; the file before then stands.
+    """
+    before = [sha256_of(path)] if path.is_file() else []
+    with atomic_write(path) as partial:
+        partial.write_bytes(content)
+        if keep_as is not None and before:
+            kept = [sha256_of(keep_as)] if keep_as.is_file() else []
+            atomic_write_text(hash_file(keep_as), "\n".join([*before, *kept]) + "\n")
+        atomic_write_text(hash_file(path), "\n".join([hashlib.sha256(content).hexdigest(), *before]) + "\n")
+        if keep_as is not None and before:
+            path.replace(keep_as)
 
 
 def find_run(text: str, runs: Path) -> RunDirectory:
@@ -340,6 +347,10 @@ def _parse_metrics(line: bytes, name: str) -> dict[str, Any]:
     if found.step:
         convert(record, _Epoch if found.kind == "epoch" else _Step, name)
     return record
+
+
+def _write_json(path: Path, record: dict[str, Any]) -> None:
+    atomic_write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def _append(path: Path, line: str) -> None:

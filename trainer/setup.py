@@ -11,21 +11,18 @@ from models import Classifier, WeightsUnavailable, freeze, load_weights, paramet
 from shards.errors import BadData, ResourceMissing
 from shards.findings import FINDINGS
 from shards.manifest import SplitRecord
-from trainer.config import TrainConfig
-from trainer.context import RunContext, build_model
-from trainer.distributed import sync_batch_norms
+from trainer.distributed import ShardedLoader, sync_batch_norms
 from trainer.feature_cache.features import DoesNotFit, FeatureCache, FeatureLoader, cache_features
 from trainer.logging.checkpoints import CheckpointTimer, load_newest, restoring
 from trainer.logging.loggers import open_loggers
 from trainer.optim.compilation import CompiledModel, should_compile
 from trainer.optim.ema import EMA
 from trainer.optim.losses import make_loss
-from trainer.optim.optimizers import make_optimizer
-from trainer.optim.schedules import LearningRate
-from trainer.sharded_loader import ShardedLoader
-from trainer.state import Progress, TrainState
+from trainer.optim.optimizers import LearningRate, make_optimizer
+from trainer.resolve import RunContext, build_model
+from trainer.state import TrainState
 from trainer.step import Step, StepStats
-from trainer.stopping import MONITORS, EarlyStopping
+from trainer.validation import EarlyStopping
 
 log = logging.getLogger("cxrapid.trainer")
 
@@ -47,10 +44,9 @@ class Start:
 def start(context: RunContext, model: Classifier | None = None) -> Start:
     """Load the weights and, with `--cache on`, run the frozen part over everything.
 
-    `model` is what `build_model` returned, if it was built already.
-
-    Raises BadData for shards or weights that do not fit, ResourceMissing for weights, packages or memory
-    that cannot be had, CannotResume if no checkpoint of the run is intact, Stopped on a signal.
+    `model` is what `build_model` returned, if it was built already. Raises BadData for shards or weights that do not
+    fit, ResourceMissing for weights, packages or memory that cannot be had, CannotResume if no checkpoint of the run
+    is intact, Stopped on a signal.
     """
     config, run, shards = context.config, context.run, context.shards
     splits = shards.manifest.splits
@@ -64,7 +60,12 @@ def start(context: RunContext, model: Classifier | None = None) -> Start:
     model = model or build_model(config, shards)
     if saved is None:
         with context.dist.first_of_host():
-            started_from = _load_start_weights(model, config)
+            try:
+                started_from = load_weights(model, config.start_weights)
+            except WeightsUnavailable as error:
+                raise ResourceMissing(str(error)) from error
+            except (ValueError, OSError) as error:
+                raise BadData(str(error)) from error
     else:
         with restoring(run.last.parent):
             model.load_state_dict(saved["model"])
@@ -100,53 +101,40 @@ def build(context: RunContext, start: Start) -> TrainState:
 
 
 def new_state(context: RunContext, model: Classifier, cache: FeatureCache | None) -> TrainState:
-    """Return the state before the first step: what is not frozen of the model, its optimizer and loaders.
-
-    With a cache the batches hold features, which the trainable head takes.
-    """
+    """Return the state before the first step; with a cache its batches hold features, for the trainable head."""
     config, device, dist = context.config, context.device, context.dist
-    train = context.shards.manifest.splits["train"]
-    stats, scaler = StepStats(device), context.precision.make_scaler()
+    labels, stats = context.shards.manifest.splits["train"], StepStats(device)
     ema = EMA(model, config.ema) if config.ema else None
     trained: torch.nn.Module = model if cache is None else cache.trainable
     evaluated = trained
     if ema is not None:
         evaluated = ema.model if cache is None else trainable_head(ema.model, config.freeze)
-    images = train.images * (2 if config.flip == "both" else 1)
-    steps = -(-images // (config.accumulate * config.batch_size))
-    rate = LearningRate(config.schedule, config.lr, config.epochs * steps, round(config.warmup * steps))
+    train, val = (_sharded_loader(context, split, cache) for split in ("train", "val"))
+    steps = -(-train.samples // (config.accumulate * config.batch_size))
     ddp = dist.wrap_ddp(trained, device)
-    optimizer = make_optimizer(config.optimizer, model.parameters(), config.lr, config.weight_decay)
     compiled, batch_size = should_compile(config.compile, device), config.batch_size // dist.size
-    train_loader, val_loader = _sharded_loaders(context, cache)
+    step = Step(
+        CompiledModel(ddp, batch_size, compiled=compiled),
+        make_loss(config.loss, config.pos_weight, labels, device, config.label_smoothing),
+        make_optimizer(config.optimizer, model.parameters(), config.lr, config.weight_decay),
+        LearningRate(config.schedule, config.lr, config.epochs * steps, round(config.warmup * steps)),
+        stats,
+        context.precision.autocast,
+        context.precision.make_scaler(),
+        config.clip,
+        ema,
+        dist.no_sync(ddp),
+    )
     return TrainState(
-        context=context,
-        model=model,
-        optimizer=optimizer,
-        scaler=scaler,
-        ema=ema,
-        stats=stats,
-        step=Step(
-            CompiledModel(ddp, batch_size, compiled=compiled),
-            make_loss(config.loss, config.pos_weight, train, device, config.label_smoothing),
-            optimizer,
-            rate,
-            stats,
-            context.precision.autocast,
-            scaler,
-            config.clip,
-            ema,
-            dist.no_sync(ddp),
-        ),
+        context,
+        model,
+        step,
         val_forward=CompiledModel(evaluated, batch_size, compiled=compiled),
-        val_loss=make_loss(config.loss, config.pos_weight, train, device),
-        stopping=EarlyStopping(config.patience, higher_is_better=MONITORS[config.monitor]),
-        train=train_loader,
-        val=val_loader,
-        rate_of=rate,
+        val_loss=make_loss(config.loss, config.pos_weight, labels, device),
+        stopping=EarlyStopping(config.patience, higher_is_better=config.monitor == "auroc"),
+        train=train,
+        val=val,
         timer=CheckpointTimer(config.checkpoint_every, config.checkpoint_steps),
-        progress=Progress(),
-        loggers=[],
     )
 
 
@@ -156,15 +144,6 @@ def single_class_findings(val: SplitRecord) -> list[str]:
     if len(single) == len(FINDINGS):
         raise BadData("no finding has both classes in val, so there is no AUROC to monitor; use --monitor loss")
     return single
-
-
-def _load_start_weights(model: Classifier, config: TrainConfig) -> str:
-    try:
-        return load_weights(model, config.start_weights)
-    except WeightsUnavailable as error:
-        raise ResourceMissing(str(error)) from error
-    except (ValueError, OSError) as error:
-        raise BadData(str(error)) from error
 
 
 def _cache_features(context: RunContext, model: Classifier) -> FeatureCache:
@@ -188,28 +167,19 @@ def _cache_features(context: RunContext, model: Classifier) -> FeatureCache:
         ) from error
 
 
-def _sharded_loaders(context: RunContext, cache: FeatureCache | None) -> tuple[ShardedLoader, ShardedLoader]:
-    """Return this rank's batches of train and of val."""
-    config, splits = context.config, context.shards.manifest.splits
-    specs = [context.loader_spec(split) for split in ("train", "val")]
-    loaders: list[Loader]
+def _sharded_loader(context: RunContext, split: str, cache: FeatureCache | None) -> ShardedLoader:
+    """Return this rank's batches of a split: of images, or of features from the cache."""
+    manifest, spec = context.shards.manifest, context.loader_spec(split)
+    loader: Loader
     if cache is None:
-        loaders, empty = [make_loader(config.loader, spec) for spec in specs], _no_images(context)
+        loader, size, device = make_loader(context.config.loader, spec), manifest.size, context.device
+        empty = Batch(
+            torch.empty(0, 1, size, size, dtype=torch.uint8, device=device),
+            torch.empty(0, len(FINDINGS), dtype=torch.uint8, device=device),
+            torch.empty(0, dtype=torch.int32, device=device),
+        )
     else:
-        stored = (cache.train.features, cache.val.features)
-        loaders = [FeatureLoader(features, spec) for features, spec in zip(stored, specs, strict=True)]
-        empty = cache.empty_batch()
-    samples = (splits["train"].images * (2 if config.flip == "both" else 1), splits["val"].images)
-    train, val = (
-        ShardedLoader(loader, images, config.batch_size, empty) for loader, images in zip(loaders, samples, strict=True)
-    )
-    return train, val
-
-
-def _no_images(context: RunContext) -> Batch:
-    size, device = context.shards.manifest.size, context.device
-    return Batch(
-        torch.empty(0, 1, size, size, dtype=torch.uint8, device=device),
-        torch.empty(0, len(FINDINGS), dtype=torch.uint8, device=device),
-        torch.empty(0, dtype=torch.int32, device=device),
-    )
+        loader = FeatureLoader((cache.train if split == "train" else cache.val).features, spec)
+        empty = loader.empty_batch()
+    samples = manifest.splits[split].images * (2 if spec.flip == "both" else 1)
+    return ShardedLoader(loader, samples, context.config.batch_size, empty)

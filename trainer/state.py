@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import click
@@ -10,17 +10,15 @@ import torch
 
 from models import Classifier
 from shards.errors import CannotResume
-from trainer.context import RunContext
-from trainer.logging.checkpoints import CheckpointTimer, save_checkpoint
+from trainer.distributed import ShardedLoader
+from trainer.logging import checkpoints
 from trainer.logging.loggers import Logger, log_to_all
-from trainer.logging.states import all_finite, require_like, require_optimizer_state
 from trainer.optim.compilation import CompiledModel
-from trainer.optim.ema import EMA, trained_names
+from trainer.optim.ema import trained_names
 from trainer.optim.losses import FindingLoss
-from trainer.optim.schedules import LearningRate
-from trainer.sharded_loader import ShardedLoader
-from trainer.step import Step, StepStats
-from trainer.stopping import EarlyStopping
+from trainer.resolve import RunContext
+from trainer.step import Step
+from trainer.validation import EarlyStopping
 
 SMALLEST_SCALE = 2.0**-16
 """Of the fp16 scaler, which begins at 2^16: below it 32 steps or more have overflowed and none fits."""
@@ -52,51 +50,46 @@ class TrainState:
 
     context: RunContext
     model: Classifier
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    ema: EMA | None
-    stats: StepStats
     step: Step
     val_forward: CompiledModel
     val_loss: FindingLoss
     stopping: EarlyStopping
     train: ShardedLoader
     val: ShardedLoader
-    rate_of: LearningRate
-    timer: CheckpointTimer
-    progress: Progress
-    loggers: list[Logger]
+    timer: checkpoints.CheckpointTimer
+    progress: Progress = field(default_factory=Progress)
+    loggers: list[Logger] = field(default_factory=list)
     best: dict[str, Any] | None = None
     """The best weights so far and their metrics, until the next checkpoint writes them."""
-    unsaved: bool = False
-    """Whether an epoch has ended since the last checkpoint."""
     begun: bool = False
     """Whether this process has trained on a batch: until then nothing has changed."""
-    _saved: dict[str, Any] | None = None
+    _saved: Progress | None = None
     """The progress in the last checkpoint."""
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether the state is the one that was saved or restored last."""
+        return self.progress == self._saved
 
     @property
     def eval_model(self) -> Classifier:
         """The model that is validated and saved: the moving average if there is one."""
-        return self.model if self.ema is None else self.ema.model
+        return self.model if self.step.ema is None else self.step.ema.model
 
     @property
     def mean_loss(self) -> float:
-        """Of this epoch so far, over the images of all ranks, which must all ask; waits for the device.
-
-        Diverged if it is NaN or infinite.
-        """
-        total = self.require_good_steps()
-        return self.require_finite(total / max(self.progress.images, 1), "train loss")
+        """Of this epoch so far, over the images of all ranks, which must all ask; waits for the device."""
+        return self.require_finite(self.require_good_steps() / max(self.progress.images, 1), "train loss")
 
     def step_metrics(self) -> dict[str, float | None]:
         """Return what each line of metrics.jsonl has about the last step; waits for the device."""
-        norm = float(self.stats.grad_norm)
+        stats = self.step.stats
+        norm = float(stats.grad_norm)
         return {
-            "lr": float(self.rate_of(self.stats.applied - 1)),
+            "lr": float(self.step.rate(stats.applied - 1)),
             "grad_norm": norm if norm < math.inf else None,  # an overflow in fp16; JSON has no infinity
-            "grad_scale": self.scaler.get_scale(),
-            "skipped_steps": int(self.stats.skipped),
+            "grad_scale": self.step.scaler.get_scale(),
+            "skipped_steps": int(stats.skipped),
         }
 
     def log_metrics(self, kind: str, **values: Any) -> None:
@@ -107,30 +100,23 @@ class TrainState:
 
     def next_epoch(self) -> None:
         """Go to the start of the next epoch."""
-        self.progress.epoch, self.progress.images, self.progress.trained = self.progress.epoch + 1, 0, False
-        self.stats.loss_sum.zero_()
-
-    def save_changes(self) -> None:
-        """Save a checkpoint, unless the state is the one that was saved or restored last."""
-        if self.unsaved or vars(self.progress) != self._saved:
-            self.save()
+        self.progress = Progress(self.progress.epoch + 1, self.progress.step)
+        self.step.stats.loss_sum.zero_()
 
     def save(self) -> None:
         """Save a checkpoint and keep the one before; Diverged if a weight is NaN or infinite."""
         begun = time.monotonic()
         self.require_good_steps()
         state = self.state_dict()
-        if not all_finite([state["model"], state["average"], *state["optimizer"]["state"].values()]):
+        if not checkpoints.all_finite([state["model"], state["average"], *state["optimizer"]["state"].values()]):
             raise self._diverged("a weight is no finite number", self.progress.step)
         if self.context.dist.is_rank_zero:
             run = self.context.run
             if self.best is not None:
-                # First, since the state refers to it. If a kill comes in between, this is of an epoch that
-                # will be trained again, and comes out the same.
-                save_checkpoint(run.best, self.best)
-            save_checkpoint(run.last, state, keep_as=run.previous)
-        self.best, self.unsaved = None, False
-        self._saved = dict(vars(self.progress))
+                # First, since the state refers to it. After a kill in between, its epoch is trained again to the same.
+                checkpoints.save_checkpoint(run.best, self.best)
+            checkpoints.save_checkpoint(run.last, state, keep_as=run.previous)
+        self.best, self._saved = None, replace(self.progress)
         self.timer.restart(time.monotonic() - begun)
 
     def keep_best(self, metrics: dict[str, float]) -> None:
@@ -144,13 +130,14 @@ class TrainState:
     def require_good_steps(self) -> float:
         """Return the sum of this epoch's losses over all ranks, which must all ask; waits for the device.
 
-        Diverged names the first step whose loss or gradient was NaN or infinite.
+        Raises Diverged naming the first step whose loss or gradient was NaN or infinite.
         """
-        own = (float(self.stats.loss_sum), int(self.stats.first_bad))
+        own = (float(self.step.stats.loss_sum), int(self.step.stats.first_bad))
         sums, first_bad = zip(*self.context.dist.gather(own), strict=True)
         if bad := min(filter(None, first_bad), default=0):
             raise self._diverged("the train loss or its gradient is no finite number", bad)
-        if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE:
+        scaler = self.step.scaler
+        if scaler.is_enabled() and scaler.get_scale() < SMALLEST_SCALE:
             raise self._diverged("the gradient overflows fp16 at any scale", self.progress.step)
         return float(sum(sums))
 
@@ -170,16 +157,16 @@ class TrainState:
         """Return everything that the rest of the run depends on; all ranks must ask."""
         device = self.context.device
         own = {
-            "counters": {name: value.cpu() for name, value in vars(self.stats).items()},
+            "counters": {name: value.cpu() for name, value in vars(self.step.stats).items()},
             "loader": self.train.loader.state_dict(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         }
         return {
             "model": self.model.state_dict(),
-            "average": self.ema.state_dict() if self.ema is not None else {},
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            "average": self.step.ema.model.state_dict() if self.step.ema is not None else {},
+            "optimizer": self.step.optimizer.state_dict(),
+            "scaler": self.step.scaler.state_dict(),
             "stopping": self.stopping.state_dict(),
             "progress": dict(vars(self.progress)),
             "ranks": self.context.dist.gather(own),
@@ -193,25 +180,23 @@ class TrainState:
         ranks = state["ranks"]
         if len(ranks) != self.context.dist.size:
             raise CannotResume(f"world_size was {len(ranks)}, is now {self.context.dist.size}")
-        # Hyperparameters come from the options, not from the file.
-        saved = state["optimizer"]["state"]
-        require_optimizer_state(saved, self.optimizer, "optimizer.state")
+        saved, step, device = state["optimizer"]["state"], self.step, self.context.device
+        checkpoints.require_optimizer_state(saved, step.optimizer, "optimizer.state")
         mine = self.state_dict()
-        require_like({**state, "optimizer": {}}, {**mine, "optimizer": {}}, "state")
+        checkpoints.require_like({**state, "optimizer": {}}, {**mine, "optimizer": {}}, "state")
         own, progress = ranks[self.context.dist.rank], Progress(**state["progress"])
         self._require_consistent(progress, own)
-        device = self.context.device
         self.model.load_state_dict(state["model"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["average"])
-        self.optimizer.load_state_dict({**mine["optimizer"], "state": saved})
-        self.scaler.load_state_dict(state["scaler"])
-        for name, value in vars(self.stats).items():
+        if step.ema is not None:
+            step.ema.model.load_state_dict(state["average"])
+        # Hyperparameters come from the options, not from the file.
+        step.optimizer.load_state_dict({**mine["optimizer"], "state": saved})
+        step.scaler.load_state_dict(state["scaler"])
+        for name, value in vars(step.stats).items():
             value.copy_(own["counters"][name])
         self.stopping.load_state_dict(state["stopping"])
         self.train.loader.load_state_dict(own["loader"])
-        self.progress = progress
-        self._saved = dict(state["progress"])
+        self.progress, self._saved = progress, replace(progress)
         torch.set_rng_state(own["rng"])
         if own["cuda_rng"] is not None:
             torch.cuda.set_rng_state(own["cuda_rng"], device)

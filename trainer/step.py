@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,45 +22,36 @@ class StepStats:
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
         """Steps that did not, since the gradient overflowed in fp16; over all epochs."""
         self.first_bad = torch.zeros((), dtype=torch.int64, device=device)
-        """The first step, from 1, whose loss was NaN or infinite, or without loss scaling its gradient; 0:
-        none."""
+        """The first step, from 1, whose loss was NaN or infinite, or without loss scaling its gradient; 0: none."""
         self.grad_norm = torch.zeros((), device=device)
         """L2 norm of the last step's gradient over all weights, unscaled, before clipping."""
 
 
+@dataclass
 class Step:
     """Changes the weights once for a group of batches.
 
-    The loss of a group is the mean over its images, whatever the sizes of its batches. `rate` gives the
-    learning rate after the number of steps applied so far: a step that fp16 skips does not advance it.
-    Nothing here waits for the device. `no_sync` gives the context in which ranks exchange no gradients.
+    The loss of a group is the mean over its images, whatever the sizes of its batches. Nothing here waits for the
+    device.
     """
 
-    def __init__(
-        self,
-        forward: Callable[[Tensor], Tensor],
-        loss: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        rate: Callable[[Tensor], Tensor],
-        stats: StepStats,
-        autocast: Callable[[], AbstractContextManager[None]],
-        scaler: torch.amp.GradScaler,
-        clip: float = 0.0,
-        ema: EMA | None = None,
-        no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    ) -> None:
-        self._forward = forward
-        self._loss = loss
-        self._optimizer = optimizer
-        self._rate = rate
-        self._stats = stats
-        self._autocast = autocast
-        self._scaler = scaler
-        self._clip = clip
-        self._ema = ema
-        self._no_sync = no_sync
-        self._trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self._finite = torch.ones((), dtype=torch.bool, device=stats.applied.device)
+    forward: Callable[[Tensor], Tensor]
+    loss: nn.Module
+    optimizer: torch.optim.Optimizer
+    rate: Callable[[Tensor], Tensor]
+    """The learning rate after the number of steps applied so far: a step that fp16 skips does not advance it."""
+    stats: StepStats
+    autocast: Callable[[], AbstractContextManager[None]]
+    scaler: torch.amp.GradScaler
+    clip: float = 0.0
+    """The largest L2 norm of the gradient; 0: any."""
+    ema: EMA | None = None
+    no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """The context in which ranks exchange no gradients."""
+
+    def __post_init__(self) -> None:
+        self._trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self._finite = torch.ones((), dtype=torch.bool, device=self.stats.applied.device)
 
     def backward(self, images: Tensor, labels: Tensor, share: float, *, more: bool = False) -> None:
         """Add the gradients of one batch, which holds this share of the group's images, 0..1.
@@ -68,32 +60,31 @@ class Step:
         gradients; with `more`, batches of the group follow and the ranks need not synchronize yet. An empty
         batch adds nothing, but lets this rank take part.
         """
-        with self._no_sync() if more else nullcontext():
-            with self._autocast():
-                logits = self._forward(images).float()
+        with self.no_sync() if more else nullcontext():
+            with self.autocast():
+                logits = self.forward(images).float()
             # The mean over no images is NaN.
-            loss = self._loss(logits, labels.float()) if len(images) else logits.sum()
-            self._scaler.scale(loss * share).backward()
+            loss = self.loss(logits, labels.float()) if len(images) else logits.sum()
+            self.scaler.scale(loss * share).backward()
         loss = loss.detach()
         self._finite = self._finite & loss.isfinite()
-        self._stats.loss_sum += loss * len(images)
+        self.stats.loss_sum += loss * len(images)
 
     @torch.no_grad()
     def optimizer_step(self, number: int) -> None:
         """Change the weights by the gradients added since the last call; this is step `number`, from 1."""
-        stats, scaled = self._stats, self._scaler.is_enabled()
-        self._scaler.unscale_(self._optimizer)
-        gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        if self._clip:
-            nn.utils.clip_grads_with_norm_(self._trained, self._clip, norm)
+        stats, scaled = self.stats, self.scaler.is_enabled()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in self._trained if parameter.grad is not None])
+        if self.clip:
+            nn.utils.clip_grads_with_norm_(self._trained, self.clip, norm)
         finite = norm.isfinite()
-        rate = self._rate(stats.applied).float()
-        for group in self._optimizer.param_groups:
+        rate = self.rate(stats.applied).float()
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        self._optimizer.zero_grad(set_to_none=True)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
         # Under fp16 an infinite gradient is no fault: the scaler skips the step and lowers its scale.
         good = self._finite if scaled else self._finite & finite
         stats.first_bad = torch.where((stats.first_bad == 0) & ~good, number, stats.first_bad)
@@ -102,5 +93,5 @@ class Step:
             stats.skipped += ~finite
         stats.grad_norm = norm.float()
         self._finite = torch.ones_like(self._finite)
-        if self._ema is not None:
-            self._ema.update(number)
+        if self.ema is not None:
+            self.ema.update(number)

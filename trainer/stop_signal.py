@@ -9,7 +9,7 @@ from types import FrameType
 from typing import TypeVar
 
 from shards.processes import handled_signals
-from trainer.distributed import Distributed
+from trainer.distributed import SINGLE_PROCESS, Distributed
 
 Item = TypeVar("Item")
 _SAME_REQUEST = 3.0  # seconds
@@ -55,17 +55,14 @@ class StopSignal:
             raise Stopped
 
     @contextmanager
-    def interruptible(self, enabled: bool = True) -> Iterator[None]:
-        """Raise Stopped within this on a signal, also on one that came before; if not `enabled`, hold it.
+    def interruptible(self, dist: Distributed = SINGLE_PROCESS) -> Iterator[None]:
+        """Raise Stopped within this on a signal, also on one that came before.
 
-        Enable it only where no other rank waits for this one in the meantime.
+        With several ranks the signal is held, since others may wait for this one in the meantime.
         """
-        if not enabled:
-            yield
-            return
-        before, self._raises = self._raises, True
+        before, self._raises = self._raises, self._raises or dist.size == 1
         try:
-            if self.signal is not None:
+            if self._raises and self.signal is not None:
                 raise Stopped
             yield
         finally:
@@ -87,8 +84,7 @@ def handle_signals() -> Iterator[StopSignal]:
     One sooner is the same request again: Ctrl-C reaches all processes of a terminal, and the ranks of
     torchrun then a second time, from torchrun. A signal that the parent set to be ignored stays ignored.
     """
-    stop, first = StopSignal(), 0.0
-    before = handled_signals()
+    stop, first, before = StopSignal(), 0.0, handled_signals()
 
     def receive(number: int, _frame: FrameType | None) -> None:
         nonlocal first
@@ -100,11 +96,11 @@ def handle_signals() -> Iterator[StopSignal]:
             signal.raise_signal(number)
 
     def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
-    for number in before:
-        signal.signal(number, receive)
+    for each in before:
+        signal.signal(each, receive)
     try:
         yield stop
     finally:

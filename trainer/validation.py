@@ -1,5 +1,6 @@
-"""Metrics on val: the mean loss and, on request, the macro AUROC."""
+"""Metrics on val: the mean loss and, on request, the macro AUROC; and early stopping by one of them."""
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -38,8 +39,8 @@ def validate(
 ) -> ValMetrics | None:
     """Return the metrics of a model in evaluation mode; None if `stop` returned True between two batches.
 
-    Each rank gives its own batches, as many as the others, and all get the score of all
-    together. The device is waited for once, at the end.
+    Each rank gives its own batches, as many as the others, and all get the metrics of all together. Waits for the
+    device once, at the end.
     """
     total, images = torch.zeros((), dtype=torch.float64), 0
     pairs: list[tuple[Tensor, Tensor]] = []
@@ -67,3 +68,38 @@ def macro_auroc(labels: npt.NDArray[Any], scores: npt.NDArray[Any]) -> float:
     both = [column for column in range(labels.shape[1]) if len(np.unique(labels[:, column])) == 2]
     each = [roc_auc_score(labels[:, column], scores[:, column]) for column in both]
     return float(np.mean(each)) if each else float("nan")
+
+
+@dataclass
+class EarlyStopping:
+    """Keeps the best value and counts the epochs since. With patience 1 the first setback stops."""
+
+    patience: int
+    """Epochs; 0: never stop."""
+    higher_is_better: bool = False
+    best_epoch: int = 0
+    epochs_since_best: int = 0
+
+    def __post_init__(self) -> None:
+        self.best = -math.inf if self.higher_is_better else math.inf
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether patience is used up."""
+        return 0 < self.patience <= self.epochs_since_best
+
+    def observe(self, epoch: int, value: float) -> bool:
+        """Take in one epoch's value on val; return whether it is the best so far. NaN never is."""
+        if value > self.best if self.higher_is_better else value < self.best:
+            self.best, self.best_epoch, self.epochs_since_best = value, epoch, 0
+            return True
+        self.epochs_since_best += 1
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what load_state_dict takes; patience and direction are options, not states."""
+        return {"best": self.best, "best_epoch": self.best_epoch, "epochs_since_best": self.epochs_since_best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a saved state."""
+        vars(self).update(state)

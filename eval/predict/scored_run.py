@@ -17,7 +17,7 @@ from shards.errors import BadData, ResourceMissing
 from shards.files import atomic_write_text
 from shards.folder import ShardFolder, open_shards
 from trainer.devices import choose_device
-from trainer.model_header import ModelHeader, read_header
+from trainer.model_file import ModelHeader, read_header
 from trainer.run_directory import RunDirectory
 
 if TYPE_CHECKING:  # stored predictions are scored without it

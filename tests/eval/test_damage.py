@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from scripts.predict import main as predict_command
 from shards.files import sha256_of
 from tests.eval.commanding import NUMBERS, expect_refusal, score, succeed
-from trainer.model_header import read_header
+from trainer.model_file import read_header
 
 DEEP = "[" * 1_000_000
 

@@ -26,8 +26,7 @@ from shards.pixels import PixelRecipe
 from shards.splits import read_list
 from tests.eval.commanding import NUMBERS, expect_refusal, score, succeed
 from tests.trainer.running import train
-from trainer.model_file import load_model, save_model
-from trainer.model_header import read_header
+from trainer.model_file import load_model, read_header, save_model
 from trainer.run_directory import RunDirectory
 
 TEST = Path("small", "eval", "test")

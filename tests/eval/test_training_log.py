@@ -13,7 +13,7 @@ from eval.report.text import run_facts
 from eval.training_log import read_training_log
 from shards.errors import BadData
 from tests.eval.report.reporting import a_run
-from trainer.model_header import ModelHeader
+from trainer.model_file import ModelHeader
 from trainer.run_directory import RunDirectory
 
 

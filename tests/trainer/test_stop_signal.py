@@ -11,6 +11,7 @@ from loaders.resident import ResidentLoader
 from shards.folder import ShardFolder
 from shards.processes import graceful_exit
 from tests.trainer.running import losses, stop_at, terminate, train
+from trainer.distributed import Distributed
 from trainer.logging.checkpoints import load_checkpoint
 from trainer.step import Step
 from trainer.stop_signal import Stopped, StopSignal, handle_signals
@@ -132,7 +133,7 @@ def test_a_second_late_signal_ends_the_process_without_saving(
     add = Step.backward
 
     def interrupted(self: Step, *arguments: Any, **options: Any) -> None:
-        if self._stats.applied == 2:
+        if self.stats.applied == 2:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
         add(self, *arguments, **options)
@@ -167,7 +168,7 @@ def test_a_signal_that_the_parent_ignores_stays_ignored() -> None:
 
 def test_a_signal_is_held_where_it_must_not_raise_and_raised_where_it_may() -> None:
     stop = StopSignal()
-    with stop.interruptible(False):
+    with stop.interruptible(Distributed(size=2)):
         stop.receive(signal.SIGINT)
     with pytest.raises(Stopped), stop.interruptible():
         pytest.fail("went on")

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from trainer.stopping import EarlyStopping
+from trainer.validation import EarlyStopping
 
 
 def run(patience: int, losses: list[float]) -> tuple[int, int]:

@@ -13,13 +13,13 @@ import torch
 
 from shards.folder import ShardFolder
 from tests.trainer.running import ROOT, TIMEOUT, command, kill, losses, metrics, stop_at, terminate, train
-from trainer.config import TrainConfig
-from trainer.context import RunContext
 from trainer.launch import train as run_to_its_end
 from trainer.logging.checkpoints import load_checkpoint
 from trainer.loop import validate
+from trainer.optim.optimizers import LearningRate
 from trainer.optim.precision import Precision
-from trainer.optim.schedules import LearningRate
+from trainer.options import TrainConfig
+from trainer.resolve import RunContext
 from trainer.run_directory import RunDirectory
 from trainer.step import Step
 from trainer.stop_signal import StopSignal
@@ -204,7 +204,7 @@ def test_steps_that_overflow_fp16_are_on_record_and_the_scale_found_is_resumed(
     add = Step.backward
 
     def large(self: Step, images: torch.Tensor, labels: torch.Tensor, share: float, **options: bool) -> None:
-        add(self, images, labels, share * (2.0**20 if self._stats.skipped < 3 else 1), **options)
+        add(self, images, labels, share * (2.0**20 if self.stats.skipped < 3 else 1), **options)
 
     monkeypatch.setattr(Step, "backward", large)
     monkeypatch.setattr(Precision, "make_scaler", lambda _: torch.amp.GradScaler("cpu", 2.0**127, growth_interval=5))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from shards.errors import CannotResume, ResourceMissing
 from trainer.logging.checkpoints import load_checkpoint, save_checkpoint
+from trainer.run_directory import hash_file
 
 log = logging.getLogger("cxrapid.trainer")
 SAVE_EVERY = 60.0
@@ -46,16 +47,15 @@ class FeatureChunks:
 
     def load(self, features: Tensors) -> int:
         """Fill in the first images of the features; return how many."""
-        taken: set[str] = set()
+        taken: set[Path] = set()
         while (path := self._path(self._saved)).is_file():
             try:
                 self._saved += self._read(path, features)
             except CannotResume:
                 break
-            taken |= {path.name, f"{path.name}.sha256"}
-        for path in self._folder.glob(f"{self._name}-*"):
-            if path.name not in taken:
-                path.unlink()
+            taken |= {path, hash_file(path)}
+        for path in {*self._folder.glob(f"{self._name}-*")} - taken:
+            path.unlink()
         self.loaded = self._saved
         self._begun = self._last = time.monotonic()
         return self.loaded
@@ -105,15 +105,15 @@ class FeatureChunks:
         state = load_checkpoint(path)
         identity, rows = state.get("identity"), state.get("rows")
         images = len(rows) if isinstance(rows, Tensor) and rows.dim() else 0
-        places = {name: part[self._saved : self._saved + images] for name, part in features.items()}
+        own = {name: part[self._saved : self._saved + images] for name, part in features.items()}
         fits = images > 0 and isinstance(identity, str) and identity == self._identity
-        for name, place in places.items():
-            part = state.get(name)
-            fits = fits and isinstance(part, Tensor) and part.shape == place.shape and part.dtype == place.dtype
+        for name, part in own.items():
+            saved = state.get(name)
+            fits = fits and isinstance(saved, Tensor) and (saved.shape, saved.dtype) == (part.shape, part.dtype)
         if not fits:
             raise CannotResume(f"{path} holds other features")
-        for name, place in places.items():
-            place.copy_(state[name])
+        for name, part in own.items():
+            part.copy_(state[name])
         return images
 
     def _path(self, first: int) -> Path:

@@ -55,49 +55,47 @@ class Features:
     rows: Tensor
     """int32 [N]: the rows of entries.csv."""
 
-    def batch(self, batch: BatchIndices, both: bool, device: torch.device) -> Batch:
-        """Return the batch of these indices on the device, with features instead of images."""
-        positions, samples = torch.from_numpy(batch.positions), len(self.rows)
-        if both:
-            indices = torch.cat([positions, positions + samples])
-        else:
-            indices = positions.clone()
-            indices[: batch.mirrored] += samples
-        indices = indices.to(self.values.device, non_blocking=True)
-        values = _select(self.values.flatten(0, 1), indices, device)
-        images = indices % samples
-        return Batch(
-            values.permute(0, 3, 1, 2) if values.dim() == 4 else values,
-            _select(self.labels, images, device),
-            _select(self.rows, images, device),
-        )
-
-
-def _select(stored: Tensor, indices: Tensor, device: torch.device) -> Tensor:
-    selected = stored.index_select(0, indices)
-    return selected if selected.device == device else selected.pin_memory().to(device, non_blocking=True)
-
 
 class FeatureLoader(Loader):
     """Keeps the contract of `Loader`, but `Batch.images` holds features.
 
-    Order, flips, batches and state are those of any loader of the same spec, which also resumes from
-    this one's state. With several ranks each holds the features of the whole split, since the order
-    hands every rank other samples in every epoch; each has computed its share of them.
+    Order, flips, batches and state are those of any loader of the same spec, which also resumes from this one's
+    state. Each rank holds the features of the whole split, since the order hands it other samples in every epoch.
     """
 
     def __init__(self, features: Features, spec: LoaderSpec) -> None:
         super().__init__(spec, len(features.rows))
         self.features = features
 
-    @property
-    def device(self) -> torch.device:
-        """Where the batches go."""
-        return self._spec.device
+    def empty_batch(self) -> Batch:
+        """Return a batch of no images."""
+        return self._batch(_NO_INDICES)
 
     def _epoch(self) -> Iterator[Batch]:
         for indices in self._sampler.remaining():
-            yield self.features.batch(indices, self._spec.flip == "both", self._spec.device)
+            yield self._batch(indices)
+
+    def _batch(self, batch: BatchIndices) -> Batch:
+        features, device = self.features, self._spec.device
+        positions, samples = torch.from_numpy(batch.positions), len(features.rows)
+        if self._spec.flip == "both":
+            indices = torch.cat([positions, positions + samples])
+        else:
+            indices = positions.clone()
+            indices[: batch.mirrored] += samples
+        indices = indices.to(features.values.device, non_blocking=True)
+        values = _select(features.values.flatten(0, 1), indices, device)
+        images = indices % samples
+        return Batch(
+            values.permute(0, 3, 1, 2) if values.dim() == 4 else values,
+            _select(features.labels, images, device),
+            _select(features.rows, images, device),
+        )
+
+
+def _select(stored: Tensor, indices: Tensor, device: torch.device) -> Tensor:
+    selected = stored.index_select(0, indices)
+    return selected if selected.device == device else selected.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -108,10 +106,6 @@ class FeatureCache:
     """The model's own head: features in, logits out."""
     train: FeatureLoader
     val: FeatureLoader
-
-    def empty_batch(self) -> Batch:
-        """Return a batch of no images."""
-        return self.val.features.batch(_NO_INDICES, False, self.val.device)
 
 
 def cache_features(
@@ -128,22 +122,21 @@ def cache_features(
 ) -> FeatureCache:
     """Run the frozen part once over train and val and keep its output in memory; log where and how large.
 
-    Training the head on the cache is the same function as training the model on the images, in the same
-    order, with the same flips and dropout: losses are equal up to the rounding of convolutions in batches of
-    another composition. It draws no random numbers, and on a CPU gives the same bits again after a resume.
+    Training the head on the cache is the same function as training the model on the images, in the same order, with
+    the same flips and dropout: losses are equal up to the rounding of convolutions in batches of another composition.
+    It draws no random numbers.
 
-    The cost is one forward pass over each image, and each mirror if train has flips; of several ranks each
-    runs its share and receives the others'. The features are kept on the specs' device if they take at most
-    SHARE of its free memory, else on the host under the same rule. Every rank keeps all of them: the ranks
-    of one machine divide what is free on the host.
+    The cost is one forward pass over each image, and each mirror if train has flips; of several ranks each runs its
+    share and receives the others'. The features are kept on the specs' device if they take at most SHARE of its free
+    memory, else on the host under the same rule. Every rank keeps all of them: the ranks of one machine divide what
+    is free on the host.
 
-    With `save_in`, each rank saves its share there while computing, if it takes over a minute, unless it
-    takes more than a tenth of what is free on the disk. Another call with the same weights, shards and
+    With `save_in`, a folder of its own, each rank saves its share there while computing, if it takes over a minute,
+    unless it takes more than a tenth of what is free on the disk. Another call with the same weights, shards and
     options then computes only the rest, and on a CPU gives the same bits.
 
     Args:
-        model: on the specs' device, with the weights to train from, frozen by `freeze(model, how)`. Its
-            mode is evaluation afterwards.
+        model: on the specs' device, frozen by `freeze(model, how)`; in evaluation mode afterwards.
         how: `backbone` or `partial`.
         train: of the training split; its augment must be none for a cache.
         val: of the split to evaluate on.
@@ -151,12 +144,10 @@ def cache_features(
         loader: for the one pass over the images; auto: a streaming one.
         stop: called between batches, equally often on all ranks.
         dist: the ranks that call this with the same of everything but the rank in the specs.
-        save_in: a folder of its own, made when needed; its parent must exist. None: nothing is saved.
+        save_in: made when needed; its parent must exist. None: nothing is saved.
 
-    Raises:
-        DoesNotFit: the images are augmented, or the features fit nowhere.
-        Stopped: `stop` returned True.
-        ValueError: the model is not frozen like that.
+    Raises DoesNotFit if the images are augmented or the features fit nowhere, Stopped if `stop` returned True,
+    ValueError if the model is not frozen like that.
     """
     name = "backbone" if how == "backbone" else "frozen part"
     frozen = feature_extractor(model, how)
@@ -166,12 +157,28 @@ def cache_features(
         log.info(text)
         raise DoesNotFit(text)
     log.info(f"the {name} runs once, its output is kept in the memory of {device}: {figures}")
-    trained, identity = trainable_head(model, how), {"freeze": how, "loader": loader}
-    if save_in is not None:
-        identity["weights_sha256"] = digest_of_frozen(model, trained)
+    trained = trainable_head(model, how)
+    weights_sha256 = "" if save_in is None else digest_of_frozen(model, trained)
     loaders = []
     for spec in (train, val):
-        chunks = None if save_in is None else _chunks(save_in, model, spec, precision, identity, dist)
+        chunks = None
+        if save_in is not None:
+            # Numbers depend on the composition of batches, by their rounding, and so on batch size and ranks.
+            identity = {
+                "arch": model.arch,
+                "freeze": how,
+                "weights_sha256": weights_sha256,
+                "manifest_sha256": spec.shards.digest,
+                "split": spec.split,
+                "views": _views(spec),
+                "batch_size": spec.batch_size,
+                "precision": precision.name,
+                "loader": loader,
+                "device": spec.device.type,
+                "torch": torch.__version__,
+            }
+            name = f"{spec.split}-{dist.rank}-of-{dist.size}"
+            chunks = FeatureChunks(save_in, name, json.dumps(identity, sort_keys=True))
         start = time.perf_counter()
         features = compute_features(frozen, spec, precision, device, loader=loader, stop=stop, dist=dist, chunks=chunks)
         seconds = time.perf_counter() - start
@@ -188,25 +195,6 @@ def cache_features(
     return FeatureCache(trained, *loaders)
 
 
-def _chunks(
-    folder: Path, model: Classifier, spec: LoaderSpec, precision: Precision, identity: dict[str, str], dist: Distributed
-) -> FeatureChunks:
-    # Numbers depend on the composition of batches, by their rounding, and so on batch size and ranks.
-    bound_to = {
-        **identity,
-        "arch": model.arch,
-        "manifest_sha256": spec.shards.digest,
-        "split": spec.split,
-        "views": _views(spec),
-        "batch_size": spec.batch_size,
-        "precision": precision.name,
-        "device": spec.device.type,
-        "torch": torch.__version__,
-    }
-    name = f"{spec.split}-{dist.rank}-of-{dist.size}"
-    return FeatureChunks(folder, name, json.dumps(bound_to, sort_keys=True))
-
-
 def choose_device_of_cache(
     model: Classifier,
     how: str,
@@ -215,15 +203,17 @@ def choose_device_of_cache(
     precision: Precision,
     dist: Distributed = SINGLE_PROCESS,
 ) -> tuple[torch.device | None, str]:
-    """Return the device that a cache would be kept on, None for none, and why; runs one image.
+    """Return the device that `cache_features` would keep its cache on, None for none, and why; runs one image.
 
-    Of several ranks: one where it fits on all, so the host if it does not fit one of their GPUs. Puts the
-    model in evaluation mode. See cache_features.
+    Of several ranks: one where it fits on all, so the host if it does not fit one of their GPUs. Puts the model in
+    evaluation mode.
     """
     if train.augment != "none":
         return None, f"--augment {train.augment} makes other images in each"
-    frozen = feature_extractor(model.eval(), how)
-    needed = sum(_bytes(frozen, spec, precision) for spec in (train, val))
+    frozen, needed = feature_extractor(model.eval(), how), 0
+    for spec in (train, val):
+        shape, dtype = _shape(frozen, spec, precision)
+        needed += _views(spec) * spec.shards.manifest.splits[spec.split].images * math.prod(shape) * dtype.itemsize
     device, figures = device_for_cache(needed, train.device)
     devices = (train.device, _CPU, None)
     (common,) = dist.all_reduce_max(devices.index(device))
@@ -253,11 +243,9 @@ def compute_features(
 ) -> Features:
     """Run the frozen part over every image of a split in row order, and over its mirror if spec flips.
 
-    Of n ranks, rank r runs every n-th image from the r-th on, then all exchange their results. What `chunks`
-    hold already is not run again, though its images are decoded if later ones are missing.
-
-    Raises:
-        Stopped: `stop` returned True; what was computed is in `chunks` if it took long enough.
+    Of n ranks, rank r runs every n-th image from the r-th on, then all exchange their results. What `chunks` hold
+    already is not run again, though its images are decoded if later ones are missing. Raises Stopped if `stop`
+    returned True; what was computed is in `chunks` if it took long enough.
     """
     views, images = _views(spec), spec.shards.manifest.splits[spec.split].images
     shape, dtype = _shape(frozen, spec, precision)
@@ -292,8 +280,7 @@ def _decoded(
 ) -> Generator[tuple[Batch, slice], None, None]:
     """Yield this rank's batches after its first `done` images, and where their images are among its own.
 
-    Raises:
-        Stopped: `stop` returned True; it is called before each batch, equally often on all ranks.
+    Raises Stopped if `stop` returned True; it is called before each batch, equally often on all ranks.
     """
     views, images = _views(spec), spec.shards.manifest.splits[spec.split].images
     (is_missing,) = dist.all_reduce_max(done < len(range(dist.rank, images, dist.size)))
@@ -344,13 +331,6 @@ def _views(spec: LoaderSpec) -> int:
 
 def _as_stored(features: Tensor) -> Tensor:
     return features.permute(0, 2, 3, 1) if features.dim() == 4 else features
-
-
-def _bytes(frozen: Callable[[Tensor], Tensor], spec: LoaderSpec, precision: Precision) -> int:
-    """Return what the features of a split take."""
-    shape, dtype = _shape(frozen, spec, precision)
-    images = spec.shards.manifest.splits[spec.split].images
-    return _views(spec) * images * math.prod(shape) * dtype.itemsize
 
 
 def _shape(

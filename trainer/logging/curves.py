@@ -4,6 +4,7 @@ import gc
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -19,6 +20,10 @@ def draw_curves(lines: list[dict[str, Any]], title: str, path: Path) -> None:
     Over optimizer steps: train and val loss of each epoch with the best epoch marked, the val macro
     AUROC where it was monitored, and the learning rate.
     """
+
+    def draw(panel: Axes, lines: list[dict[str, Any]], name: str, **style: str) -> None:
+        panel.plot([line["step"] for line in lines], [line[name] for line in lines], **style)  # type: ignore[arg-type]
+
     lines = [line for line in lines if line["step"]]  # those of a sweep were before the first
     epochs = [line for line in lines if line["kind"] == "epoch"]
     monitored = [line for line in epochs if line.get("val_auroc") is not None]
@@ -26,23 +31,14 @@ def draw_curves(lines: list[dict[str, Any]], title: str, path: Path) -> None:
     figure = Figure(figsize=(8, 1.5 + 2.2 * rows), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     panels = list(figure.subplots(rows, 1, sharex=True))
-    steps = [line["step"] for line in epochs]
     panels[0].set_title(title)
-    panels[0].plot(
-        steps, [line["train_loss"] for line in epochs], color=_TRAIN, marker=".", label="train, while it learns"
-    )
-    panels[0].plot(steps, [line["val_loss"] for line in epochs], color=_VAL, marker=".", label="val")
+    draw(panels[0], epochs, "train_loss", color=_TRAIN, marker=".", label="train, while it learns")
+    draw(panels[0], epochs, "val_loss", color=_VAL, marker=".", label="val")
     panels[0].set_ylabel("Loss")
     if monitored:
-        panels[1].plot(
-            [line["step"] for line in monitored],
-            [line["val_auroc"] for line in monitored],
-            color=_AUROC,
-            marker=".",
-            label="val",
-        )
+        draw(panels[1], monitored, "val_auroc", color=_AUROC, marker=".", label="val")
         panels[1].set_ylabel("Macro AUROC")
-    panels[-1].plot([line["step"] for line in lines], [line["lr"] for line in lines], color=_RATE)
+    draw(panels[-1], lines, "lr", color=_RATE)
     panels[-1].set_ylabel("Learning rate")
     panels[-1].set_xlabel("Optimizer steps")
     best = [line for line in epochs if line["best"]]

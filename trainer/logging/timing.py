@@ -1,5 +1,6 @@
 """Step times and data wait: they tell whether loader or model is the bottleneck."""
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -20,16 +21,12 @@ class DataWait:
 
     def over(self, batches: Iterable[Item]) -> Iterator[Item]:
         """Yield the items of `batches`, timing each wait."""
-        iterator = iter(batches)
-        while True:
-            start = time.perf_counter()
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
-            finally:
-                self.waited += time.perf_counter() - start
+        start = time.perf_counter()
+        for item in batches:
+            self.waited += time.perf_counter() - start
             yield item
+            start = time.perf_counter()
+        self.waited += time.perf_counter() - start
 
     @property
     def seconds(self) -> float:
@@ -64,11 +61,10 @@ class StepTimes:
         """Return how long each step took. Waits for a GPU."""
         if self._device.type == "cuda":
             self._events[-1].synchronize()
-            pairs = zip(self._events, self._events[1:], strict=False)
-            return [start.elapsed_time(end) for start, end in pairs]
+            return [start.elapsed_time(end) for start, end in itertools.pairwise(self._events)]
         return [float(span) for span in 1e3 * np.diff(self._clock)]
 
     def percentile(self, *shares: float) -> list[float | None]:
-        """Return the percentiles, 0..100, in milliseconds; None where no step was marked. Waits for a GPU."""
+        """Return the percentiles of `milliseconds`; None where no step was marked."""
         taken = self.milliseconds()
         return [float(np.percentile(taken, share)) if taken else None for share in shares]

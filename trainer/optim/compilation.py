@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 log = logging.getLogger("cxrapid.trainer")
-COMPILE = ("auto", "on", "off")
 
 
 def should_compile(choice: str, device: torch.device) -> bool:
@@ -18,9 +17,9 @@ def should_compile(choice: str, device: torch.device) -> bool:
 class CompiledModel:
     """Calls a model, compiled for batches of exactly `batch_size` images.
 
-    Shorter batches, the last of an epoch, go through the same model uncompiled: filled up they would
-    change the statistics of batch norm, and another compilation costs more than the few steps gain.
-    If compiling fails, that is logged once and the plain model is used from then on.
+    Shorter batches, the last of an epoch, go through the same model uncompiled: filled up they would change the
+    statistics of batch norm, and another compilation costs more than the few steps gain. If compiling fails, that is
+    logged once and the plain model is used from then on.
     """
 
     def __init__(self, model: Callable[[Tensor], Tensor], batch_size: int, *, compiled: bool) -> None:

@@ -1,7 +1,6 @@
 """An exponential moving average of the weights, which often scores better than the last weights."""
 
 import copy
-from typing import Any
 
 import torch
 from torch import nn
@@ -25,10 +24,9 @@ def trained_names(model: nn.Module) -> set[str]:
 class EMA:
     """The exponential moving average of a model's weights and buffers, as a model of its own.
 
-    After step t every floating-point tensor a becomes d a + (1 - d) w, with w the model's and
-    d = min(decay, (1 + t) / (10 + t)), which lets go of the initial weights quickly (TensorFlow's
-    ExponentialMovingAverage with num_updates). StepStats are copied. Costs one copy of what is trained:
-    what is frozen when this is made is shared with the model.
+    After step t every floating-point tensor a becomes d a + (1 - d) w, with w the model's and d = min(decay, (1 + t) /
+    (10 + t)), which lets go of the initial weights quickly (TensorFlow's ExponentialMovingAverage with num_updates).
+    StepStats are copied. Costs one copy of what is trained: what is frozen when this is made is shared with the model.
     """
 
     def __init__(self, model: Classifier, decay: float) -> None:
@@ -40,7 +38,7 @@ class EMA:
         """In evaluation mode; takes what the model takes."""
         mine = self.model.state_dict()
         pairs = [(mine[name], theirs[name].detach()) for name in mine if name in trained]
-        # These share their memory with the models, also after load_state_dict.
+        # These share their memory with the models, also after their load_state_dict.
         self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
         self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
 
@@ -52,11 +50,3 @@ class EMA:
         torch._foreach_lerp_(mine, theirs, share)
         for own, other in self._copied:
             own.copy_(other)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the averaged weights and buffers."""
-        return self.model.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a saved state."""
-        self.model.load_state_dict(state)

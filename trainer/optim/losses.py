@@ -1,6 +1,6 @@
 """Losses over 14 findings that may be present together, with a weight for the positives of rare ones."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +34,11 @@ POS_WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def positive_weights(rule: str, train: SplitRecord) -> Tensor:
     """Return float32 [14]: the factor on each finding's positives in the loss, from train alone.
 
-    With p positives, n negatives and r = n / p: none 1, log ln(1 + r), sqrt √r, ratio r (which balances
-    both classes), effective E(n) / E(p) with the effective number of samples E(k) = (1 - b^k) / (1 - b),
-    b = 0.9999 (Cui et al., Class-Balanced Loss, arXiv:1901.05555). A finding without positives gets 1:
-    there is nothing to weigh.
+    With p positives, n negatives and r = n / p: none 1, log ln(1 + r), sqrt √r, ratio r (which balances both classes),
+    effective E(n) / E(p) with the effective number of samples E(k) = (1 - b^k) / (1 - b), b = 0.9999 (Cui et al.,
+    Class-Balanced Loss, arXiv:1901.05555). A finding without positives gets 1: there is nothing to weigh.
     """
-    positives = _counts(train.positives)
+    positives = torch.tensor([train.positives[finding] for finding in FINDINGS], dtype=torch.float64)
     known = positives.clamp(min=1)
     weights = POS_WEIGHTS[rule](known, train.images - known)
     return torch.where(positives > 0, weights, torch.ones_like(weights)).float()
@@ -102,7 +101,3 @@ def make_loss(name: str, rule: str, train: SplitRecord, device: torch.device, sm
     without it, so that it means the same in every run.
     """
     return FindingLoss(name, positive_weights(rule, train), smoothing).to(device)
-
-
-def _counts(positives: Mapping[str, int]) -> Tensor:
-    return torch.tensor([positives[finding] for finding in FINDINGS], dtype=torch.float64)

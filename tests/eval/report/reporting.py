@@ -19,7 +19,7 @@ from eval.scores.subgroups import subgroups
 from eval.scores.thresholds import pick_thresholds
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder
-from trainer.model_header import ModelHeader
+from trainer.model_file import ModelHeader
 from trainer.run_directory import RunDirectory
 
 PLAIN = {"calibration": None, "calibrated": None, "resampled": None, "intervals": None, "subgroups": None}

@@ -21,7 +21,7 @@ def test_the_average_follows_its_formula_and_starts_fast() -> None:
         decay = min(0.9, (1 + step) / (10 + step))
         for key, value in model.state_dict().items():
             expected[key] = decay * expected[key] + (1 - decay) * value
-    found = average.state_dict()
+    found = average.model.state_dict()
     for key, value in expected.items():
         if found[key].is_floating_point():
             assert torch.allclose(found[key].double(), value, rtol=1e-5, atol=1e-6)
@@ -43,12 +43,12 @@ def test_a_restored_average_goes_on() -> None:
     with torch.no_grad():
         model.network.stage1.conv.weight.add_(1)
     first.update(100)
-    second.load_state_dict(first.state_dict())
+    second.model.load_state_dict(first.model.state_dict())
     # Its own source is the other model, which has other weights.
     second.update(1)
-    assert first.state_dict().keys() == second.state_dict().keys()
-    assert second.state_dict()["network.stage1.conv.weight"] != pytest.approx(
-        first.state_dict()["network.stage1.conv.weight"]
+    assert first.model.state_dict().keys() == second.model.state_dict().keys()
+    assert second.model.state_dict()["network.stage1.conv.weight"] != pytest.approx(
+        first.model.state_dict()["network.stage1.conv.weight"]
     )
 
 
@@ -61,7 +61,7 @@ def test_what_is_frozen_is_shared_and_only_the_rest_averaged() -> None:
         for value in theirs.values():
             value += 1  # what is frozen does not change in truth; here it shows that it is the same memory
     average.update(100)
-    for key, value in average.state_dict().items():
+    for key, value in average.model.state_dict().items():
         frozen = not key.startswith(("network.stage3", "network.head"))
         assert (value.data_ptr() == theirs[key].data_ptr()) is frozen
         if not frozen and value.is_floating_point():

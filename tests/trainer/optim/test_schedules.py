@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.optim.schedules import SCHEDULES, LearningRate
+from trainer.optim.optimizers import SCHEDULES, LearningRate
 
 
 def learning_rates(schedule: str, lr: float, steps: int, warmup: int) -> list[float]:

@@ -1,9 +1,7 @@
 """Options from a file: TOML, a run's config.json, or a recipe that ships with the package."""
 
 import difflib
-import sys
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +10,12 @@ import click
 from shards.documents import Value, convert, read_json, read_toml
 from trainer.run_directory import LARGEST_CONFIG
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-_RECIPES = resources.files("trainer.config") / "recipes"
+_RECIPES = Path(__file__).parent / "recipes"
 
 
 def recipes() -> list[str]:
     """Return the names of the recipes."""
-    return sorted(file.name.removesuffix(".toml") for file in _RECIPES.iterdir() if file.name.endswith(".toml"))
+    return sorted(file.stem for file in _RECIPES.glob("*.toml"))
 
 
 def read_options(source: str) -> dict[str, str]:
@@ -32,18 +25,14 @@ def read_options(source: str) -> dict[str, str]:
     a list stands for comma-separated values. Raises UsageError if there is no such file, BadData naming file
     and key if it is damaged or holds anything nested.
     """
-    path = Path(source)
-    if source in recipes():
-        found = tomllib.loads((_RECIPES / f"{source}.toml").read_text(encoding="utf-8"))
-    elif not path.is_file():
+    path = _RECIPES / f"{source}.toml" if source in recipes() else Path(source)
+    if not path.is_file():
         raise click.UsageError(
             f"--config {source} is no file; it takes a TOML file, a run's config.json, or one of the recipes "
             f"{', '.join(recipes())}"
         )
-    elif path.suffix == ".json":
-        found = read_json(path, dict[str, Any], largest=LARGEST_CONFIG)
-    else:
-        found = read_toml(path)
+    is_json = path.suffix == ".json"
+    found = read_json(path, dict[str, Any], largest=LARGEST_CONFIG) if is_json else read_toml(path)
     return {key.replace("-", "_"): _text(convert(found[key], _VALUE, f"{path}, {key[:64]}")) for key in found}
 
 

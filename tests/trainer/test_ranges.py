@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from eval.__main__ import main as evaluation
 from tests.trainer.running import ROOT
 from trainer.__main__ import main
-from trainer.torchrun import rank_from_env
+from trainer.devices import rank_from_env
 
 HUGE = "1000000000000"
 

@@ -11,11 +11,9 @@ from eval.scores.calibration import METHODS
 from loaders import LOADER_CHOICES, Augment, Flip
 from models import FREEZES, list_models
 from tests.trainer.running import ROOT
-from trainer.config import choices
-from trainer.optim.compilation import COMPILE
+from trainer import options as choices
 from trainer.optim.losses import LOSSES, POS_WEIGHTS
-from trainer.optim.optimizers import OPTIMIZERS
-from trainer.optim.schedules import SCHEDULES
+from trainer.optim.optimizers import OPTIMIZERS, SCHEDULES
 
 
 @pytest.mark.parametrize(
@@ -30,7 +28,6 @@ from trainer.optim.schedules import SCHEDULES
         (choices.SCHEDULES, SCHEDULES),
         (choices.LOSSES, LOSSES),
         (choices.POS_WEIGHTS, POS_WEIGHTS),
-        (choices.COMPILE, COMPILE),
         (CALIBRATIONS[:-1], METHODS),
     ],
     ids=lambda names: next(iter(names)),

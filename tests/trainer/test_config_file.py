@@ -8,7 +8,7 @@ from click.testing import CliRunner, Result
 
 from tests.trainer.running import ROOT
 from trainer.__main__ import main
-from trainer.config.files import read_options, recipes
+from trainer.config_file import read_options, recipes
 
 
 def dry_run(*arguments: str, env: dict[str, str] | None = None) -> Result:
@@ -97,7 +97,7 @@ def test_a_recipe_sets_valid_options_and_says_what_it_is(recipe: str) -> None:
     found = dry_run("--config", recipe)
     for option in read_options(recipe):
         assert line(found, option)[-2:] == ["--config", recipe]
-    text = (ROOT / "trainer" / "config" / "recipes" / f"{recipe}.toml").read_text()
+    text = (ROOT / "trainer" / "recipes" / f"{recipe}.toml").read_text()
     for part in ("Source ", "Command ", "Time ", "Expect ", f"--config {recipe}"):
         assert part in text.split("\n\narch")[0]
 

@@ -1,6 +1,8 @@
-"""The options of a run as one record: each field is an option of the command line."""
+"""The options of a run as one record: each field is an option of the command line. Nothing here imports torch."""
 
 import dataclasses
+import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,22 +11,36 @@ import click
 
 from shards.console import PATH, SEED, FiniteRange
 from shards.errors import BadData
-from trainer.config import choices
-from trainer.config.sweeps import SWEPT, parse_sweep
 from trainer.devices import DEVICE_CHOICES
 from trainer.logging.loggers import LOGGERS
 from trainer.run_directory import require_plain_name
-from trainer.stopping import MONITORS
 
 if TYPE_CHECKING:  # they import torch
     from loaders import Augment, Flip
+
+# tests/trainer/test_choices.py holds each of these to its registry, which imports torch: that takes seconds.
+ARCHS = ("custom_cnn", "resnet50", "vit_b_16")
+FREEZES = ("none", "partial", "backbone")
+LOADERS = ("auto", "dali", "resident", "webdataset", "dataloader", "synthetic")
+FLIPS = ("none", "random", "both")
+AUGMENTS = ("none", "light", "strong")
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("constant", "cosine", "onecycle")
+LOSSES = ("bce", "focal", "asymmetric")
+POS_WEIGHTS = ("none", "log", "sqrt", "ratio", "effective")
+
+_SWITCH = ("auto", "on", "off")
+SWEPT = ("lr", "weight-decay")
+"""The options that a sweep can vary."""
+_MOST_POINTS = 10_000  # heads of one sweep: at a second each, hours
 
 
 def _option(
     default: Any, kind: Any, text: str, unit: str | None = None, *, identity: bool = True, flag: str = ""
 ) -> Any:
-    # identity: a run resumes only with the same value. flag: the spelling on the command line, if it is not
-    # that of the field, which then is a hidden alias.
+    # kind: a type of click's, or the names to choose from. identity: a run resumes only with the same value.
+    # flag: the spelling on the command line, if it is not that of the field, which then is a hidden alias.
+    kind = click.Choice(kind) if isinstance(kind, tuple) else kind
     meta = {"type": kind, "help": text, "metavar": unit, "identity": identity, "flag": flag}
     return dataclasses.field(default=default, metadata=meta)
 
@@ -33,7 +49,7 @@ def _option(
 class TrainConfig:
     """One run. The fields' metadata holds each option's type, unit and help text."""
 
-    arch: str = _option("resnet50", click.Choice(choices.ARCHS), "Architecture.")
+    arch: str = _option("resnet50", ARCHS, "Architecture.")
     shards: Path = _option(Path("data/shards"), PATH, "Folder of packed shards.", "FOLDER", identity=False)
     runs: Path = _option(Path("runs"), PATH, "Folder that holds the runs.", "FOLDER", identity=False)
     name: str = _option("", str, "Of the run.  [default: the arch, with the freezing if any]", "NAME", identity=False)
@@ -43,44 +59,32 @@ class TrainConfig:
         "Initial weights: ImageNet, none, or a .pth or .safetensors file; auto: imagenet if the arch has such weights.",
         "auto|imagenet|none|FILE",
     )
-    freeze: str = _option(
-        "none", click.Choice(choices.FREEZES), "partial trains the last stage and the head, backbone the head only."
-    )
+    freeze: str = _option("none", FREEZES, "partial trains the last stage and the head, backbone the head only.")
     cache: str = _option(
         "auto",
-        click.Choice(choices.CACHES),
+        _SWITCH,
         "Run the frozen part once and train on its output, kept in memory; "
         "auto: with --freeze, if it fits and images are not augmented; off: run it in every epoch.",
     )
     loader: str = _option(
-        "auto",
-        click.Choice(choices.LOADERS),
-        "Data loader; auto: resident if the decoded split fits in memory, else dali.",
+        "auto", LOADERS, "Data loader; auto: resident if the decoded split fits in memory, else dali."
     )
     flip: "Flip" = _option(
-        "random",
-        click.Choice(choices.FLIPS),
-        "Mirror images left to right; both: each image and its mirror in every epoch.",
+        "random", FLIPS, "Mirror images left to right; both: each image and its mirror in every epoch."
     )
     augment: "Augment" = _option(
-        "none",
-        click.Choice(choices.AUGMENTS),
-        "Small random rotations, shifts, scales, brightness and contrast of train images.",
+        "none", AUGMENTS, "Small random rotations, shifts, scales, brightness and contrast of train images."
     )
     batch_size: int = _option(64, click.IntRange(1, 2**20), "Images a batch, of all ranks together.", "IMAGES")
     accumulate: int = _option(
         1, click.IntRange(1, 2**20), "Batches a step, whose gradients are added up.", "BATCHES", flag="grad-accum-steps"
     )
     epochs: int = _option(20, click.IntRange(1, 1_000_000), "Maximum number of passes over train.", "N")
-    monitor: str = _option(
-        "loss", click.Choice(list(MONITORS)), "What the best epoch on val is chosen by: loss, or macro AUROC."
-    )
+    monitor: str = _option("loss", ("loss", "auroc"), "What the best epoch on val is chosen by: loss, or macro AUROC.")
     patience: int = _option(
         1, click.IntRange(0, 1_000_000), "Stop after so many epochs in a row without a new best; 0: never.", "EPOCHS"
     )
-    optimizer: str = _option(
-        "adam", click.Choice(choices.OPTIMIZERS), "sgd has Nesterov momentum 0.9; all run as one fused kernel."
-    )
+    optimizer: str = _option("adam", OPTIMIZERS, "sgd has Nesterov momentum 0.9; all run as one fused kernel.")
     lr: float = _option(1e-4, FiniteRange(0, min_open=True), "Highest learning rate.", "RATE")
     weight_decay: float = _option(
         1e-5, FiniteRange(0), "adam, sgd: L2 penalty in the gradient; adamw: decoupled; 0: off.", "FACTOR"
@@ -92,9 +96,7 @@ class TrainConfig:
         "continue with the values of the lowest val loss; needs --freeze and its cache.  [default: off]",
         '"OPTION=VALUE,.. .."',
     )
-    schedule: str = _option(
-        "constant", click.Choice(choices.SCHEDULES), "Of the learning rate over the steps of all epochs."
-    )
+    schedule: str = _option("constant", SCHEDULES, "Of the learning rate over the steps of all epochs.")
     warmup: float = _option(
         0.0,
         FiniteRange(0),
@@ -110,11 +112,9 @@ class TrainConfig:
         "Validate and save an exponential moving average of the weights with this decay a step; 0: off.",
         "DECAY",
     )
-    loss: str = _option("bce", click.Choice(choices.LOSSES), "focal and asymmetric weigh easy images less.")
+    loss: str = _option("bce", LOSSES, "focal and asymmetric weigh easy images less.")
     pos_weight: str = _option(
-        "none",
-        click.Choice(choices.POS_WEIGHTS),
-        "Weight of a finding's positives in the loss, from their number in train.",
+        "none", POS_WEIGHTS, "Weight of a finding's positives in the loss, from their number in train."
     )
     label_smoothing: float = _option(
         0.0,
@@ -124,13 +124,11 @@ class TrainConfig:
     )
     precision: str = _option(
         "auto",
-        click.Choice(choices.PRECISIONS),
+        ("auto", "fp32", "bf16", "fp16"),
         "auto: fp16 on a GPU; on a CPU bf16 if it has instructions for it, else fp32.",
     )
     compile: str = _option(
-        "auto",
-        click.Choice(choices.COMPILE),
-        "torch.compile; auto: on a GPU. If compiling fails, the run prints that and continues without.",
+        "auto", _SWITCH, "torch.compile; auto: on a GPU. If compiling fails, the run prints that and continues without."
     )
     device: str = _option(
         "auto", str, "auto: the first GPU if there is one; with torchrun each rank's own.", DEVICE_CHOICES
@@ -142,7 +140,6 @@ class TrainConfig:
     log_every: int = _option(
         50, click.IntRange(1, 2**40), "Steps between two lines of metrics.jsonl.", "STEPS", identity=False
     )
-
     checkpoint_every: float = _option(
         10.0,
         FiniteRange(0),
@@ -189,10 +186,7 @@ class TrainConfig:
     @property
     def sweep_points(self) -> list[dict[str, float]]:
         """The combinations in `sweep`, named as on the command line; UsageError where it makes no sense."""
-        try:
-            return parse_sweep(self.sweep, SWEPT) if self.sweep else []
-        except ValueError as error:
-            raise click.UsageError(f"--sweep: {error}") from error
+        return parse_sweep(self.sweep) if self.sweep else []
 
     @property
     def mirrors(self) -> list[str]:
@@ -237,3 +231,35 @@ class TrainConfig:
         """Return the fields that must stay the same for a run to be resumed."""
         kept = {field.name for field in dataclasses.fields(self) if field.metadata["identity"]}
         return {key: value for key, value in self.to_json().items() if key in kept}
+
+
+def parse_sweep(text: str) -> list[dict[str, float]]:
+    """Return every combination of `"lr=1e-4,1e-3 weight-decay=0,1e-4"`, the last name varying fastest.
+
+    Raises UsageError for a name that is not in SWEPT or comes twice, a value that is no finite number, too many
+    combinations, or none.
+    """
+    axes: dict[str, list[float]] = {}
+    for axis in text.split():
+        name, _, values = axis.partition("=")
+        if name not in SWEPT:
+            raise click.UsageError(f"--sweep: a sweep cannot vary {name!r}; it can vary: {', '.join(SWEPT)}")
+        if name in axes:
+            raise click.UsageError(f"--sweep: a sweep names {name} twice")
+        axes[name] = [_finite(name, value) for value in values.split(",")]
+    if not axes:
+        raise click.UsageError('--sweep: an empty sweep; one looks like "lr=1e-4,1e-3 weight-decay=0,1e-4"')
+    points = math.prod(map(len, axes.values()))
+    if points > _MOST_POINTS:
+        raise click.UsageError(f"--sweep: a sweep of {points:,} combinations; at most {_MOST_POINTS:,} are trained")
+    return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
+
+
+def _finite(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise click.UsageError(f"--sweep: a sweep gives {name} the value {text!r}, which is no finite number")
+    return value
