@@ -10,17 +10,14 @@ throughput only: crops of one X-ray stand in train and in test, so no score on i
 if __name__ == "__main__":
     import shards.startup  # noqa: F401  first: Ctrl-C ends in one line while the rest is imported
 
-import csv
 import functools
 import hashlib
-import io
 import math
 import shutil
 import statistics
 import tarfile
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
 
 import click
 import numpy as np
@@ -33,8 +30,7 @@ from shards.files import sha256_of
 from shards.findings import NO_FINDING
 from shards.folder import ShardFolder, open_shards
 from shards.manifest import NAME
-from shards.packing import pack
-from shards.packing.planning import SplitRecipe, make_plan
+from shards.packing import SplitRecipe, make_plan, pack
 from shards.phantoms import make_phantoms
 from shards.pixels import PixelRecipe, encode
 from shards.processes import available_cores, graceful_exit, map_in_processes
@@ -42,44 +38,33 @@ from shards.splits import RANDOM_FRACTIONS
 
 SOURCE = Path("../shared/data/nih621_256_gray_png.tar")
 OUT = Path("data/bench-shards")
+IMAGES = 8000
 PIXELS = PixelRecipe()
 NOISE = 1.0
 """Standard deviation in gray levels."""
 _PHANTOMS = 240  # drawn where there is no tar, at 256 px; 3 s on two cores
-_HEADER = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Sex,View Position"
 _PREFIX = "content"
 _MEASURED = 16  # every _MEASURED-th image is encoded without and with its noise, to print what that adds
 _TASK = 64  # images a task
 
 
-class Original(NamedTuple):
-    """One image that crops are taken from."""
-
-    path: Path
-    findings: str
-    """As NIH writes them: `Mass|Nodule` or `No Finding`."""
-
-
-def default_shards(images: int = 8000) -> Path:
-    """Return data/shards where that is packed, else OUT, made with `images` images in train."""
+def default_shards() -> Path:
+    """Return data/shards where that is packed, else OUT, made with IMAGES images in train."""
     packed = Path("data/shards")
-    if (packed / NAME).is_file():
-        return packed
-    make_bench_shards(OUT, images, SOURCE if SOURCE.is_file() else None)
-    return OUT
+    return packed if (packed / NAME).is_file() else make_bench_shards(OUT, IMAGES).path
 
 
-def make_bench_shards(out: Path, images: int, source: Path | None) -> ShardFolder:
+def make_bench_shards(out: Path, images: int, source: Path | None = None) -> ShardFolder:
     """Return the shard folder `out` with at least `images` different images of 224 px in train.
 
     `source` is a tar of 256 px gray PNGs, whose findings are taken from PREFIX_index.csv beside it
-    (PREFIX: its name up to the first underscore) where that is; None: phantoms are drawn instead.
-    The same arguments make the same pixels. A folder made before from the same source with enough
-    images is returned as it is, one with fewer or of another recipe is replaced; `out` appears complete.
-    Raises BadData where `out` holds anything else.
+    (PREFIX: its name up to the first underscore) where that is. None: SOURCE; phantoms are drawn where
+    that is not there. The same arguments make the same pixels. A folder made before from the same source
+    with enough images is returned as it is, one with fewer or of another recipe is replaced; `out` appears
+    complete. Raises BadData where `out` holds anything else.
     """
-    if images < 1:
-        raise ValueError(f"expected at least one image, got {images}")
+    if source is None and SOURCE.is_file():
+        source = SOURCE
     recipe = f"1 {PIXELS} {NOISE} {_PHANTOMS if source is None else sha256_of(source)}"
     prefix = f"{_PREFIX}-{hashlib.sha256(recipe.encode()).hexdigest()[:8]}"
     made = _made_before(out)
@@ -88,7 +73,7 @@ def make_bench_shards(out: Path, images: int, source: Path | None) -> ShardFolde
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as work:
         tree, packed = Path(work) / "tree", Path(work) / "shards"
-        originals = _originals(source, Path(work))
+        originals = _originals(source, Path(work) / "originals")
         _write_tree(tree, originals, prefix, math.ceil(images / RANDOM_FRACTIONS[0]))
         pack(make_plan(tree, SplitRecipe("random")), packed, PIXELS, jobs=available_cores())
         if out.exists():
@@ -111,15 +96,16 @@ def _prefix(made: ShardFolder) -> str:
     return str(made.entries["image"].iloc[0]).rpartition("-")[0]
 
 
-def _originals(source: Path | None, work: Path) -> list[Original]:
-    # In the order of their names, so that the same source gives the same crops.
+def _originals(source: Path | None, folder: Path) -> dict[Path, str]:
+    # The images that crops are taken from, in the order of their names, so that the same source gives the
+    # same crops, and their findings as NIH writes them: `Mass|Nodule` or `No Finding`.
     if source is None:
-        make_phantoms(work / "originals", _PHANTOMS, size=256, jobs=available_cores(), progress=True)
-        (index,) = (work / "originals").glob("Data_Entry*.csv")
+        make_phantoms(folder, _PHANTOMS, size=256, jobs=available_cores(), progress=True)
+        (index,) = folder.glob("Data_Entry*.csv")
     else:
         try:
             with tarfile.open(source) as archive:
-                archive.extractall(work / "originals", filter="data")
+                archive.extractall(folder, filter="data")
         except (OSError, tarfile.TarError) as error:
             raise BadData(f"{source} cannot be read as a tar: {error}") from error
         index = source.with_name(f"{source.name.partition('_')[0]}_index.csv")
@@ -127,37 +113,39 @@ def _originals(source: Path | None, work: Path) -> list[Original]:
     if index.is_file():
         table = pd.read_csv(index, dtype=str, keep_default_na=False)
         findings = dict(zip(table["Image Index"], table["Finding Labels"], strict=True))
-    paths = sorted((work / "originals").rglob("*.png"))
+    paths = sorted(folder.rglob("*.png"))
     if not paths:
         raise BadData(f"{source} holds no PNG")
-    return [Original(path, findings.get(path.name, NO_FINDING)) for path in paths]
+    return {path: findings.get(path.name, NO_FINDING) for path in paths}
 
 
-def _write_tree(tree: Path, originals: list[Original], prefix: str, images: int) -> None:
+def _write_tree(tree: Path, originals: dict[Path, str], prefix: str, images: int) -> None:
     # An NIH tree with one patient an image, so that a split by patient has exact shares.
     folder = tree / "images_001" / "images"
     folder.mkdir(parents=True)
-    draw = functools.partial(_draw, folder / prefix, [original.path for original in originals])
+    draw = functools.partial(_draw, folder, prefix, list(originals))
     tasks = [range(first, min(first + _TASK, images)) for first in range(0, images, _TASK)]
-    sizes: list[tuple[int, int]] = []
-    for _, measured in map_in_processes(draw, tasks, available_cores()):
-        sizes += measured
+    sizes = [pair for _, pairs in map_in_processes(draw, tasks, available_cores()) for pair in pairs]
     before, after = (statistics.mean(size) for size in zip(*sizes, strict=True))
     echo(f"mean JPEG of a crop: {before:.0f} bytes as it is, {after:.0f} with the noise", err=True)
-    with (tree / "Data_Entry_2017_v2020.csv").open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(_HEADER.split(","))
-        for number in range(images):
-            findings = originals[number % len(originals)].findings
-            name = _numbered(tree / prefix, number).name
-            rows.writerow([name, findings, 0, number + 1, 50, "MF"[number % 2], "PA"])
+    findings = list(originals.values())
+    table = {
+        "Image Index": [_name(prefix, number) for number in range(images)],
+        "Finding Labels": [findings[number % len(findings)] for number in range(images)],
+        "Follow-up #": 0,
+        "Patient ID": range(1, images + 1),
+        "Patient Age": 50,
+        "Patient Sex": ["MF"[number % 2] for number in range(images)],
+        "View Position": "PA",
+    }
+    pd.DataFrame(table).to_csv(tree / "Data_Entry_2017_v2020.csv", index=False)
 
 
-def _numbered(prefix: Path, number: int) -> Path:
-    return prefix.with_name(f"{prefix.name}-{number:08d}.png")
+def _name(prefix: str, number: int) -> str:
+    return f"{prefix}-{number:08d}.png"
 
 
-def _draw(prefix: Path, originals: list[Path], numbers: range) -> list[tuple[int, int]]:
+def _draw(folder: Path, prefix: str, originals: list[Path], numbers: range) -> list[tuple[int, int]]:
     # Writes these images; returns the bytes of some as JPEG without and with their noise.
     sizes = []
     for number in numbers:
@@ -169,18 +157,16 @@ def _draw(prefix: Path, originals: list[Path], numbers: range) -> list[tuple[int
         crop = crop[:, ::-1] if rng.random() < 0.5 else crop
         noise = rng.standard_normal(crop.shape, dtype=np.float32) * NOISE
         noisy = (crop + noise).round().clip(0, 255).astype(np.uint8)
-        buffer = io.BytesIO()
-        Image.fromarray(noisy).save(buffer, "PNG", compress_level=1)
-        _numbered(prefix, number).write_bytes(buffer.getvalue())
+        Image.fromarray(noisy).save(folder / _name(prefix, number), compress_level=1)
         if number % _MEASURED == 0:
-            jpegs = [encode(gray, PIXELS.encoding, PIXELS.quality) for gray in (crop, noisy)]
-            sizes.append((len(jpegs[0]), len(jpegs[1])))
+            plain, encoded = (len(encode(gray, PIXELS.encoding, PIXELS.quality)) for gray in (crop, noisy))
+            sizes.append((plain, encoded))
     return sizes
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
 @click.argument("out", type=PATH, default=OUT)
-@click.option("--images", type=click.IntRange(1), default=8000, metavar="N", help="Different images in train.")
+@click.option("--images", type=click.IntRange(1), default=IMAGES, metavar="N", help="Different images in train.")
 @click.option(
     "--source",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -189,9 +175,7 @@ def _draw(prefix: Path, originals: list[Path], numbers: range) -> list[tuple[int
 )
 def main(out: Path, images: int, source: Path | None) -> None:
     """Make shards of real-looking images in OUT to measure on; the same command again finds them made."""
-    if source is None and SOURCE.is_file():
-        source = SOURCE
-    if source is None:
+    if source is None and not SOURCE.is_file():
         echo(f"note: {SOURCE} is not there, so phantoms are drawn; their JPEGs are larger", err=True)
     with graceful_exit("the same command makes it all"):
         made = make_bench_shards(out, images, source)

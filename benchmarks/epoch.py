@@ -10,20 +10,16 @@ if __name__ == "__main__":
     import shards.startup  # noqa: F401  first: Ctrl-C ends in one line while the rest is imported
 
 import statistics
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from benchmarks.ablation import VARIANTS, Variant
-from benchmarks.bench_shards import OUT, SOURCE, default_shards, make_bench_shards
-from benchmarks.frozen import frozen_against_cached
+from benchmarks.bench_shards import OUT, default_shards, make_bench_shards
 from benchmarks.harness import interleave, summary, write_result
-from benchmarks.peak_memory import peak_memory
 from benchmarks.plot import plot_epoch
-from benchmarks.training_run import TrainingRun
+from benchmarks.training_run import VARIANTS, TrainingRun, Variant, frozen_against_cached, peak_memory
 from loaders import LOADER_CHOICES
 from models import list_models
 from shards.console import PATH, Command, echo
@@ -43,7 +39,6 @@ SMALL = OUT.with_name(f"{OUT.name}-small")
 @click.option(
     "--shards",
     type=PATH,
-    default=None,
     metavar="FOLDER",
     help="Packed shards to train on.  [default: data/shards, or a set that is made]",
 )
@@ -87,7 +82,6 @@ SMALL = OUT.with_name(f"{OUT.name}-small")
     "--json",
     "out",
     type=click.Path(path_type=Path, dir_okay=False),
-    default=None,
     metavar="FILE",
     help="Where the figures go, and beside them the plot.  [default: in benchmarks/results]",
 )
@@ -110,7 +104,7 @@ def main(
 ) -> None:
     """Measure training end to end and write benchmarks/results/epoch_*.json and .png."""
     if freeze != "none" and shards is None:
-        folder = make_bench_shards(SMALL, images, SOURCE if SOURCE.is_file() else None)
+        folder = make_bench_shards(SMALL, images)
     else:
         folder = open_shards(shards or default_shards())
     where = choose_device(device)
@@ -128,19 +122,22 @@ def main(
         _show_frozen(record["frozen"])
         echo(write_result("frozen", record, out))
         return
-    variant = Variant("end to end", "auto", channels_last=True, autocast=True, compiled=compiled, fused=True)
     record["archs"] = {}
     for arch in archs:
-        ways = {loader: variant.with_loader(loader) for loader in dict.fromkeys((*loaders, "synthetic"))}
-        trainings = {loader: TrainingRun(arch, way, folder, number, batch_size) for loader, way in ways.items()}
+        variants = [
+            Variant(loader, loader, channels_last=True, autocast=True, compiled=compiled, fused=True)
+            for loader in dict.fromkeys((*loaders, "synthetic"))
+        ]
+        trainings = {one.name: TrainingRun(arch, one, folder, number, batch_size) for one in variants}
         record["archs"][arch] = _end_to_end(trainings, steps, runs)
-        for loader, way in ways.items():
-            peak = peak_memory(arch, way, folder.path, number, batch_size)
-            record["archs"][arch][loader]["memory_mib"] = peak / 2**20
+        for one in variants:
+            peak = peak_memory(arch, one, folder.path, number, batch_size)
+            record["archs"][arch][one.name]["memory_mib"] = peak / 2**20
         _show_arch(arch, record["archs"][arch])
     if ablation if ladder is None else ladder:  # --ladder: the former name
-        trainings = {step.name: TrainingRun(archs[0], step, folder, number, batch_size) for step in VARIANTS}
-        record["ladder"] = {"arch": archs[0], "rungs": _measure_variants(trainings, steps, runs)}
+        trainings = {one.name: TrainingRun(archs[0], one, folder, number, batch_size) for one in VARIANTS}
+        rungs = {name: summary(figures) for name, figures in _rates(trainings, steps, runs).items()}
+        record["ladder"] = {"arch": archs[0], "rungs": rungs}
         _show_ablation(record["ladder"])
     written = write_result("epoch", record, out)
     echo(f"{written}\n{plot_epoch(record, written.with_suffix('.png'))}")
@@ -148,34 +145,25 @@ def main(
 
 def _end_to_end(trainings: dict[str, TrainingRun], steps: int, runs: int) -> dict[str, Any]:
     rates = _rates(trainings, steps, runs)
-    ceiling = rates["synthetic"]
     result = {}
     for name, training in trainings.items():
         # Round by round: what slows a moment of the machine down slows both.
-        shares = [real / free for real, free in zip(rates[name], ceiling, strict=True)]
+        shares = [real / free for real, free in zip(rates[name], rates["synthetic"], strict=True)]
         result[name] = {
             "images_per_second": summary(rates[name]),
             "utilisation": statistics.median(shares),
-            "data_wait": training.data_wait,
-            **training.step_percentiles(),
+            **training.figures(),
             "epoch_seconds": {what: n / statistics.median(rates[name]) for what, n in EPOCHS.items()},
         }
-        training.close()
     return result
 
 
-def _measure_variants(trainings: dict[str, TrainingRun], steps: int, runs: int) -> dict[str, Any]:
-    rates = _rates(trainings, steps, runs)
+def _rates(trainings: dict[str, TrainingRun], steps: int, runs: int) -> dict[str, list[float]]:
+    # Images/s in every round; closes what was measured.
+    rates = interleave({name: partial(training.train, steps) for name, training in trainings.items()}, runs)
     for training in trainings.values():
         training.close()
-    return {name: summary(figures) for name, figures in rates.items()}
-
-
-def _rates(trainings: dict[str, TrainingRun], steps: int, runs: int) -> dict[str, list[float]]:
-    turns: dict[str, Callable[[], float]] = {
-        name: partial(training.train, steps) for name, training in trainings.items()
-    }
-    return interleave(turns, runs)
+    return rates
 
 
 def _show_arch(arch: str, loaders: dict[str, Any]) -> None:

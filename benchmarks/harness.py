@@ -1,15 +1,17 @@
-"""Repeat, interleave, summarise, record: what every benchmark does the same way."""
+"""What every benchmark does the same way: repeat, interleave, summarise, count what a process uses, record."""
 
 import datetime
 import json
+import os
 import platform
+import re
 import shlex
 import statistics
 import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from shards.files import atomic_write_text
 from shards.processes import available_cores
 
 RESULTS = Path(__file__).parent / "results"
+_VERSIONS_OF = ("torch", "torchvision", "nvidia-dali-cuda130", "webdataset", "pillow", "numpy")
 
 
 def interleave(contenders: dict[str, Callable[[], float]], runs: int) -> dict[str, list[float]]:
@@ -47,18 +50,43 @@ def summary(figures: list[float]) -> dict[str, Any]:
     return {"median": statistics.median(figures), "interval95": [float(low), float(high)], "runs": figures}
 
 
-def machine() -> dict[str, Any]:
-    """Return what the figures were measured on."""
-    versions = ("torch", "torchvision", "nvidia-dali-cuda130", "webdataset", "pillow", "numpy")
-    installed = {dist.metadata["Name"].lower() for dist in metadata.distributions()}
-    return {
-        "cpu": _cpu(),
-        "cores": available_cores(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": {name: metadata.version(name) for name in versions if name in installed},
-    }
+class Usage(NamedTuple):
+    """Of a process and of all that descend from it and are alive."""
+
+    cpu_seconds: float
+    """User and system time so far, ended children that were waited for included."""
+    memory: int
+    """Bytes held now besides files: a page that several processes share counts once."""
+
+
+def usage_of(pid: int) -> Usage:
+    """Return the usage of a process tree now, as Linux counts it."""
+    fields = {int(path.name): _stat(path) for path in Path("/proc").iterdir() if path.name.isdigit()}
+    family, grown = {pid}, True
+    while grown:
+        children = {child for child, stat in fields.items() if stat and int(stat[1]) in family}
+        grown = not children <= family
+        family |= children
+    # utime, stime, cutime, cstime: fields 14 to 17 of /proc/PID/stat, which begins here with field 3.
+    ticks = sum(int(number) for member in family if (stat := fields.get(member)) for number in stat[11:15])
+    return Usage(ticks / os.sysconf("SC_CLK_TCK"), sum(memory_of(member) for member in family))
+
+
+def _stat(process: Path) -> list[str]:
+    try:
+        # The second field is the command in brackets, which may hold anything.
+        return (process / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def memory_of(pid: int) -> int:
+    """Return the memory of one process, counted as in Usage; 0 where it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
 
 
 def write_result(name: str, record: dict[str, Any], path: Path | None = None) -> Path:
@@ -69,16 +97,26 @@ def write_result(name: str, record: dict[str, Any], path: Path | None = None) ->
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     hardware = "gpu" if torch.cuda.is_available() else f"cpu{available_cores()}"
     path = path or RESULTS / f"{name}_{hardware}_{today}.json"
-    module = Path(sys.argv[0]).stem
-    command = shlex.join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]])
-    atomic_write_text(path, json.dumps({"command": command, "machine": machine(), **record}, indent=1) + "\n")
+    command = shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    atomic_write_text(path, json.dumps({"command": command, "machine": _machine(), **record}, indent=1) + "\n")
     return path
+
+
+def _machine() -> dict[str, Any]:
+    installed = {dist.metadata["Name"].lower() for dist in metadata.distributions()}
+    return {
+        "cpu": _cpu(),
+        "cores": available_cores(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: metadata.version(name) for name in _VERSIONS_OF if name in installed},
+    }
 
 
 def _cpu() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        found = re.search(r"^model name\s*:(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+        found = None
+    return found[1].strip() if found else platform.processor()

@@ -8,10 +8,11 @@ dali, resident, webdataset, dataloader
             this project's loaders, whole batches with random flips; `dali light` and `dali strong`
             with augmentation. resident is measured from its second epoch on
 plain webdataset
-            the webdataset library's own pipeline over the same shards: decode, shuffle, batch
-tuned       what a good engineer writes with torch's DataLoader: gray JPEG files, uint8 batches
-report      as the baseline paper ran it: RGB PNG files, ToTensor, Normalize, a plain DataLoader
-raw         the same from 1024 px files, resized on the fly
+            the webdataset library's own pipeline over the same shards, as its documentation writes it
+tuned       what a good engineer makes of torch's DataLoader: gray JPEG files, uint8 batches, pinned memory
+report      the baseline paper's own way: RGB PNG files that were resized to 224 px ahead, ToTensor,
+            Normalize, float32 batches, a plain DataLoader
+raw         the same from the download's 1024 px files, resized each time they are read
 """
 
 if __name__ == "__main__":
@@ -28,7 +29,7 @@ from typing import Any
 
 import click
 
-from benchmarks.bench_shards import OUT, default_shards
+from benchmarks.bench_shards import IMAGES, OUT, default_shards
 from benchmarks.contenders import Contender, Task, contend
 from benchmarks.harness import interleave, summary, write_result
 from benchmarks.plot import plot_loader
@@ -48,9 +49,8 @@ _FEW_RUNS = 3  # of the side questions: threads, cold cache
 @click.option(
     "--shards",
     type=PATH,
-    default=None,
     metavar="FOLDER",
-    help=f"Packed shards to load.  [default: data/shards, or a set of 8,000 images that is made in {OUT}]",
+    help=f"Packed shards to load.  [default: data/shards, or a set of {IMAGES:,} images that is made in {OUT}]",
 )
 @click.option("--batch-size", type=click.IntRange(1), default=256, metavar="IMAGES", help="Images a batch.")
 @click.option(
@@ -75,7 +75,6 @@ _FEW_RUNS = 3  # of the side questions: threads, cold cache
     "--json",
     "out",
     type=click.Path(path_type=Path, dir_okay=False),
-    default=None,
     metavar="FILE",
     help="Where the figures go, and beside it the plot.  [default: in benchmarks/results, if all take part]",
 )
@@ -99,7 +98,7 @@ def main(
     if not raw.is_dir():
         chosen = [name for name in chosen if name != "raw"]
     path = shards or default_shards()
-    folder = open_shards(path)
+    manifest = open_shards(path).manifest
     cores = threads or available_cores()
 
     def task(name: str, count: int = threads) -> Task:
@@ -107,15 +106,14 @@ def main(
         return Task(name, str(path), count if own else count or cores, batch_size, device, str(raw), limit)
 
     record: dict[str, Any] = {
-        "images": folder.manifest.splits["train"].images,
-        "size": folder.manifest.size,
-        "bytes_per_image": sum(s.bytes for s in folder.manifest.shards)
-        / sum(s.samples for s in folder.manifest.shards),
+        "images": manifest.splits["train"].images,
+        "size": manifest.size,
+        "bytes_per_image": sum(s.bytes for s in manifest.shards) / sum(s.samples for s in manifest.shards),
         "batch_size": batch_size,
         "threads": threads,
         "device": device,
+        "loaders": _race([task(name) for name in chosen], runs),
     }
-    record["loaders"] = _race([task(name) for name in chosen], runs)
     if "dali" in chosen:
         counts = sorted({1, *(2**n for n in range(cores.bit_length()) if 2**n <= cores), cores, cores + 1})
         record["threads_of_dali"] = {
@@ -171,14 +169,13 @@ def _cold(task: Task, shards: Path) -> float:
 
 
 def _show(record: dict[str, Any]) -> None:
-    loaders = record["loaders"]
-    limit = loaders.get("limit", {}).get("images_per_second", {}).get("median", math.nan)
-    report = loaders.get("report", {}).get("images_per_second", {}).get("median", math.nan)
+    medians = {name: one["images_per_second"]["median"] for name, one in record["loaders"].items()}
+    limit, report = (medians.get(name, math.nan) for name in ("limit", "report"))
     echo(
         f"{'':16} {'images/s':>9} {'95 % interval':>17} {'of limit':>9} {'x report':>9} {'cpu s/1000':>11} "
         f"{'MiB':>6} {'first s':>8} {'shuffle':>8}"
     )
-    for name, one in loaders.items():
+    for name, one in record["loaders"].items():
         rate = one["images_per_second"]
         low, high = rate["interval95"]
         shuffle = "" if one["displacement"] is None else f"{one['displacement']:.3f}"

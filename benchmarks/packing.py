@@ -14,6 +14,7 @@ if __name__ == "__main__":
 
 import io
 import itertools
+import json
 import statistics
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from typing import Any
 
 import click
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from PIL import Image
@@ -41,6 +43,26 @@ from shards.processes import available_cores
 
 SIZE = 224
 _LABELS = bytes(14)
+_MEMORY_IMAGES = (2_000, 10_000)
+
+# The whole command after its imports: metadata, split, pixels, tars, manifest, and its workers from their
+# start; memory is the command's peak and its largest worker's. For a process of its own, whose workers do
+# not import torch as this one's would.
+_PACK = f"""
+import json, os, resource, sys, time
+from pathlib import Path
+from shards.packing import SplitRecipe, make_plan, pack
+from shards.pixels import PixelRecipe
+
+tree, out, jobs = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+wall, processor = time.perf_counter(), sum(os.times()[:4])
+pack(make_plan(tree, SplitRecipe("random")), out, PixelRecipe({SIZE}), jobs=jobs)
+used = {{"wall": time.perf_counter() - wall, "processor": sum(os.times()[:4]) - processor}}
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+used["command"] = int(status["VmHWM"].split()[0]) / 1024  # ru_maxrss may be that of the process before exec
+used["worker"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+print(json.dumps(used))
+"""
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
@@ -64,21 +86,25 @@ _LABELS = bytes(14)
 def main(source: Path, images: int, jobs: int, runs: int, memory: bool) -> None:
     """Measure packing side by side with its limit and write benchmarks/results/packing_*.json."""
     paths = sorted(source / folder / name for name, folder in find_images(source).items())
+    decoders = _decoders()
+    decoders_ms = _in_turn(decoders, paths)
     record: dict[str, Any] = {
         "source_images": len(paths),
         "source_bytes_per_image": statistics.mean(path.stat().st_size for path in paths),
         "images": images,
+        "decoders_ms": decoders_ms,
+        "stages_ms": _stages(paths),
+        "filters": _filters(paths),
     }
-    record["decoders_ms"] = _in_turn(_decoders(), paths)
-    record["stages_ms"] = _stages(paths)
-    record["filters"] = _filters(paths)
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
         enlarge(source, tree, images)
-        record["throughput"] = _throughput(tree, images, jobs, runs, min_decoder(record["decoders_ms"]))
-        if memory:
-            record["peak_rss_mib"] = {str(n): _peak_memory(source, n, jobs) for n in (2_000, 10_000)}
-    _show(record, jobs)
+        fastest = min(decoders_ms, key=lambda name: decoders_ms[name])
+        record["throughput"] = _throughput(tree, images, jobs, runs, decoders[fastest])
+    if memory:
+        record["peak_rss_mib"] = {str(n): _peak_memory(source, n, jobs) for n in _MEMORY_IMAGES}
+    record["ratios"] = _ratios(record["throughput"], jobs)
+    _show(record)
     echo(write_result("packing", record))
 
 
@@ -86,24 +112,22 @@ def enlarge(source: Path, tree: Path, images: int) -> None:
     """Make an NIH tree of `images` entries in `tree` by linking to those of `source` over again."""
     (csv,) = source.glob("Data_Entry_2017*.csv*")
     rows = pd.read_csv(csv, dtype=str, keep_default_na=False)
-    places = find_images(source)
-    rows = rows[rows["Image Index"].isin(list(places))].reset_index(drop=True)
+    folders = find_images(source)
+    rows = rows[rows["Image Index"].isin(list(folders))]
     (tree / "images_001").mkdir(parents=True)
     copies = []
-    for number, (_, row) in zip(range(images), itertools.cycle(rows.iterrows()), strict=False):
+    for number, row in zip(range(images), itertools.cycle(rows.to_dict("records")), strict=False):
         name = f"{number:08d}_000.png"
-        original = source.resolve() / places[row["Image Index"]] / row["Image Index"]
+        original = source.resolve() / folders[row["Image Index"]] / row["Image Index"]
         (tree / "images_001" / name).symlink_to(original)
-        copies.append(row.to_dict() | {"Image Index": name, "Patient ID": str(number)})
+        copies.append(row | {"Image Index": name, "Patient ID": str(number)})
     pd.DataFrame(copies).to_csv(tree / "Data_Entry_2017_v2020.csv", index=False)
 
 
-def min_decoder(milliseconds: dict[str, float]) -> str:
-    """Return the name of the fastest decoder."""
-    return min(milliseconds, key=lambda name: milliseconds[name])
-
-
 def _decoders() -> dict[str, Callable[[Path], object]]:
+    def isal_pillow(path: Path) -> object:
+        return open_gray(path.read_bytes())
+
     def pillow(path: Path) -> object:
         with Image.open(io.BytesIO(path.read_bytes()), formats=["PNG"]) as image:
             image.load()
@@ -113,27 +137,21 @@ def _decoders() -> dict[str, Callable[[Path], object]]:
         data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
         return decode_png(data, ImageReadMode.GRAY)
 
-    def isal_pillow(path: Path) -> object:
-        return open_gray(path.read_bytes())
-
     decoders: dict[str, Callable[[Path], object]] = {
         "isal + pillow": isal_pillow,
         "pillow": pillow,
         "torchvision": torchvision,
     }
     try:
-        from nvidia.dali import fn, pipeline_def, types
+        from nvidia.dali import Pipeline, fn, types
     except ImportError:
         return decoders
 
-    @pipeline_def(  # type: ignore[untyped-decorator]
+    with Pipeline(
         batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1, exec_pipelined=False, exec_async=False
-    )
-    def one_image() -> object:
-        data = fn.external_source(name="data", dtype=types.UINT8)
-        return fn.decoders.image(data, device="cpu", output_type=types.GRAY)
-
-    pipeline = one_image()
+    ) as pipeline:
+        encoded = fn.external_source(name="data", dtype=types.UINT8)
+        pipeline.set_outputs(fn.decoders.image(encoded, device="cpu", output_type=types.GRAY))
     pipeline.build()
 
     def dali(path: Path) -> object:
@@ -147,17 +165,18 @@ def _in_turn(contenders: dict[str, Callable[[Path], object]], paths: Sequence[Pa
     # Image by image in turns; the mean over images of the best of three, in ms of processor time.
     torch.set_num_threads(1)
     best = {name: [float("inf")] * len(paths) for name in contenders}
-    for number, path in itertools.chain.from_iterable(itertools.repeat(list(enumerate(paths)), 3)):
-        for name, work in contenders.items():
-            start = time.process_time()
-            work(path)
-            best[name][number] = min(best[name][number], 1000 * (time.process_time() - start))
+    for _ in range(3):
+        for number, path in enumerate(paths):
+            for name, work in contenders.items():
+                start = time.process_time()
+                work(path)
+                best[name][number] = min(best[name][number], 1000 * (time.process_time() - start))
     return {name: statistics.mean(figures) for name, figures in best.items()}
 
 
 def _stages(paths: Sequence[Path]) -> dict[str, float]:
     # Each stage gets what the one before made; `write` is tar, hashes and sums: all the rest.
-    data: dict[Path, bytes] = {path: path.read_bytes() for path in paths}
+    data = {path: path.read_bytes() for path in paths}
     opened = {path: open_gray(data[path]) for path in paths}
     grays = {path: resize(opened[path], SIZE) for path in paths}
     stages: dict[str, Callable[[Path], object]] = {
@@ -176,9 +195,13 @@ def _filters(paths: Sequence[Path]) -> dict[str, dict[str, float]]:
     # Every resize that could be the default, with its mean distance to full Lanczos.
     opened = {path: open_gray(path.read_bytes()) for path in paths}
 
-    def resized(path: Path, name: str, gap: float | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def resized(path: Path, name: str, gap: float | None) -> npt.NDArray[np.uint8]:
         filter = Image.Resampling[name.upper()]
         return np.asarray(opened[path].resize((SIZE, SIZE), filter, reducing_gap=gap))
+
+    def psnr(path: Path, choice: Callable[[Path], npt.NDArray[np.uint8]]) -> float:
+        error = float(np.mean((choice(path).astype(float) - resized(path, "lanczos", None)) ** 2))
+        return float(10 * np.log10(255**2 / max(error, 1e-5)))
 
     choices = {
         f"{name}{'' if gap is None else f', gap {gap:g}'}": partial(resized, name=name, gap=gap)
@@ -186,31 +209,27 @@ def _filters(paths: Sequence[Path]) -> dict[str, dict[str, float]]:
         for gap in (None, 2.0, REDUCING_GAP)
     }
     milliseconds = _in_turn(dict(choices), paths)
-    reference = choices["lanczos"]
     return {
-        name: {"ms": milliseconds[name], "psnr_to_lanczos": _nearness(resize_one, reference, paths)}
-        for name, resize_one in choices.items()
+        name: {"ms": milliseconds[name], "psnr_to_lanczos": statistics.mean(psnr(path, choice) for path in paths)}
+        for name, choice in choices.items()
     }
 
 
-def _nearness(one: Callable[..., Any], other: Callable[..., Any], paths: Sequence[Path]) -> float:
-    errors = [np.mean((one(path).astype(float) - other(path)) ** 2) for path in paths]
-    return statistics.mean(float(10 * np.log10(255**2 / max(error, 1e-5))) for error in errors)
-
-
-def _throughput(tree: Path, images: int, jobs: int, runs: int, decoder: str) -> dict[str, Any]:
+def _throughput(
+    tree: Path, images: int, jobs: int, runs: int, decoder: Callable[[Path], object]
+) -> dict[str, dict[str, Any]]:
     counts = sorted({1, *(2**n for n in range(jobs.bit_length()) if 2**n <= jobs), jobs})
     paths = sorted((tree / "images_001").iterdir())
-    work: dict[str, Callable[[], tuple[float, float]]] = {"plain": _timed(partial(_plain, paths))}
+    work: dict[str, Callable[[], dict[str, float]]] = {"plain": partial(_timed, partial(_plain, paths))}
     for n in counts:
-        work[f"decode, {n} jobs"] = _timed(partial(_decode, paths, _decoders()[decoder], n))
+        work[f"decode, {n} jobs"] = partial(_timed, partial(_decode, paths, decoder, n))
         work[f"pack, {n} jobs"] = partial(_pack, tree, n)
     used: dict[str, list[float]] = {name: [] for name in work}
 
     def rate(name: str) -> float:
-        wall, processor = work[name]()
-        used[name].append(images / processor)
-        return images / wall
+        seconds = work[name]()
+        used[name].append(images / seconds["processor"])
+        return images / seconds["wall"]
 
     figures = interleave({name: partial(rate, name) for name in work}, runs)
     return {
@@ -219,14 +238,10 @@ def _throughput(tree: Path, images: int, jobs: int, runs: int, decoder: str) -> 
     }
 
 
-def _timed(work: Callable[[], object]) -> Callable[[], tuple[float, float]]:
-    # Seconds of wall time and of processor time.
-    def timed() -> tuple[float, float]:
-        wall, processor = time.perf_counter(), time.process_time()
-        work()
-        return time.perf_counter() - wall, time.process_time() - processor
-
-    return timed
+def _timed(work: Callable[[], object]) -> dict[str, float]:
+    wall, processor = time.perf_counter(), time.process_time()
+    work()
+    return {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
 
 
 def _plain(paths: Sequence[Path]) -> None:
@@ -243,46 +258,40 @@ def _decode(paths: Sequence[Path], decode: Callable[[Path], object], jobs: int) 
             pass
 
 
-def _pack(tree: Path, jobs: int) -> tuple[float, float]:
-    # The whole command after its imports: metadata, split, pixels, tars, manifest, and its workers
-    # from their start. In a process of its own, whose workers do not import torch as this one's would.
-    code = (
-        "import os, sys, time\n"
-        "from pathlib import Path\n"
-        "from shards.packing import pack\n"
-        "from shards.packing.planning import SplitRecipe, make_plan\n"
-        "from shards.pixels import PixelRecipe\n"
-        "tree, out, jobs = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])\n"
-        f"recipe = PixelRecipe({SIZE})\n"
-        "wall, before = time.perf_counter(), sum(os.times()[:4])\n"
-        "pack(make_plan(tree, SplitRecipe('random')), out, recipe, jobs=jobs)\n"
-        "print(time.perf_counter() - wall, sum(os.times()[:4]) - before)\n"
-    )
+def _pack(tree: Path, jobs: int) -> dict[str, float]:
+    # Seconds, as `_timed`, and MiB of memory.
     with tempfile.TemporaryDirectory() as out:
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(tree), out, str(jobs)], check=True, stdout=subprocess.PIPE, text=True
-        )
-    wall, processor = done.stdout.split()
-    return float(wall), float(processor)
+        command = [sys.executable, "-c", _PACK, str(tree), out, str(jobs)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    used: dict[str, float] = json.loads(done.stdout)
+    return used
 
 
 def _peak_memory(source: Path, images: int, jobs: int) -> dict[str, float]:
-    # Of the command and of its largest worker, in MiB; this process has torch in its memory.
-    code = (
-        "import resource, sys; from scripts.make_shards import main\n"
-        "main(sys.argv[1:], standalone_mode=False)\n"
-        "print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0],"
-        " resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    )
     with tempfile.TemporaryDirectory() as folder:
-        enlarge(source, Path(folder) / "tree", images)
-        options = [f"{folder}/tree", f"{folder}/out", "--split", "random", "--jobs", str(jobs)]
-        done = subprocess.run([sys.executable, "-c", code, *options], check=True, stdout=subprocess.PIPE, text=True)
-    command, worker = done.stdout.split()[-2:]
-    return {"command": int(command) / 1024, "worker": int(worker) / 1024}
+        tree = Path(folder) / "tree"
+        enlarge(source, tree, images)
+        used = _pack(tree, jobs)
+    return {name: used[name] for name in ("command", "worker")}
 
 
-def _show(record: dict[str, Any], jobs: int) -> None:
+def _ratios(throughput: dict[str, dict[str, Any]], jobs: int) -> dict[str, float]:
+    def ratio(one: str, other: str, unit: str = "second") -> float:
+        # The median of the ratios of each round: what slows a round down slows both.
+        figures = [throughput[name][f"images_per_{unit}"]["runs"] for name in (one, other)]
+        return float(statistics.median(a / b for a, b in zip(*figures, strict=True)))
+
+    pack, decode = f"pack, {jobs} jobs", f"decode, {jobs} jobs"
+    return {
+        "of the decode limit": ratio(pack, decode),
+        "of the decode limit, per core-second": ratio(pack, decode, "core_second"),
+        f"{jobs} jobs to one": ratio(pack, "pack, 1 jobs"),
+        f"{jobs} threads to one, decoding alone": ratio(decode, "decode, 1 jobs"),
+        "to the plain way, per core-second": ratio(pack, "plain", "core_second"),
+    }
+
+
+def _show(record: dict[str, Any]) -> None:
     for title in ("decoders_ms", "stages_ms"):
         cells = "  ".join(f"{name} {figure:.2f}" for name, figure in record[title].items())
         echo(f"{title.removesuffix('_ms')}, ms an image: {cells}")
@@ -290,31 +299,12 @@ def _show(record: dict[str, Any], jobs: int) -> None:
     for name, choice in record["filters"].items():
         echo(f"{name:18} {choice['ms']:6.2f} {choice['psnr_to_lanczos']:20.1f}")
     echo(f"\n{'':18} {'images/s':>9} {'images/core-s':>14}")
-    results = {
-        name: (figures["images_per_second"]["median"], figures["images_per_core_second"]["median"])
-        for name, figures in record["throughput"].items()
-    }
-    for name, (wall, core) in results.items():
+    for name, figures in record["throughput"].items():
+        wall, core = figures["images_per_second"]["median"], figures["images_per_core_second"]["median"]
         echo(f"{name:18} {wall:9.1f} {core:14.1f}")
-    ratios = {
-        "of the decode limit": _ratio(record, f"pack, {jobs} jobs", f"decode, {jobs} jobs", "second"),
-        "of the decode limit, per core-second": _ratio(
-            record, f"pack, {jobs} jobs", f"decode, {jobs} jobs", "core_second"
-        ),
-        f"{jobs} jobs to one": _ratio(record, f"pack, {jobs} jobs", "pack, 1 jobs", "second"),
-        f"{jobs} threads to one, decoding alone": _ratio(record, f"decode, {jobs} jobs", "decode, 1 jobs", "second"),
-        "to the plain way, per core-second": _ratio(record, f"pack, {jobs} jobs", "plain", "core_second"),
-    }
-    record["ratios"] = ratios
-    echo("\n" + "\n".join(f"{name:38} {ratio:.2f}" for name, ratio in ratios.items()))
+    echo("\n" + "\n".join(f"{name:38} {ratio:.2f}" for name, ratio in record["ratios"].items()))
     if "peak_rss_mib" in record:
         echo(f"peak memory, MiB, by images: {record['peak_rss_mib']}")
-
-
-def _ratio(record: dict[str, Any], one: str, other: str, unit: str) -> float:
-    # The median of the ratios of each round: what slows a round down slows both.
-    figures = [record["throughput"][name][f"images_per_{unit}"]["runs"] for name in (one, other)]
-    return float(statistics.median(a / b for a, b in zip(*figures, strict=True)))
 
 
 if __name__ == "__main__":

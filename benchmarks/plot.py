@@ -3,7 +3,6 @@
 if __name__ == "__main__":
     import shards.startup  # noqa: F401  first: Ctrl-C ends in one line while the rest is imported
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.harness import RESULTS
 from shards.console import Command, echo
+from shards.documents import read_json
 
 
 def plot_loader(record: dict[str, Any], path: Path) -> Path:
@@ -75,7 +75,7 @@ def main() -> None:
     """Redraw the plots in benchmarks/results from their JSON files."""
     for name, draw in PLOTS.items():
         for path in sorted(RESULTS.glob(f"{name}_*.json")):
-            echo(draw(json.loads(path.read_text(encoding="utf-8")), path.with_suffix(".png")))
+            echo(draw(read_json(path, dict[str, Any]), path.with_suffix(".png")))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.baselines import unpack
 from benchmarks.bench_shards import make_bench_shards
+from benchmarks.contenders import unpack
 from shards.errors import BadData
 from shards.folder import SplitReader
 from shards.pixels import decode_sample
@@ -39,7 +39,7 @@ def test_a_few_images_become_many_different_ones_with_their_findings_once(source
     of_first = made.entries["patient"] % 2 == 1  # originals are taken in turns
     assert (made.entries[["Mass", "Hernia"]].all(axis=1) == of_first).all()
     assert make_bench_shards(out, 8, source).digest == made.digest
-    unpack(made, "train", tmp_path / "png")
+    unpack(made, tmp_path / "png", "png")
     first = Image.open(sorted((tmp_path / "png").iterdir())[0])
     with first:
         assert first.mode == "RGB"

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.ablation import VARIANTS
 from benchmarks.epoch import main
 from benchmarks.plot import plot_epoch
+from benchmarks.training_run import VARIANTS
 from shards.folder import ShardFolder
 
 

@@ -2,7 +2,7 @@ import os
 import subprocess
 import sys
 
-from benchmarks.usage import usage_of
+from benchmarks.harness import usage_of
 
 
 def test_a_process_is_counted_with_its_children() -> None:
