@@ -1,16 +1,16 @@
 """Heat-map gallery and localization of an evaluation, computed once and cached."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from eval.evaluation import Evaluation, Explanation
-from eval.heatmaps.gallery import HeatMap, gallery, load_gallery, remove_other_gallery, save_gallery
+from eval.heatmaps.gallery import gallery, load_gallery, remove_other_gallery, save_gallery
 from eval.heatmaps.localization import Localization, localize
 from eval.predict.scored_run import ScoredRun, require_torch
 from eval.result_files import CacheKey, is_valid, write_csv
@@ -19,7 +19,6 @@ from shards.errors import BadData, ResourceMissing
 from shards.folder import ShardFolder
 
 FOLDER = "heatmaps"
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -70,12 +69,8 @@ def explain(evaluation: Evaluation, scored_run: ScoredRun, options: HeatmapOptio
     key = scored_run.key(**images, **decisions, per_kind=options.per_kind)
     maps = load_gallery(folder, key)
     if maps is None:
-        cuts = evaluation.thresholds
-
-        def new_gallery() -> tuple[HeatMap, ...]:
-            return gallery(scored_run.model, shards, scored, cuts, options.per_kind, boxes)
-
-        maps = _with_torch(new_gallery)
+        with _torch_errors():
+            maps = gallery(scored_run.model, shards, scored, evaluation.thresholds, options.per_kind, boxes)
         save_gallery(folder, key, maps)
     # A list that was given and has no box of these images is an error, which localize reports.
     if boxes is None or (options.boxes is None and not boxes["row"].isin(scored.rows).any()):
@@ -94,22 +89,21 @@ def _localization(evaluation: Evaluation, scored_run: ScoredRun, key: CacheKey, 
             except BadData:
                 continue
     rows, batch_size = evaluation.predictions[evaluation.split].rows, scored_run.options.batch_size
-
-    def new_localization() -> Localization:
-        model, device = scored_run.model, scored_run.device
-        return localize(model, scored_run.shards, rows, boxes, device=device, batch_size=batch_size)
-
-    found = _with_torch(new_localization)
+    with _torch_errors():
+        model = scored_run.model
+        found = localize(model, scored_run.shards, rows, boxes, device=scored_run.device, batch_size=batch_size)
     write_csv(path, found.to_csv(), key)
     return found
 
 
-def _with_torch(make: Callable[[], T]) -> T:
+@contextmanager
+def _torch_errors() -> Iterator[None]:
+    """Raise ResourceMissing where torch is not installed, or the device runs out of memory."""
     require_torch("drawing heat maps", "all else is done; --heatmaps 0 leaves them out")
     import torch
 
     try:
-        return make()
+        yield
     except torch.OutOfMemoryError as error:
         raise ResourceMissing(
             "the device is out of memory for heat maps, which need gradients; try a lower --batch-size, or --heatmaps 0"

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from eval.compare import RunComparison, compare_runs
+from eval.compare import RunComparison, compare_runs, write_comparison
 from eval.ensemble import Images, joint_folder, require_same_images
 from eval.evaluation import FITTED_ON, Evaluation, evaluate, evaluate_average, is_plain
 from eval.explanation import HeatmapOptions, explain
@@ -16,7 +16,6 @@ from eval.options import EvaluationOptions, Protocol
 from eval.predict.scored_run import ScoredRun, open_run
 from eval.predict.selection import Selection
 from eval.report import metrics_record, write_report, write_scores
-from eval.report.comparison_page import write_comparison
 from eval.result_files import write_json
 from shards.console import echo
 from shards.files import exclusive_lock, remove_partials

@@ -16,8 +16,6 @@ _BOX_COLOUR = (90, 255, 120)
 _TEXT = 17  # pixels
 _MARGIN = 6
 
-Box = tuple[float, float, float, float]
-
 
 def draw_heat_map(
     image: npt.NDArray[np.uint8],
@@ -43,18 +41,18 @@ def draw_heat_map(
         boxes: x, y of the upper left corner, width and height as shares 0..1 of the image.
         note: a second line of the caption, such as the image's name.
     """
-    side = max(SIDE, len(image))
-    gray = _enlarged(Image.fromarray(image), side)
-    hot = _enlarged(Image.fromarray((heat * 255).round().clip(0, 255).astype(np.uint8)), side)
+    size = (max(SIDE, len(image)),) * 2
+    levels = (heat * 255).round().clip(0, 255).astype(np.uint8)
+    gray, hot = (Image.fromarray(each).resize(size, Image.Resampling.BICUBIC) for each in (image, levels))
     colours = _colours()[np.asarray(hot)]
     opacity = hot.point([round(level * _OPACITY) for level in range(256)])
     picture = Image.composite(Image.fromarray(colours), gray.convert("RGB"), opacity)
     _outline(picture, boxes)
-    return _png(_captioned(picture, [_decision(finding, probability, threshold), note]))
-
-
-def _enlarged(image: Image.Image, side: int) -> Image.Image:
-    return image if image.size == (side, side) else image.resize((side, side), Image.Resampling.BICUBIC)
+    cut = "no threshold" if math.isnan(threshold) else f"threshold {threshold:.3f}"
+    caption = [f"{finding.replace('_', ' ')}: probability {probability:.3f}, {cut}", *([note] if note else [])]
+    buffer = io.BytesIO()
+    _captioned(picture, caption).save(buffer, "PNG", compress_level=4)
+    return buffer.getvalue()
 
 
 @functools.cache
@@ -76,30 +74,18 @@ def _outline(picture: Image.Image, boxes: Iterable[Sequence[float]]) -> None:
             pen.rectangle(inner, outline=(0, 0, 0), width=1)
 
 
-def _decision(finding: str, probability: float, threshold: float) -> str:
-    cut = "no threshold" if math.isnan(threshold) else f"threshold {threshold:.3f}"
-    return f"{finding.replace('_', ' ')}: probability {probability:.3f}, {cut}"
-
-
 def _captioned(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
-    lines = [line for line in lines if line]
     line_height = math.ceil(_TEXT * 1.3)
     height = len(lines) * line_height + 2 * _MARGIN
-    whole = Image.new("RGB", (picture.width, picture.height + height), (16, 16, 16))
-    whole.paste(picture)
-    pen = ImageDraw.Draw(whole)
+    canvas = Image.new("RGB", (picture.width, picture.height + height), (16, 16, 16))
+    canvas.paste(picture)
+    pen = ImageDraw.Draw(canvas)
     for number, line in enumerate(lines):
         at = (_MARGIN, picture.height + _MARGIN + number * line_height)
         pen.text(at, line, fill=(240, 240, 240) if number == 0 else (170, 170, 170), font=_font())
-    return whole
+    return canvas
 
 
 @functools.cache
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(_TEXT)
-
-
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=4)
-    return buffer.getvalue()

@@ -80,11 +80,14 @@ def gallery(
     from eval.heatmaps.gradients import heatmaps
 
     cuts = np.array([thresholds[finding] for finding in FINDINGS])
+    predicted = apply_thresholds(predictions.probabilities, cuts)
+    truth = predictions.labels.astype(np.bool_)
+    decisions = truth & predicted, ~truth & predicted, truth & ~predicted & ~np.isnan(cuts)  # as KINDS
     drawn = {} if boxes is None else by_row_and_finding(boxes)
     reader = ImageReader(shards)
     device = next(model.parameters()).device
     shown = []
-    for kind, of_kind in zip(KINDS, _decisions(predictions, cuts), strict=True):
+    for kind, of_kind in zip(KINDS, decisions, strict=True):
         for position, column in _choose(of_kind, predictions.rows, drawn, per_kind, seed):
             row, finding = predictions.rows[position], FINDINGS[column]
             image = reader.read(np.array([row]))
@@ -104,15 +107,6 @@ def gallery(
     return tuple(shown)
 
 
-def _decisions(
-    predictions: Predictions, cuts: npt.NDArray[np.float64]
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    # [N, 14] each: which decisions are of the first, the second, the third of KINDS.
-    predicted = apply_thresholds(predictions.probabilities, cuts)
-    truth = predictions.labels.astype(np.bool_)
-    return truth & predicted, ~truth & predicted, truth & ~predicted & ~np.isnan(cuts)
-
-
 def _choose(
     of_kind: npt.NDArray[np.bool_],
     rows: npt.NDArray[np.int32],
@@ -120,7 +114,7 @@ def _choose(
     count: int,
     seed: int,
 ) -> list[tuple[int, int]]:
-    # Positions and columns; the round of a finding is how many of its images were chosen before.
+    # Return positions and columns; the round of a finding is how many of its images were chosen before.
     random = np.random.default_rng(seed)
     queue = []
     for turn, column in enumerate(random.permutation(of_kind.shape[1]).tolist()):

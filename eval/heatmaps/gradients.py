@@ -1,8 +1,8 @@
 """Heat maps from gradients: which places of an image raise the logit of a finding."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -46,19 +46,19 @@ def heatmaps(model: Classifier, images: Tensor, columns: Sequence[int]) -> Tenso
     """
     without_autocast = torch.autocast(images.device.type, enabled=False)
     with without_autocast, torch.inference_mode(False), full_precision():
-        return _maps(model, images, columns)
-
-
-def _maps(model: Classifier, images: Tensor, columns: Sequence[int]) -> Tensor:
-    stages, logits = _run(model, images)
-    maps = torch.zeros(len(images), len(columns), model.size, model.size, device=images.device)
-    for place, column in enumerate(columns):
-        gradients = torch.autograd.grad(logits[:, column].sum(), stages, retain_graph=True)
-        for stage, gradient in zip(stages, gradients, strict=True):
-            coarse = _layout(stage.detach() * gradient).relu().unsqueeze(1)
-            fine = F.interpolate(coarse, maps.shape[2:], mode="bilinear", align_corners=False)
-            maps[:, place] += fine[:, 0]
-    return _to_one(_smooth(maps)) if columns else maps
+        stages, logits = _run(model, images)
+        maps = torch.zeros(len(images), len(columns), model.size, model.size, device=images.device)
+        for index, column in enumerate(columns):
+            gradients = torch.autograd.grad(logits[:, column].sum(), stages, retain_graph=True)
+            for stage, gradient in zip(stages, gradients, strict=True):
+                coarse = _layout(stage.detach() * gradient).relu().unsqueeze(1)
+                fine = F.interpolate(coarse, maps.shape[2:], mode="bilinear", align_corners=False)
+                maps[:, index] += fine[:, 0]
+        if not columns:
+            return maps
+        maps = _smooth(maps)
+        highest = maps.amax(dim=(2, 3), keepdim=True)
+        return maps / torch.where(highest > 0, highest, 1)
 
 
 def _run(model: Classifier, images: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -74,7 +74,9 @@ def _run(model: Classifier, images: Tensor) -> tuple[list[Tensor], Tensor]:
         return output
 
     with ExitStack() as stack:
-        stack.enter_context(_evaluating(model))
+        for each in model.modules():  # one by one: a model may be in both modes
+            stack.callback(setattr, each, "training", each.training)
+        model.eval()
         stack.enter_context(torch.no_grad())
         for module in model.heatmap_layers:
             stack.callback(module.register_forward_hook(record).remove)
@@ -101,19 +103,3 @@ def _smooth(maps: Tensor) -> Tensor:
     flat = F.pad(maps.flatten(0, 1).unsqueeze(1), (reach,) * 4, mode="replicate")
     flat = F.conv2d(F.conv2d(flat, bell.view(1, 1, 1, -1)), bell.view(1, 1, -1, 1))
     return flat.reshape(maps.shape)
-
-
-def _to_one(maps: Tensor) -> Tensor:
-    highest = maps.amax(dim=(2, 3), keepdim=True)
-    return maps / torch.where(highest > 0, highest, 1)
-
-
-@contextmanager
-def _evaluating(model: Classifier) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():  # one by one: a model may be in both modes
-            module.training = mode

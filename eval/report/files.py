@@ -1,34 +1,42 @@
 """The files of an evaluation: scores as JSON and CSV, plots, and report.html."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from eval.evaluation import FITTED_ON, Evaluation
+from eval.report.html import Picture, read_picture
 from eval.report.page import render
-from eval.report.pictures import draw_pictures
+from eval.report.plots import (
+    draw_confusion,
+    draw_precision_recall,
+    draw_prevalence,
+    draw_reliability,
+    draw_roc,
+    draw_subgroups,
+    draw_training,
+)
 from eval.result_files import remove, write_json, write_table
-from eval.scores.bootstrap import LEVEL, Resampled
+from eval.scores.bootstrap import LEVEL
+from eval.scores.subgroups import MACRO
 from eval.scores.thresholds import parse_rule
-from eval.training_log import read_training_log
+from eval.training_log import TrainingLog, read_training_log
 from shards.files import atomic_write_text
-
-
-def thresholds_record(evaluation: Evaluation) -> dict[str, Any]:
-    """Return thresholds.json: the rule, the split they were fitted on, and one number a finding."""
-    return {
-        "rule": evaluation.operating_point.rule,
-        "meaning": f"probability >= threshold; {parse_rule(evaluation.operating_point.rule).meaning}",
-        "fitted_on": FITTED_ON,
-        "thresholds": {name: None if math.isnan(cut) else cut for name, cut in evaluation.thresholds.items()},
-    }
+from shards.findings import FINDINGS
 
 
 def metrics_record(evaluation: Evaluation) -> dict[str, Any]:
     """Return metrics.json: what was scored on what, and every score; None where there is none."""
-    resampled = evaluation.resampled
+    point, resampled, localization = (
+        evaluation.operating_point,
+        evaluation.resampled,
+        evaluation.explanation.localization,
+    )
+    intervals = None
+    if resampled is not None and evaluation.intervals is not None:
+        settings = {"level": LEVEL, "resamples": resampled.resamples, "seed": resampled.seed}
+        intervals = {**settings, "values": _by_index(evaluation.intervals)}
     return {
         "run": evaluation.name,
         "runs": [run.name for run in evaluation.runs],
@@ -37,29 +45,21 @@ def metrics_record(evaluation: Evaluation) -> dict[str, Any]:
         "manifest_sha256": evaluation.shards.digest,
         "scored_on_manifest_sha256": list(evaluation.scored_on),
         "trained_on_manifest_sha256": list(evaluation.trained_on),
-        "mirror_averaged": evaluation.operating_point.tta,
+        "mirror_averaged": point.tta,
         "patients": evaluation.patients,
-        "threshold_rule": evaluation.operating_point.rule,
+        "threshold_rule": point.rule,
         "thresholds_fitted_on": FITTED_ON,
         **evaluation.scores.to_json(),
         "warnings": list(evaluation.warnings),
         "at_half": evaluation.at_half.to_json(),
-        "intervals": None
-        if resampled is None or evaluation.intervals is None
-        else _intervals(resampled, evaluation.intervals),
-        "calibration": None if evaluation.calibrated is None else _frame(evaluation.calibrated),
+        "intervals": intervals,
+        "calibration": None if evaluation.calibrated is None else _by_index(evaluation.calibrated),
         "subgroups": None if evaluation.subgroups is None else evaluation.subgroups.to_json(),
-        "localization": None
-        if evaluation.explanation.localization is None
-        else _frame(evaluation.explanation.localization.table),
+        "localization": None if localization is None else _by_index(localization.table),
     }
 
 
-def _intervals(resampled: Resampled, intervals: pd.DataFrame) -> dict[str, Any]:
-    return {"level": LEVEL, "resamples": resampled.resamples, "seed": resampled.seed, "values": _frame(intervals)}
-
-
-def _frame(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
+def _by_index(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Return a frame as a dict of its rows by index, with None for NaN."""
     return {
         str(name): {str(key): None if pd.isna(value) else value for key, value in row.items()}
@@ -82,17 +82,22 @@ def write_scores(evaluation: Evaluation) -> Path:
     them. Each is written atomically; the files of an earlier evaluation are removed first, so
     that nothing stands beside numbers that it does not belong to. Raises ResourceMissing from the disk.
     """
-    folder = evaluation.folder
+    folder, point, groups = evaluation.folder, evaluation.operating_point, evaluation.subgroups
     remove(folder, _OF_AN_EVALUATION)
     write_json(folder / "metrics.json", metrics_record(evaluation))
-    write_json(folder / "thresholds.json", thresholds_record(evaluation))
+    thresholds = {
+        "rule": point.rule,
+        "meaning": f"probability >= threshold; {parse_rule(point.rule).meaning}",
+        "fitted_on": FITTED_ON,
+        "thresholds": point.by_finding(),
+    }
+    write_json(folder / "thresholds.json", thresholds)
     write_table(folder / "metrics.csv", evaluation.scores.to_frame())
     if evaluation.intervals is not None:
         write_table(folder / "intervals.csv", evaluation.intervals)
-    if evaluation.operating_point.calibration is not None and evaluation.calibrated is not None:
-        write_json(folder / "calibration.json", evaluation.operating_point.calibration.to_json())
+    if point.calibration is not None and evaluation.calibrated is not None:
+        write_json(folder / "calibration.json", point.calibration.to_json())
         write_table(folder / "calibration.csv", evaluation.calibrated)
-    groups = evaluation.subgroups
     if groups is not None:
         for name, frame in (("subgroups", groups.table), ("gaps", groups.gaps), ("floor", groups.view_baseline)):
             write_table(folder / f"{name}.csv", frame, index=False)
@@ -102,13 +107,45 @@ def write_scores(evaluation: Evaluation) -> Path:
 
 
 def write_report(evaluation: Evaluation) -> Path:
-    """Write what `write_scores` does, the pictures, and report.html; return the folder.
+    """Write what `write_scores` does, the plots, and report.html; return the folder.
 
     Errors are those of `write_scores`, and BadData for a damaged metrics.jsonl, config.json or
     environment.json of a run.
     """
     folder = write_scores(evaluation)
     logs = tuple(read_training_log(run) for run in evaluation.runs)
-    pictures = draw_pictures(evaluation, logs)
-    atomic_write_text(folder / "report.html", render(evaluation, logs, pictures))
+    atomic_write_text(folder / "report.html", render(evaluation, logs, _draw_plots(evaluation, logs)))
     return folder
+
+
+def _draw_plots(evaluation: Evaluation, logs: tuple[TrainingLog, ...]) -> dict[str, Picture]:
+    """Draw every plot of the report into the evaluation's folder, which has no PNG yet; return them by name.
+
+    These are roc, precision_recall, confusion, reliability, prevalence, where there are groups
+    subgroups, and per run with epochs training-1, -2, ...
+    """
+    scored, calibration = evaluation.predictions[evaluation.split], evaluation.operating_point.calibration
+    arrays = scored.labels, scored.probabilities
+    calibrated = None if calibration is None else calibration.apply(scored.probabilities)
+    folder, title = evaluation.folder, f"{evaluation.name}, {evaluation.split} split"
+    draw_roc(*arrays, title, folder / "roc.png")
+    draw_precision_recall(*arrays, title, folder / "precision_recall.png")
+    draw_confusion(
+        evaluation.scores.per_finding, f"{title}, thresholds fitted on {FITTED_ON}", folder / "confusion.png"
+    )
+    draw_reliability(*arrays, calibrated, title, folder / "reliability.png")
+    if evaluation.subgroups is not None:
+        table = evaluation.subgroups.table
+        macro = table[table["finding"] == MACRO]
+        draw_subgroups(macro, evaluation.scores.macro["auroc"], title, folder / "subgroups.png")
+    splits = evaluation.shards.manifest.splits
+    draw_prevalence(
+        {name: [record.prevalence[finding] for finding in FINDINGS] for name, record in splits.items()},
+        {name: record.images for name, record in splits.items()},
+        "Prevalence of the findings in each split",
+        folder / "prevalence.png",
+    )
+    for number, log in enumerate(logs, start=1):
+        if log.epochs:  # by number, not by the run's name: two averaged runs may share one
+            draw_training(log.epochs, log.name, folder / f"training-{number}.png")
+    return {path.stem: read_picture(path) for path in folder.glob("*.png")}

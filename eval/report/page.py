@@ -1,12 +1,13 @@
-"""report.html: an evaluation as one self-contained page."""
+"""report.html: an evaluation as one self-contained page; template.html holds its sentences."""
 
 from collections.abc import Mapping
-from itertools import groupby
 from typing import Any
 
 from eval.evaluation import FITTED_ON, Evaluation
-from eval.report.canvas import readable
-from eval.report.html import Picture, data_uri, fill, interval, number
+from eval.heatmaps.gallery import KINDS
+from eval.heatmaps.localization import CUT
+from eval.report.html import Cell, Picture, fill, number, number_of
+from eval.report.published import published_table, why_not_comparable
 from eval.report.tables import (
     calibration_table,
     decisions_table,
@@ -15,166 +16,129 @@ from eval.report.tables import (
     groups_table,
     localization_table,
     prevalence_table,
-    published_table,
     scores_table,
     view_baseline_table,
 )
-from eval.report.text import definitions, not_published, notes, run_facts, subtitle, warnings
 from eval.scores.metrics import ECE_BINS
 from eval.scores.subgroups import MACRO
-from eval.training_log import TrainingLog
-
-_SECTIONS = (
-    ("findings", "Per finding"),
-    ("curves", "Curves"),
-    ("confusion-matrices", "Confusion matrices"),
-    ("calibration", "Calibration"),
-    ("subgroups", "Groups of patients"),
-    ("localization", "Localization"),
-    ("heat-maps", "Heat maps"),
-    ("published", "Published results"),
-    ("data", "Data"),
-    ("training", "Training"),
-    ("definitions", "Definitions"),
-)
+from eval.scores.thresholds import parse_rule
+from eval.training_log import TrainingLog, duration
+from shards.splits import SPLITS
 
 
 def render(evaluation: Evaluation, logs: tuple[TrainingLog, ...], pictures: Mapping[str, Picture]) -> str:
     """Return the text of report.html.
 
-    `logs` are those of the evaluation's runs, `pictures` what `draw_pictures` drew. Parts that the
-    evaluation does not have (intervals, calibration, subgroups, localization, gallery, epochs) leave
-    no empty section. Styles, script and pictures stand in the page, and its content security policy
-    forbids any request. All text from files is escaped.
+    `logs` are those of the evaluation's runs, `pictures` the plots by name. Parts that the evaluation
+    does not have (intervals, calibration, subgroups, localization, gallery, epochs) leave no empty
+    section. Styles, script and pictures stand in the page, and its content security policy forbids any
+    request. All text from files is escaped.
     """
+    scores, shown = evaluation.scores, evaluation.explanation.gallery
+    images = len(evaluation.predictions[evaluation.split].rows)
+    not_published = why_not_comparable(
+        evaluation.shards, evaluation.split, images, on_training_shards=not evaluation.on_other_shards
+    )
     tables = _tables(evaluation)
-    absent = {
-        name
-        for name, part in (
-            ("subgroups", tables["groups"]),
-            ("localization", tables["localization"]),
-            ("heat-maps", evaluation.explanation.gallery),
-            ("published", tables["published"]),
-        )
-        if not part
-    }
-    scores = evaluation.scores
+    tables["published"] = published_table(evaluation) if not_published is None else None
+    of_groups = () if evaluation.subgroups is None else evaluation.subgroups.warnings
     return fill(
         "template.html",
-        name=evaluation.name,
-        split=evaluation.split,
-        subtitle=subtitle(evaluation, logs),
-        contents=[(key, title) for key, title in _SECTIONS if key not in absent],
-        images=f"{len(evaluation.predictions[evaluation.split].rows):,}",
-        patients=f"{evaluation.patients:,}",
-        macro={
-            "auroc": number(scores.macro["auroc"], small=_interval(evaluation, "macro", "auroc")),
-            "scored": int(scores.macro["scored"]),
-            "findings": len(scores.per_finding),
-        },
+        evaluation=evaluation,
+        archs=dict.fromkeys(str(log.config.get("arch", "unknown arch")) for log in logs),
+        recipe=evaluation.shards.manifest.recipe,
+        images=images,
+        macro_auroc=number_of("auroc")(_mean(evaluation, "macro")),
         cards=_cards(evaluation),
-        warnings=warnings(evaluation),
-        notes=notes(evaluation),
+        warnings=list(dict.fromkeys((*evaluation.warnings, *of_groups))),
+        fitted_on=FITTED_ON,
+        rule=parse_rule(evaluation.operating_point.rule),
+        left_out=[*scores.skipped, *(f"{name} (no threshold)" for name in scores.without_threshold)],
+        splits=[(split, evaluation.shards.manifest.splits[split]) for split in SPLITS],
+        ece_bins=ECE_BINS,
+        box_cut=CUT,
+        not_published=not_published,
         tables=tables,
         pictures=pictures,
-        gallery=_gallery(evaluation),
-        runs=[_run(place, each, pictures) for place, each in enumerate(logs, start=1)],
-        definitions=definitions(evaluation),
+        gallery={kind: maps for kind in KINDS if (maps := [each for each in shown if each.kind == kind])},
+        runs=[
+            (log, run_facts(log), epochs_table(log, number) if log.epochs else None)
+            for number, log in enumerate(logs, start=1)
+        ],
     )
 
 
-def _interval(evaluation: Evaluation, row: str, measure: str) -> str:
-    if evaluation.intervals is None:
-        return ""
-    return interval(*evaluation.intervals.loc[row, [f"{measure}_low", f"{measure}_high"]])
+def run_facts(log: TrainingLog) -> list[tuple[str, str]]:
+    """Return what is recorded of a run's training and machine, title and text."""
+    config, machine = log.config, log.environment
+    facts: list[tuple[str, Any]] = [("Arch", config.get("arch")), ("Initial weights", config.get("weights"))]
+    if log.epochs:
+        seconds = [line["seconds"] for line in log.epochs]
+        best = f", the best on val was {log.best_epoch}" if log.best_epoch else ""
+        facts += [
+            ("Epochs", f"{len(seconds)}{best}"),
+            (
+                "Epoch time",
+                f"{duration(log.seconds / len(seconds))} on average, {duration(min(seconds))} to "
+                f"{duration(max(seconds))}; {duration(log.seconds)} in total, without validation",
+            ),
+            ("Throughput", f"{log.images_per_second:,.1f} images/s"),
+            ("Data wait", f"{100 * log.data_wait:.1f} % of the training time"),
+        ]
+    versions = machine.get("versions", {})
+    facts += [
+        ("Device", log.device),
+        ("Ranks", machine["world_size"] if machine.get("world_size", 1) != 1 else None),
+        ("Precision", machine.get("precision")),
+        ("CUDA", machine.get("cuda")),
+        ("Python", machine.get("python")),
+        ("Packages", ", ".join(f"{name} {version}" for name, version in versions.items() if version)),
+        ("Platform", machine.get("platform")),
+        ("Commit", machine.get("commit")),
+        ("Trained on manifest", machine.get("manifest_sha256")),
+    ]
+    return [(title, str(text)) for title, text in facts if text not in (None, "")]
 
 
-def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Return the numbers that stand beside the headline."""
-    scores = evaluation.scores
+def _mean(evaluation: Evaluation, name: str) -> dict[str, Any]:
+    """Return the scores of macro or micro, with their intervals and calibrated errors where there are any."""
+    frames = evaluation.scores.to_frame(), evaluation.intervals, evaluation.calibrated
+    return {str(key): value for frame in frames if frame is not None for key, value in frame.loc[name].items()}
 
-    def card(what: str, row: str, measure: str, note: str) -> dict[str, Any]:
-        values = {"macro": scores.macro, "micro": scores.micro}[row]
-        return {"what": what, "cell": number(values[measure], small=_interval(evaluation, row, measure)), "note": note}
 
-    prevalence = number(scores.macro["prevalence"]).text
+def _cards(evaluation: Evaluation) -> list[tuple[str, Cell, str]]:
+    """Return the numbers that stand beside the headline: title, value and note."""
+    macro, micro = _mean(evaluation, "macro"), _mean(evaluation, "micro")
+    chance = f"chance: {number(macro['prevalence']).text}, the prevalence"
     at = f"thresholds from {FITTED_ON}"
     cards = [
-        card("Micro AUROC", "micro", "auroc", "all findings pooled"),
-        card("Macro AUPRC", "macro", "average_precision", f"chance: {prevalence}, the prevalence"),
-        card("Macro F1", "macro", "f1", at),
-        card("Micro F1", "micro", "f1", at),
-        card("Macro recall", "macro", "recall", at),
-        card("Macro precision", "macro", "precision", at),
-        card("Macro ECE", "macro", "ece", f"as predicted, {ECE_BINS} bins"),
+        ("Micro AUROC", number_of("auroc")(micro), "all findings pooled"),
+        ("Macro AUPRC", number_of("average_precision")(macro), chance),
+        ("Macro F1", number_of("f1")(macro), at),
+        ("Micro F1", number_of("f1")(micro), at),
+        ("Macro recall", number_of("recall")(macro), at),
+        ("Macro precision", number_of("precision")(macro), at),
+        ("Macro ECE", number_of("ece")(macro), f"as predicted, {ECE_BINS} bins"),
     ]
-    if evaluation.calibrated is not None and evaluation.operating_point.calibration is not None:
-        after = evaluation.calibrated.at["macro", "calibrated_ece"]
+    if evaluation.operating_point.calibration is not None:
         note = f"by {evaluation.operating_point.calibration.method}, fitted on {FITTED_ON}"
-        cell = number(after, small=_interval(evaluation, "macro", "calibrated_ece"))
-        cards.append({"what": "Macro ECE, calibrated", "cell": cell, "note": note})
+        cards.append(("Macro ECE, calibrated", number_of("calibrated_ece")(macro), note))
     return cards
 
 
 def _tables(evaluation: Evaluation) -> dict[str, Any]:
-    scores, groups = evaluation.scores, evaluation.subgroups
+    scores, intervals, groups = evaluation.scores, evaluation.intervals, evaluation.subgroups
+    calibrated, localization = evaluation.calibrated, evaluation.explanation.localization
     tables: dict[str, Any] = {
-        "scores": scores_table(scores, evaluation.intervals),
-        "at_half": decisions_table(evaluation.at_half, 0.5, evaluation.intervals),
-        "calibration": None
-        if evaluation.calibrated is None
-        else calibration_table(evaluation.calibrated, evaluation.intervals),
+        "scores": scores_table(scores, intervals),
+        "at_half": decisions_table(evaluation.at_half, intervals),
+        "calibration": None if calibrated is None else calibration_table(calibrated, intervals),
         "prevalence": prevalence_table(evaluation.shards.manifest, evaluation.split),
-        "localization": None,
-        "published": None,
-        "groups": None,
-        "gaps": None,
-        "view_baseline": None,
+        "localization": None if localization is None else localization_table(localization),
+        **dict.fromkeys(("groups", "gaps", "view_baseline")),
     }
     if groups is not None:
         tables["groups"] = groups_table(groups.table[groups.table["finding"] == MACRO])
         tables["gaps"] = gaps_table(groups.gaps)
-        tables["view_baseline"] = view_baseline_table(groups.view_baseline, scores, evaluation.intervals)
-    if evaluation.explanation.localization is not None:
-        tables["localization"] = localization_table(evaluation.explanation.localization)
-    if not_published(evaluation) is None:
-        tables["published"] = published_table(
-            evaluation.name,
-            scores.macro["auroc"],
-            _interval(evaluation, "macro", "auroc"),
-            scores.macro["f1"],
-            scores.micro["f1"],
-        )
+        tables["view_baseline"] = view_baseline_table(groups.view_baseline, scores, intervals)
     return tables
-
-
-def _gallery(evaluation: Evaluation) -> list[tuple[str, list[dict[str, str]]]]:
-    """Return the heat maps by kind, in the order they come."""
-    kinds = list(dict.fromkeys(each.kind for each in evaluation.explanation.gallery))
-    ordered = sorted(evaluation.explanation.gallery, key=lambda each: kinds.index(each.kind))
-    return [
-        (
-            kind,
-            [
-                {
-                    "source": data_uri(each.png),
-                    "finding": readable(each.finding),
-                    "image": each.image,
-                    "probability": f"{each.probability:.3f}",
-                    "threshold": f"{each.threshold:.3f}",
-                }
-                for each in maps
-            ],
-        )
-        for kind, maps in groupby(ordered, key=lambda each: each.kind)
-    ]
-
-
-def _run(place: int, log: TrainingLog, pictures: Mapping[str, Picture]) -> dict[str, Any]:
-    return {
-        "name": log.name,
-        "facts": run_facts(log),
-        "command": log.environment.get("command"),
-        "picture": pictures.get(f"training-{place}"),
-        "epochs": epochs_table(log.epochs, log.name, place) if log.epochs else None,
-    }

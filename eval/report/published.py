@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+import pandas as pd
+
+from eval.evaluation import Evaluation
+from eval.report.html import Cell, Column, Table, frame_table, number_of, text_of
 from shards.folder import ShardFolder
 
 
@@ -68,3 +72,23 @@ def why_not_comparable(shards: ShardFolder, split: str, images: int, *, on_train
     if images != OFFICIAL_IMAGES:
         return f"{images:,} of the {OFFICIAL_IMAGES:,} images were scored"
     return None
+
+
+def published_table(evaluation: Evaluation) -> Table:
+    """Return the evaluation among published results on the official split and the baseline paper's, best first."""
+    columns = (
+        Column("Model", is_number=False, cell=text_of("model")),
+        Column("Mean AUROC", cell=number_of("macro_auroc")),
+        Column("Macro F1", cell=number_of("macro_f1", 2)),
+        Column("Micro F1", cell=number_of("micro_f1", 2)),
+        Column("Test images", is_number=False, cell=lambda row: Cell(row["split"], row["split"].split()[0])),
+        Column("Source", is_number=False, cell=text_of("source")),
+    )
+    macro, micro = evaluation.scores.macro, evaluation.scores.micro
+    ours = Published(evaluation.name, macro["auroc"], "this report", macro["f1"], micro["f1"])
+    rows = [{**vars(each), "split": "official split"} for each in (ours, *OFFICIAL)]
+    rows += [{**vars(each), "split": "own random split"} for each in OWN_SPLIT]
+    if evaluation.intervals is not None:
+        rows[0] |= {f"macro_{end}": evaluation.intervals.at["macro", end] for end in ("auroc_low", "auroc_high")}
+    frame = pd.DataFrame(rows).sort_values("macro_auroc", ascending=False, kind="stable")
+    return frame_table("published-table", "Published results", columns, frame)

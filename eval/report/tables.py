@@ -1,19 +1,20 @@
 """The tables of report.html."""
 
-from collections.abc import Mapping
+import dataclasses
+import math
 from typing import Any
 
 import pandas as pd
 
-from eval.heatmaps.localization import Localization
+from eval.heatmaps.localization import OVERLAPS, Localization
 from eval.report.html import (
     MISSING,
     Cell,
     Column,
+    Row,
     Table,
     count_of,
     frame_table,
-    is_missing,
     measure_column,
     name_column,
     number,
@@ -21,9 +22,9 @@ from eval.report.html import (
     percent_of,
     text_of,
 )
-from eval.report.published import OFFICIAL, OWN_SPLIT, Published
 from eval.scores.bootstrap import AT_HALF
 from eval.scores.metrics import DECIDED, Scores
+from eval.training_log import TrainingLog
 from shards.findings import FINDINGS
 from shards.manifest import Manifest
 from shards.splits import SPLITS
@@ -37,9 +38,8 @@ def scores_table(scores: Scores, intervals: pd.DataFrame | None) -> Table:
     frame = _joined(scores.to_frame(), intervals)
     lowest = _lowest_auroc(frame)
 
-    def auroc(row: Mapping[str, Any]) -> Cell:
-        cell = number_of("auroc")(row)
-        return Cell(cell.text, cell.value, cell.small, _bar(row, lowest))
+    def auroc(row: Row) -> Cell:
+        return dataclasses.replace(number_of("auroc")(row), bar=_bar(row, lowest))
 
     columns = (
         name_column("Finding"),
@@ -53,8 +53,8 @@ def scores_table(scores: Scores, intervals: pd.DataFrame | None) -> Table:
     return frame_table("scores", "Scores per finding", columns, frame)
 
 
-def decisions_table(scores: Scores, threshold: float, intervals: pd.DataFrame | None) -> Table:
-    """Return the measures of decisions at 0.5, the `threshold` of all findings, with their intervals."""
+def decisions_table(at_half: Scores, intervals: pd.DataFrame | None) -> Table:
+    """Return the measures of decisions at 0.5, with their intervals."""
     ends = None
     if intervals is not None:
         ends = intervals.filter(like=AT_HALF).rename(columns=lambda name: name.removeprefix(AT_HALF))
@@ -64,8 +64,7 @@ def decisions_table(scores: Scores, threshold: float, intervals: pd.DataFrame | 
         *map(measure_column, DECIDED),
         *(measure_column(key, count_of(key)) for key in _COUNTED),
     )
-    caption = f"Decisions at {threshold:g} for every finding"
-    return frame_table("at-half", caption, columns, _joined(scores.to_frame(), ends))
+    return frame_table("at-half", "Decisions at 0.5 for every finding", columns, _joined(at_half.to_frame(), ends))
 
 
 def calibration_table(calibrated: pd.DataFrame, intervals: pd.DataFrame | None) -> Table:
@@ -77,38 +76,34 @@ def calibration_table(calibrated: pd.DataFrame, intervals: pd.DataFrame | None) 
         Column("ECE", "Of the probabilities as predicted", cell=number_of("ece", 4)),
         Column("ECE, calibrated", cell=number_of("calibrated_ece", 4)),
     )
-    frame = _joined(calibrated, intervals)
-    return frame_table("calibration-table", "Calibration per finding", columns, frame)
+    return frame_table("calibration-table", "Calibration per finding", columns, _joined(calibrated, intervals))
 
 
 def localization_table(localization: Localization) -> Table:
     """Return how often heat maps point into the boxes, per finding, beside chance."""
-    table = localization.table
-    overlaps = [name for name in table.columns if name.startswith(("iou_", "iobb_"))]
     columns = (
         name_column("Finding"),
         Column("Images", "Images with a box of the finding", cell=count_of("images")),
         Column("Boxes", cell=count_of("boxes")),
         Column("Hit rate", "Share of images whose hottest pixel lies in a box", cell=number_of("hit_rate")),
-        Column(
-            "Chance", "Hit rate of pointing blindly: mean share of the image that is in boxes", cell=number_of("chance")
-        ),
+        Column("Chance", "Hit rate of a random pixel: mean share of the image in boxes", cell=number_of("chance")),
         Column("Ratio", "Hit rate over chance", cell=number_of("ratio", 1)),
         *(
-            Column(_overlap(name), "Share of images whose overlap is above this", cell=number_of(name))
-            for name in overlaps
+            Column(f"{title} > {overlap}", "Share of images above this overlap", cell=number_of(f"{key}_{overlap}"))
+            for title, key in (("IoU", "iou"), ("IoBB", "iobb"))
+            for overlap in OVERLAPS
         ),
     )
-    return frame_table("localization-table", "Localization per finding", columns, table)
+    return frame_table("localization-table", "Localization per finding", columns, localization.table)
 
 
 def groups_table(macro: pd.DataFrame) -> Table:
     """Return the macro row of every group: its size, its AUROC and recall with their intervals."""
     columns = (
-        name_column("Group", lambda row: Cell(f"{row['attribute']}: {row['group']}", row["name"])),
+        Column("Group", is_number=False, cell=lambda row: Cell(f"{row['attribute']}: {row['group']}", row["name"])),
         Column("Images", cell=count_of("images")),
         Column("Patients", cell=count_of("patients")),
-        Column("Findings", "How many findings the macro means are of", cell=count_of("findings")),
+        Column("Findings", "Findings in the macro means", cell=count_of("findings")),
         Column("Macro AUROC", cell=number_of("auroc")),
         Column("Macro recall", "At the thresholds from val: the true-positive rate", cell=number_of("recall")),
     )
@@ -124,25 +119,24 @@ def gaps_table(gaps: pd.DataFrame) -> Table | None:
     known = gaps[gaps["tpr_gap"].notna()]
     if known.empty:
         return None
-    attributes = list(dict.fromkeys(known["attribute"]))
-    found = {(row["finding"], row["attribute"]): row for row in known.to_dict("records")}
-    columns = [name_column("Finding")]
-    for attribute in attributes:
+    gap_of: dict[tuple[str, str], Any] = {(row["finding"], row["attribute"]): row for row in known.to_dict("records")}
+
+    def column(attribute: str) -> Column:
         hint = "Highest minus lowest true-positive rate"
-        columns.append(Column(f"By {attribute}", hint, cell=lambda row, of=attribute: _gap(row[of])))  # type: ignore[misc]
-    findings = list(dict.fromkeys(known["finding"]))
-    cells = {of: [found.get((finding, of)) for finding in findings] for of in attributes}
-    frame = pd.DataFrame(cells, index=findings, dtype=object)
+        return Column(f"By {attribute}", hint, cell=lambda row: _gap(gap_of.get((row["finding"], attribute))))
+
+    columns = [name_column("Finding"), *map(column, known["attribute"].unique())]
+    frame = known[["finding"]].drop_duplicates().set_index("finding", drop=False)
     return frame_table("gaps-table", "Gaps in the true-positive rate", columns, frame)
 
 
 def view_baseline_table(baseline: pd.DataFrame, scores: Scores, intervals: pd.DataFrame | None) -> Table:
-    """Return the model's AUROC beside what view position alone scores, and the difference."""
+    """Return the model's AUROC beside that of the view position alone, and the difference."""
     columns = (
         name_column("Finding"),
         Column("AUROC", cell=number_of("model")),
-        Column("Of the view alone", cell=number_of("auroc")),
-        Column("Above it", "The model's AUROC minus that of the view alone", cell=number_of("above")),
+        Column("View-only AUROC", cell=number_of("auroc")),
+        Column("Difference", "The model's AUROC minus the view-only AUROC", cell=number_of("above")),
         Column("More often in", "The view with the greater share of positives", is_number=False, cell=text_of("view")),
     )
     ours = _joined(scores.to_frame()[["auroc"]], intervals).filter(regex="^auroc")
@@ -156,8 +150,7 @@ def prevalence_table(manifest: Manifest, scored: str) -> Table:
     """Return positives and prevalence of each finding in each split; the scored one is marked."""
     columns, frame = [name_column("Finding")], pd.DataFrame(index=list(FINDINGS))
     for split in SPLITS:
-        here = " (scored here)" if split == scored else ""
-        number_key, share_key = f"{split}, n", f"{split}, %"
+        number_key, share_key, here = f"{split}, n", f"{split}, %", " (scored here)" if split == scored else ""
         columns += [
             Column(number_key, f"Images of {split} that show the finding", cell=count_of(number_key)),
             Column(share_key, f"Share of the images of {split}{here}", cell=percent_of(share_key, 2)),
@@ -168,7 +161,7 @@ def prevalence_table(manifest: Manifest, scored: str) -> Table:
     return frame_table("prevalence-table", "Positives and prevalence per split", columns, frame)
 
 
-def epochs_table(epochs: tuple[Mapping[str, Any], ...], name: str, number: int) -> Table:
+def epochs_table(log: TrainingLog, number: int) -> Table:
     """Return a row an epoch of the run of this number: losses, time, throughput, data wait, best on val."""
     columns = (
         Column("Epoch", cell=count_of("epoch")),
@@ -179,35 +172,17 @@ def epochs_table(epochs: tuple[Mapping[str, Any], ...], name: str, number: int) 
         Column("Data wait", "Share of the time spent waiting for the loader", cell=percent_of("data_wait")),
         Column("On val", is_number=False, cell=text_of("on_val")),
     )
-    best = [line["epoch"] for line in epochs if line.get("best")][-1:]
-    on_val = ["best, kept" if line["epoch"] in best else "best so far" if line.get("best") else "" for line in epochs]
-    frame = pd.DataFrame(list(epochs)).assign(on_val=on_val)
-    return frame_table(f"epochs-{number}", f"Epochs of {name}", columns, frame)
-
-
-def published_table(name: str, macro_auroc: float, auroc_interval: str, macro_f1: float, micro_f1: float) -> Table:
-    """Return the run among published results on the official split and the baseline paper's, best first."""
-    columns = (
-        Column("Model", is_number=False, cell=text_of("model")),
-        Column("Mean AUROC", cell=lambda row: number(row["macro_auroc"], small=row["small"])),
-        Column("Macro F1", cell=number_of("macro_f1", 2)),
-        Column("Micro F1", cell=number_of("micro_f1", 2)),
-        Column("Test images", is_number=False, cell=lambda row: Cell(row["split"], row["split"].split()[0])),
-        Column("Source", is_number=False, cell=text_of("source")),
-    )
-    ours = Published(name, macro_auroc, "this report", macro_f1, micro_f1)
-    rows: list[dict[str, Any]] = [{**vars(ours), "small": auroc_interval, "split": "official split"}]
-    rows += [{**vars(each), "small": "", "split": "official split"} for each in OFFICIAL]
-    rows += [{**vars(each), "small": "", "split": "own random split"} for each in OWN_SPLIT]
-    rows.sort(key=lambda row: -float(row["macro_auroc"]))
-    return frame_table("published-table", "Published results", columns, pd.DataFrame(rows))
+    frame = pd.DataFrame(list(log.epochs)).assign(on_val="")
+    frame.loc[[bool(line.get("best")) for line in log.epochs], "on_val"] = "best so far"
+    frame.loc[frame["epoch"] == log.best_epoch, "on_val"] = "best, saved"
+    return frame_table(f"epochs-{number}", f"Epochs of {log.name}", columns, frame)
 
 
 def _joined(frame: pd.DataFrame, intervals: pd.DataFrame | None) -> pd.DataFrame:
     return frame if intervals is None else frame.join(intervals)
 
 
-def _gap(row: Mapping[str, Any] | None) -> Cell:
+def _gap(row: Row | None) -> Cell:
     if row is None:
         return Cell(MISSING)
     lowest, highest = row["lowest"], row["highest"]
@@ -215,23 +190,16 @@ def _gap(row: Mapping[str, Any] | None) -> Cell:
     return number(row["tpr_gap"], small=f"{lowest} below {highest}" if named else "")
 
 
-def _overlap(name: str) -> str:
-    measure, _, threshold = name.partition("_")
-    return f"{'IoU' if measure == 'iou' else 'IoBB'} > {threshold}"
-
-
 def _lowest_auroc(frame: pd.DataFrame) -> float:
     """Return where the bars begin: at chance, or at the tenth below the lowest value."""
-    values = [frame[column].min() for column in ("auroc", "auroc_low") if column in frame]
-    known = [float(value) for value in values if not is_missing(value)]
-    return min([_CHANCE, *(int(10 * value) / 10 for value in known)])
+    lowest: Any = frame.filter(["auroc", "auroc_low"]).min(axis=None)
+    return _CHANCE if math.isnan(lowest) else min(_CHANCE, int(10 * lowest) / 10)
 
 
-def _bar(row: Mapping[str, Any], lowest: float) -> tuple[float, float, float] | None:
+def _bar(row: Row, lowest: float) -> tuple[float, float, float] | None:
     value = row["auroc"]
-    if is_missing(value):
+    if pd.isna(value):
         return None
-    has_interval = not is_missing(row.get("auroc_low"))
-    low, high = (row["auroc_low"], row["auroc_high"]) if has_interval else (value, value)
-    left, point, right = (round(100 * (each - lowest) / (1 - lowest), 2) for each in (low, value, high))
-    return left, point, right
+    ends = [value if pd.isna(row.get(key)) else row[key] for key in ("auroc_low", "auroc_high")]
+    low, point, high = (round(100 * (each - lowest) / (1 - lowest), 2) for each in (ends[0], value, ends[1]))
+    return low, point, high

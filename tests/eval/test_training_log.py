@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from eval.compare import cost_of
-from eval.report.text import run_facts
+from eval.report.page import run_facts
 from eval.training_log import read_training_log
 from shards.errors import BadData
 from tests.eval.report.reporting import a_run

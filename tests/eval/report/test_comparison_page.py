@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.compare import RunComparison, compare_runs
-from eval.report.comparison_page import write_comparison
+from eval.compare import RunComparison, compare_runs, write_comparison
 from eval.scores.metrics import MEASURES
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder

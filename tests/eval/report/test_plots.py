@@ -10,8 +10,17 @@ from PIL import Image
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from eval.report.finding_plots import bin_reliability, draw_confusion, draw_precision_recall, draw_reliability, draw_roc
-from eval.report.overview_plots import draw_comparison, draw_prevalence, draw_subgroups, draw_training
+from eval.report.plots import (
+    bin_reliability,
+    draw_comparison,
+    draw_confusion,
+    draw_precision_recall,
+    draw_prevalence,
+    draw_reliability,
+    draw_roc,
+    draw_subgroups,
+    draw_training,
+)
 from eval.scores.metrics import ECE_BINS, expected_calibration_error, score
 from shards.errors import ResourceMissing
 from shards.findings import FINDINGS

@@ -16,10 +16,9 @@ from PIL import Image
 
 from eval.evaluation import Evaluation, Explanation
 from eval.heatmaps.gallery import HeatMap
-from eval.heatmaps.localization import summarize
-from eval.heatmaps.pointing_game import PointingGame
+from eval.heatmaps.localization import CUT, PointingGame, summarize
 from eval.report import render, write_report, write_scores
-from eval.report.pictures import read_picture
+from eval.report.html import read_picture
 from eval.report.published import OFFICIAL, OWN_SPLIT, why_not_comparable
 from eval.scores.metrics import score
 from eval.training_log import read_training_log
@@ -48,7 +47,7 @@ def shown(folder: Path) -> Callable[[Evaluation], Page]:
     """Render other evaluations without drawing anew: with the pictures of the first."""
     names = [*PICTURES, "training-2", "training-3"]
     files = {name: folder / f"{name.replace('-2', '-1').replace('-3', '-1')}.png" for name in names}
-    pictures = {name: read_picture(name, path, name) for name, path in files.items()}
+    pictures = {name: read_picture(path) for name, path in files.items()}
 
     def show(evaluation: Evaluation) -> Page:
         return Page(render(evaluation, tuple(read_training_log(run) for run in evaluation.runs), pictures))
@@ -180,7 +179,7 @@ def test_time_and_machine_of_the_run_are_told(page: Page) -> None:
     words = page.words()
     assert "3, the best on val was 2" in words
     # Of 10, 20 and 30 s with 10, 5 and 3.33 % waiting: 3 of 60 s.
-    assert "20.0 s on average, 10.0 s to 30.0 s; 60.0 s in all" in words
+    assert "20.0 s on average, 10.0 s to 30.0 s; 60.0 s in total" in words
     assert "5.0 % of the training time" in words
     assert "python -m trainer --arch custom_cnn --name 'a <b>'" in words
     assert "torch 2.15.0" in words
@@ -243,7 +242,8 @@ def test_localization_stands_beside_chance_and_says_how_it_was_measured(
     for title, value in (("Hit rate", 0.5), ("Chance", 0.2), ("Ratio", 2.5), ("IoU > 0.5", 0.5), ("IoBB > 0.75", 0.5)):
         assert float(str(cells[title][0]["data-value"])) == pytest.approx(value)
     assert [macro[0][1].strip(), micro[0][1].strip()] == ["macro", "micro"]
-    assert localization.method in page.words()
+    assert "pointing game, Zhang et al. 2016). Chance: mean share of the image inside boxes." in page.words()
+    assert f"the map is cut at {CUT} of its maximum" in page.words()
     assert localization.warnings[0] in page.words()
 
 
