@@ -3,10 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 PIP := -m pip install --quiet --disable-pip-version-check
-# A test process a core, with a thread each: torch's own threads would wait for one another. At most
+# With stdout closed, as by `make test >&-`, make, pip and pytest would fail for want of it.
+OPEN := @(true 3>&1) 2>/dev/null || exec >/dev/null;
+# One test process per core, each with one thread: torch's own threads would wait for one another. At most
 # eight, since each holds torch in its memory.
-# With stdout closed, as by `make test >&-`, make and pytest would fail for want of it.
-PYTEST := @(true 3>&1) 2>/dev/null || exec >/dev/null; OMP_NUM_THREADS=1 \
+PYTEST := $(OPEN) OMP_NUM_THREADS=1 \
     $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test quick test-latest lint bench lock clean
@@ -50,10 +51,10 @@ lock:
 	    --generate-hashes --no-emit-index-url --no-annotate --no-header --output-file requirements.lock
 
 $(READY): requirements.lock setup.cfg pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/python $(PIP) --require-hashes --requirement requirements.lock
-	$(BIN)/python $(PIP) --no-deps --no-build-isolation --editable .
-	touch $@
+	$(OPEN) $(PYTHON) -m venv .venv
+	$(OPEN) $(BIN)/python $(PIP) --require-hashes --requirement requirements.lock
+	$(OPEN) $(BIN)/python $(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
 
 clean:
 	rm -rf .venv .venv-latest data/phantoms data/phantom-shards runs/demo
