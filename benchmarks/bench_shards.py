@@ -45,7 +45,7 @@ NOISE = 1.0
 _PHANTOMS = 240  # drawn where there is no tar, at 256 px; 3 s on two cores
 _PREFIX = "content"
 _MEASURED = 16  # every _MEASURED-th image is encoded without and with its noise, to print what that adds
-_TASK = 64  # images a task
+_TASK = 64  # images per task
 
 
 def default_shards() -> Path:
@@ -182,7 +182,7 @@ def main(out: Path, images: int, source: Path | None) -> None:
     manifest = made.manifest
     total = sum(split.images for split in manifest.splits.values())
     size = sum(shard.bytes for shard in manifest.shards) / total
-    echo(f"{out}: {manifest.splits['train'].images} images in train, {total} in all, {size:.0f} bytes a sample")
+    echo(f"{out}: {manifest.splits['train'].images} images in train, {total} in all, {size:.0f} bytes per sample")
 
 
 if __name__ == "__main__":

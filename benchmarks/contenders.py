@@ -261,7 +261,7 @@ def tuned_loader(shards: ShardFolder, folder: Path, batch_size: int, workers: in
 def raw_loader(source: Path, batch_size: int, workers: int) -> "DataLoader[Item]":
     """Return `raw` over the files of an NIH tree.
 
-    Where they are few they are taken over again, for two batches a worker, so that all have work.
+    Where they are few they are taken over again, for two batches per worker, so that all have work.
     """
     folders = find_images(source)
     table = read_entries(source).table

@@ -259,7 +259,7 @@ def _training_time(row: Row) -> Cell:
 
 
 def _measure_table(comparison: RunComparison, measure: str) -> Table:
-    """Return a row a finding: every run's value, and the other runs' difference to the first."""
+    """Return one row per finding: every run's value, and the other runs' difference to the first."""
     names, chosen = comparison.names, comparison.table[comparison.table["measure"] == measure]
     columns, differences = [name_column("Finding")], []
     frame = pd.DataFrame(index=chosen["finding"].unique())

@@ -128,7 +128,7 @@ def benchmark(spec: LoaderSpec, reader: SplitReader, tried: Sequence[Decoder]) -
 def decoding_pipeline(source: Any, batch_size: int, decoder: Decoder, device: torch.device) -> Pipeline:
     """Return the built pipeline: encoded images from `source` to uint8 [S, S, 1].
 
-    `source` is called once a batch and returns a list of 1-D uint8 arrays, which must stay as they are
+    `source` is called once per batch and returns a list of 1-D uint8 arrays, which must stay as they are
     until their batch is out. With a CPU as device no driver is needed; the images come out where the
     decoder works.
     """

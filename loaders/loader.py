@@ -26,7 +26,7 @@ class Batch(NamedTuple):
 class Loader(ABC):
     """An iterable of batches, one epoch at a time, for use in a `with`. A subclass only makes the batches.
 
-    Training: every sample of the split exactly once an epoch, in a uniform permutation of the
+    Training: every sample of the split exactly once per epoch, in a uniform permutation of the
     whole split drawn from (seed, epoch); webdataset permutes less finely, see loaders.web, and
     synthetic repeats one batch. Evaluation: row order, every sample exactly once.
     The last batch is short where the numbers do not divide. Iterating again after leaving a
@@ -38,9 +38,9 @@ class Loader(ABC):
     """
 
     samples: int
-    """Images an epoch on this rank, mirrors counted."""
+    """Images per epoch on this rank, mirrors counted."""
     batches: int
-    """Batches an epoch on this rank."""
+    """Batches per epoch on this rank."""
 
     def __init__(self, spec: LoaderSpec, samples: int) -> None:
         self._spec = spec

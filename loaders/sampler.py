@@ -1,7 +1,8 @@
 """The order, flips and batches of every epoch: a pure function of (seed, epoch).
 
-It is the same for all loaders but webdataset. A resume is exact: the state is two counters and the
-identity of the data.
+The seed is `--seed` (trainer.resolve.loader_spec passes it on). All loaders follow this order but webdataset,
+which shuffles chunks and a buffer (loaders.web). A resume is exact: the state is two counters and the identity
+of the data.
 """
 
 from collections.abc import Iterator
@@ -42,8 +43,8 @@ def epoch_flips(samples: int, seed: int, epoch: int) -> npt.NDArray[np.bool_]:
 class EpochSampler:
     """The batches of this rank, epoch after epoch, and how many of them have been yielded.
 
-    Of n ranks, rank r takes every n-th index of the common order from the r-th on: the union is the
-    split, sizes differ by at most one, and ranks mix anew every epoch.
+    Of n ranks, rank r takes the indices r, r + n, r + 2n .. of the common order: the union is the split, sizes
+    differ by at most one, and ranks mix anew every epoch.
 
     Within a batch the mirrored images come first, so that they are flipped as one piece of memory. Which
     indices are mirrored does not depend on the samples there, so the order stays uniform.
@@ -55,9 +56,9 @@ class EpochSampler:
         self._rank_samples = len(range(spec.rank, samples, spec.world_size))
         self._per_batch = spec.batch_size // spec.copies
         self.samples = self._rank_samples * spec.copies
-        """Images an epoch on this rank, mirrors counted."""
+        """Images per epoch on this rank, mirrors counted."""
         self.batches = -(-self._rank_samples // self._per_batch)
-        """Batches an epoch on this rank."""
+        """Batches per epoch on this rank."""
         self.epoch = 0
         self.batch = 0
 

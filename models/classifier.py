@@ -1,4 +1,4 @@
-"""The model class: gray bytes in, normalised, one logit a finding out; submodules known by name."""
+"""The model class: gray bytes in, normalised, one logit per finding out; submodules known by name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,8 @@
-"""The registry of architectures: each registers itself under its name."""
+"""The registry of architectures: each registers itself under its name.
+
+To add one, write a module beside resnet50.py with a registered function, import it in models/__init__.py, and add
+its name to ARCHS in trainer/options.py, which imports no torch (a test holds the two equal).
+"""
 
 from collections.abc import Callable
 from typing import Any

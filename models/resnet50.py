@@ -1,4 +1,4 @@
-"""ResNet-50 as torchvision has it, with one logit a finding."""
+"""ResNet-50 as torchvision has it, with one logit per finding."""
 
 import torchvision
 from torch import nn

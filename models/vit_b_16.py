@@ -1,4 +1,4 @@
-"""ViT-B/16 as torchvision has it, with one logit a finding, at any size that its patches tile."""
+"""ViT-B/16 as torchvision has it, with one logit per finding, at any size that its patches tile."""
 
 from collections import OrderedDict
 

@@ -49,7 +49,7 @@ class Entries:
     """A table of entries, the metadata file it came from, and what looked odd but was kept."""
 
     table: pd.DataFrame
-    """One row an entry, in the file's order: image (str), patient (int64), follow_up (int64),
+    """One row per entry, in the file's order: image (str), patient (int64), follow_up (int64),
     age (years, int64; -1 where it is empty), sex, view (str), and one uint8 column per finding."""
     csv: Path
     warnings: tuple[str, ...]

@@ -1,7 +1,9 @@
 """The `.idx` file of a shard: the offset of each member of each sample, in DALI's v1.2 format.
 
-First line `v1.2 SAMPLES`, then a line a sample: `ext offset size name` for every member, as
-DALI's own `wds2idx` writes it.
+First line `v1.2 SAMPLES`, then one line per sample: `ext offset size name` for every member, as
+DALI's own `wds2idx` writes it. Packing writes it (packing.shard), a lost one is rebuilt when a folder is opened
+(folder), and its SHA-256 is in the manifest. `folder.SplitReader`, through which all loaders but webdataset read, finds
+a sample's bytes by it; webdataset finds its slices of a shard by it.
 """
 
 import re

@@ -47,7 +47,7 @@ def launch(options: TrainConfig, sources: dict[str, str]) -> None:
             nonlocal model
             shards = open_shards(options.shards)
             precision = choose_precision(options.precision, device)
-            held.enter_context(run.at_work(result=Diverged))
+            held.enter_context(run.at_work(keep_on=Diverged))
             if run.state != "nothing saved":
                 resolved = Resolved(restore_auto(options, run))
             else:
@@ -89,7 +89,7 @@ def launch(options: TrainConfig, sources: dict[str, str]) -> None:
 def train(context: RunContext, model: Classifier | None = None) -> bool:
     """Train a run to its end, or resume it; return False if a signal stopped it early.
 
-    The run folder then holds the best weights as model.safetensors, a line an epoch in metrics.jsonl, and of its
+    The run folder then holds the best weights as model.safetensors, one line per epoch in metrics.jsonl, and of its
     checkpoints the last. On a CPU the same config and shards give the same weights to the last bit, however often the
     run was killed on its way. A loss or a weight that is NaN or infinite ends it with Diverged, and is never saved.
 
@@ -98,16 +98,16 @@ def train(context: RunContext, model: Classifier | None = None) -> bool:
     """
     # A single process stops anywhere in here; several ranks agree between batches.
     with context.stop.interruptible(context.dist):
-        begun = start(context, model)
-        cache = begun.cache
-        if begun.saved is None and cache is not None and context.config.sweep:
+        origin = start(context, model)
+        cache = origin.cache
+        if origin.saved is None and cache is not None and context.config.sweep:
             try:
-                config = context.dist.on_rank_zero(lambda: choose_by_sweep(context, begun.model, cache))
+                config = context.dist.on_rank_zero(lambda: choose_by_sweep(context, origin.model, cache))
             except Stopped:
                 context.stop_agreed()  # on the signal, which rank 0 got
                 raise
             context = dataclasses.replace(context, config=config)
-        state = build(context, begun)
+        state = build(context, origin)
     try:
         with state.train.loader, state.val.loader:
             finished = train_epochs(state)
@@ -158,7 +158,7 @@ def _advising(config: TrainConfig) -> Iterator[None]:
             raise
         half, twice = config.batch_size // 2, 2 * config.accumulate
         if half:
-            what = f"; try --batch-size {half} --grad-accum-steps {twice}, which has as many images a step"
+            what = f"; try --batch-size {half} --grad-accum-steps {twice}, which has as many images per step"
         else:
-            what = " with one image a batch; try --precision fp16 (bf16 on a CPU) or a smaller --arch"
+            what = " with one image per batch; try --precision fp16 (bf16 on a CPU) or a smaller --arch"
         raise ResourceMissing(f"the device is out of memory{what}") from error

@@ -36,7 +36,7 @@ def train_epochs(state: TrainState) -> bool:
         for epoch in epochs(state):
             log_and_save(state, epoch)
     except Stopped:
-        if not (state.begun or state.progress.trained):
+        if not (state.has_stepped or state.progress.trained):
             raise
         if not state.is_saved:
             state.save()
@@ -48,7 +48,7 @@ def train_epochs(state: TrainState) -> bool:
 
 
 def epochs(state: TrainState) -> Iterator[Epoch]:
-    """Train and validate epoch after epoch; whoever takes one calls `state.next_epoch()` before the next.
+    """Train and validate epoch after epoch; the caller must call `state.next_epoch()` before it asks for the next.
 
     Raises Stopped after the step in which a signal came, or while val is evaluated; Diverged if a loss is NaN
     or infinite.
@@ -91,14 +91,14 @@ def _take_steps(state: TrainState, wait: DataWait, times: StepTimes) -> None:
     config, samples, first_image = context.config, state.train.samples, progress.images
     group_images, pending, shown_loss = 0, 0, ""
     batches = state.train.iter_from(first_image)
-    if not state.begun:
+    if not state.has_stepped:
         batches = context.stop.interruptible_start(batches)
     name, quiet = f"epoch {progress.epoch}", not context.run.writes
     with progress_bar(samples, name, "img", initial=first_image, disable=quiet) as bar:
         # `images` counts those of all ranks; a batch holds this rank's.
         for images, batch in wait.over(batches):
             # Forward and backward
-            state.begun = True
+            state.has_stepped = True
             if not pending:
                 group_images = min(config.accumulate * config.batch_size, samples - progress.images)
             progress.images += images
@@ -177,8 +177,8 @@ def log_and_save(state: TrainState, epoch: Epoch) -> None:
 
 
 def _save(state: TrainState) -> None:
-    begun, run = time.monotonic(), state.context.run
+    saving_since, run = time.monotonic(), state.context.run
     state.save()
     if run.writes:
         draw_curves(run.read_metrics(), run.name, run.curves)
-    state.timer.restart(time.monotonic() - begun)
+    state.timer.restart(time.monotonic() - saving_since)

@@ -47,7 +47,11 @@ def _option(
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run. The fields' metadata holds each option's type, unit and help text."""
+    """One run. The fields' metadata holds each option's type, unit and help text.
+
+    To add an option, add a field here and use it: the command line, CXRAPID_NAME, --config files, config.json and
+    --dry-run follow. Older runs resume if it has its default. Checks of two options together are in __post_init__.
+    """
 
     arch: str = _option("resnet50", ARCHS, "Architecture.")
     shards: Path = _option(Path("data/shards"), PATH, "Folder of packed shards.", "FOLDER", identity=False)
@@ -75,9 +79,13 @@ class TrainConfig:
     augment: "Augment" = _option(
         "none", AUGMENTS, "Small random rotations, shifts, scales, brightness and contrast of train images."
     )
-    batch_size: int = _option(64, click.IntRange(1, 2**20), "Images a batch, of all ranks together.", "IMAGES")
+    batch_size: int = _option(64, click.IntRange(1, 2**20), "Images per batch, of all ranks together.", "IMAGES")
     accumulate: int = _option(
-        1, click.IntRange(1, 2**20), "Batches a step, whose gradients are added up.", "BATCHES", flag="grad-accum-steps"
+        1,
+        click.IntRange(1, 2**20),
+        "Batches per step, whose gradients are added up.",
+        "BATCHES",
+        flag="grad-accum-steps",
     )
     epochs: int = _option(20, click.IntRange(1, 1_000_000), "Maximum number of passes over train.", "N")
     monitor: str = _option("loss", ("loss", "auroc"), "What the best epoch on val is chosen by: loss, or macro AUROC.")

@@ -1,4 +1,16 @@
-"""What `auto` comes to, for the run and for --dry-run, and the context of a run in which it is resolved."""
+"""What `auto` comes to, for the run and for --dry-run, and the context of a run in which it is resolved.
+
+--device     the first GPU, under torchrun each rank's own; without one the CPU (devices.choose_device)
+--precision  fp16 on a GPU; on a CPU bf16 where it has instructions for it, else fp32 (precision.choose_precision)
+--compile    on for a GPU, off for a CPU (compilation.should_compile)
+--cache      on if --freeze is given, --augment is not, and the features take at most 0.6 of the free memory of the
+             GPU or the host; else off (features.choose_device_of_cache)
+--loader     resident if the decoded split takes at most 0.4 of that memory, else dali; dataloader where DALI is not
+             installed (loaders.choose_loader)
+
+A cached run reads its images once: its loader stays `auto`, and is dali or dataloader. On resume, cache and
+loader are those that config.json stores (restore_auto), and device type and precision must be equal.
+"""
 
 import dataclasses
 import json
@@ -23,7 +35,7 @@ from trainer.stop_signal import StopSignal
 
 @dataclass(frozen=True)
 class RunContext:
-    """Fixed for the whole run, with every `auto` resolved."""
+    """Fixed for the run: cache, loader, device and precision are resolved, `config.compile` is not yet."""
 
     config: TrainConfig
     run: RunDirectory
@@ -67,7 +79,7 @@ def loader_spec(
 
 
 def build_model(config: TrainConfig, shards: ShardFolder) -> Classifier:
-    """Seed torch and return the frozen arch for these shards, newly initialized; BadData if it cannot be."""
+    """Seed torch and return a new model for these shards with --freeze applied; BadData if there can be none."""
     torch.manual_seed(config.seed)
     try:
         model = create_model(config.arch, size=shards.manifest.size)
@@ -79,7 +91,7 @@ def build_model(config: TrainConfig, shards: ShardFolder) -> Classifier:
 
 @dataclass(frozen=True)
 class Resolved:
-    """Options with `auto` resolved, as far as the run stores it."""
+    """Options with cache and loader resolved, as config.json stores them."""
 
     config: TrainConfig
     """With cache and loader by name; the loader of a cached run, for one pass, stays auto."""
@@ -126,7 +138,7 @@ def restore_auto(config: TrainConfig, run: RunDirectory) -> TrainConfig:
 
 
 def describe(config: TrainConfig, sources: dict[str, str], dist: Distributed) -> Iterator[str]:
-    """Yield a line an option: its value, what `auto` comes to, where it came from; then parameter counts.
+    """Yield one line per option: its value, what `auto` comes to, where it came from; then parameter counts.
 
     The counts are for the size of the shards if these exist, else for the arch's own.
     """

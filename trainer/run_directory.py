@@ -1,6 +1,7 @@
 """runs/NAME: the files of a run, its lock, its log, and the checks on resume."""
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
@@ -145,12 +146,12 @@ class RunDirectory:
         return self.last.is_file() or self.previous.is_file()
 
     @contextlib.contextmanager
-    def at_work(self, *, result: type[BaseException]) -> Iterator[None]:
+    def at_work(self, *, keep_on: type[BaseException]) -> Iterator[None]:
         """Lock the run, log to it, and remove what killed commands left half written.
 
         A start that fails before its first checkpoint leaves nothing that looks like a run: the files it made are
         removed, and the folder if it made that and nothing else is in it. Features of a frozen part stay for the next
-        start. So does everything if the exception is a `result`.
+        start. If the exception is a `keep_on`, nothing is removed.
         """
         is_new = not self.path.exists()
         with exclusive_lock(self.path), _logging_to(self.log):
@@ -163,7 +164,7 @@ class RunDirectory:
             try:
                 yield
             except BaseException as error:
-                if self.state == "nothing saved" and not isinstance(error, result):
+                if self.state == "nothing saved" and not isinstance(error, keep_on):
                     self._remove_start(is_new)
                 raise
 
@@ -268,7 +269,9 @@ class RunDirectory:
         return found
 
     def _check_same(self, config: "TrainConfig", shards: ShardFolder, now: dict[str, Any]) -> None:
-        then, environment = self.read_config(), self.read_environment()
+        # An option that is newer than the run had then what its default does.
+        defaults = {field.name: field.default for field in dataclasses.fields(config)}
+        then, environment = {**defaults, **self.read_config()}, self.read_environment()
         differing = [
             f"{key} was {before.get(key)}, is now {value}"
             for before, after in ((then, config.identity()), (environment, now))

@@ -32,7 +32,7 @@ class Start:
     """What a run starts with or resumes."""
 
     model: Classifier
-    """Frozen, on the device, with the weights to go on from."""
+    """With --freeze applied, on the device, holding the initial or restored weights."""
     cache: FeatureCache | None
     """With `--cache on`."""
     saved: dict[str, Any] | None
@@ -94,7 +94,7 @@ def build(context: RunContext, start: Start) -> TrainState:
     ranks = f" on each of {dist.size} ranks" if dist.size > 1 else ""
     log.info(
         f"{run.name}: {config.arch}, {trainable:,} of {total:,} parameters trainable, "
-        f"{context.precision.name} on {context.device}{ranks}; {state.train.samples} images an epoch; from "
+        f"{context.precision.name} on {context.device}{ranks}; {state.train.samples} images per epoch; from "
         f"{start.started_from}"
     )
     return state

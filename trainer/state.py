@@ -61,7 +61,7 @@ class TrainState:
     loggers: list[Logger] = field(default_factory=list)
     best: dict[str, Any] | None = None
     """The best weights so far and their metrics, until the next checkpoint writes them."""
-    begun: bool = False
+    has_stepped: bool = False
     """Whether this process has trained on a batch: until then nothing has changed."""
     _saved: Progress | None = None
     """The progress in the last checkpoint."""

@@ -1,4 +1,11 @@
-"""SIGINT and SIGTERM: finish the step in progress, save the run, exit; a second one exits without saving."""
+"""SIGINT and SIGTERM: finish the step in progress, save the run, exit; a second one exits without saving.
+
+The training loop (trainer.loop) looks at the signal after each optimizer step, all batches of its gradient
+accumulation included, and then saves a checkpoint. Validation, decoding, caching and downloads are abandoned at
+once, on several ranks between two batches; before the first step there is nothing to save. The exit code is 143
+for SIGTERM and 130 for SIGINT. A repeat within 3 s is the same request; a later one restores the handlers of before
+and is raised again, so that the process ends without saving and the last checkpoint stands.
+"""
 
 import itertools
 import signal
@@ -79,10 +86,10 @@ class StopSignal:
 
 @contextmanager
 def handle_signals() -> Iterator[StopSignal]:
-    """Catch the first SIGINT or SIGTERM; a second one, three seconds later or more, has its usual effect.
+    """Hold the first SIGINT or SIGTERM, ignore repeats within 3 s, and let a later one end the process.
 
-    One sooner is the same request again: Ctrl-C reaches all processes of a terminal, and the ranks of
-    torchrun then a second time, from torchrun. A signal that the parent set to be ignored stays ignored.
+    Ctrl-C reaches all processes of a terminal, and the ranks of torchrun a second time, from torchrun: hence the
+    3 s. A signal that the parent set to be ignored stays ignored.
     """
     stop, first, before = StopSignal(), 0.0, handled_signals()
 

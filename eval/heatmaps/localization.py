@@ -155,7 +155,7 @@ def localize(
         split: a split's name, or rows of entries.csv: the images that are looked at.
         boxes: as `shards.boxes.read_boxes` returns them; those of other images are ignored.
         device: where the model runs.
-        batch_size: images a step; changes speed and memory only.
+        batch_size: images per step; changes speed and memory only.
         resamples: of the patients, for the intervals of the hit rate; 0: no intervals.
         seed: of the resamples; the same seed and patients, the same resamples.
 

@@ -220,7 +220,7 @@ def bin_reliability(truth: npt.NDArray[np.bool_], probabilities: Floats) -> tupl
 def draw_subgroups(macro: pd.DataFrame, overall: float, title: str, path: Path) -> Figure:
     """Draw a dot per group.
 
-    `macro` has one row a group, in the order to draw: attribute, group, images, auroc, and where
+    `macro` has one row per group, in the order to draw: attribute, group, images, auroc, and where
     they are known auroc_low and auroc_high (a bar through the dot). `overall` is the AUROC of all
     images, a dotted line. A group whose AUROC is NaN keeps its line, which says so.
     """
@@ -256,7 +256,7 @@ def draw_subgroups(macro: pd.DataFrame, overall: float, title: str, path: Path) 
 def draw_prevalence(
     prevalence: Mapping[str, Sequence[float | None]], images: Mapping[str, int], title: str, path: Path
 ) -> Figure:
-    """Draw a line a finding with a dot per split.
+    """Draw one line per finding with a dot per split.
 
     `prevalence` gives each split's shares 0..1 in the order of FINDINGS; `images` its size, for
     the legend. A split without images has no dots.
@@ -305,7 +305,7 @@ def draw_training(epochs: Sequence[Mapping[str, Any]], title: str, path: Path) -
     """Draw three panels over the epochs.
 
     `epochs` are the lines of metrics.jsonl of kind `epoch`, in order: train and val loss with the
-    best epoch marked, seconds an epoch, and the share of them spent waiting for the loader in percent.
+    best epoch marked, seconds per epoch, and the share of them spent waiting for the loader in percent.
     """
     figure = Figure((9, 6), _DOTS_PER_INCH, layout="constrained")
     losses, seconds, wait = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))

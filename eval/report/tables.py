@@ -112,7 +112,7 @@ def groups_table(macro: pd.DataFrame) -> Table:
 
 
 def gaps_table(gaps: pd.DataFrame) -> Table | None:
-    """Return a row a finding: per attribute the gap in the true-positive rate and its two groups.
+    """Return one row per finding: per attribute the gap in the true-positive rate and its two groups.
 
     Findings and attributes without any gap are left out; None where there is none at all.
     """
@@ -162,7 +162,7 @@ def prevalence_table(manifest: Manifest, scored: str) -> Table:
 
 
 def epochs_table(log: TrainingLog, number: int) -> Table:
-    """Return a row an epoch of the run of this number: losses, time, throughput, data wait, best on val."""
+    """Return one row per epoch of the run of this number: losses, time, throughput, data wait, best on val."""
     columns = (
         Column("Epoch", cell=count_of("epoch")),
         Column("Train loss", cell=number_of("train_loss", 4)),

@@ -249,3 +249,16 @@ def test_an_option_on_record_that_auto_goes_by_is_checked_as_on_the_command_line
     done = train(phantom_shards, run.path.parent, run.name, **options)
     assert done.exit_code == 3, done.exception
     assert f"config.json, {key} is damaged: {cause}" in done.stderr
+
+
+def test_a_run_older_than_an_option_resumes_where_that_has_its_default(
+    phantom_shards: ShardFolder, run: RunDirectory
+) -> None:
+    record = json.loads(run.config.read_text())
+    del record["label_smoothing"]
+    run.config.write_text(json.dumps(record))
+    refused = train(phantom_shards, run.path.parent, run.name, **OPTIONS, label_smoothing=0.1)
+    assert refused.exit_code == 5, refused.exception
+    assert "label_smoothing was 0.0, is now 0.1" in refused.stderr
+    resumed = train(phantom_shards, run.path.parent, run.name, **OPTIONS)
+    assert resumed.exit_code == 0, resumed.output

@@ -134,7 +134,7 @@ def test_a_log_that_may_not_be_written_is_a_matter_of_permission_and_not_of_room
     run.log.write_text("")
     run.log.chmod(0o400)
     denied = pytest.raises(ResourceMissing, match=r"log\.txt: Permission denied")
-    with run.at_work(result=ResourceMissing), as_a_user(), denied as refused:
+    with run.at_work(keep_on=ResourceMissing), as_a_user(), denied as refused:
         log_a_line()
     assert "--runs" in refused.value.message
     assert "make room" not in refused.value.message
@@ -145,5 +145,5 @@ def test_a_full_disk_is_a_matter_of_room(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.log.symlink_to("/dev/full")
     full = pytest.raises(ResourceMissing, match=r"No space left on device; make room")
-    with run.at_work(result=ResourceMissing), full:
+    with run.at_work(keep_on=ResourceMissing), full:
         log_a_line()

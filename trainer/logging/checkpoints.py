@@ -1,4 +1,14 @@
-"""Checkpoints: everything with a state in one file, verified by a hash beside it, and checked before it is restored."""
+"""Checkpoints: everything with a state in one file, verified by a hash beside it, and checked before it is restored.
+
+A checkpoint holds (TrainState.state_dict) model, EMA, optimizer, scaler, early stopping and progress, and for each
+rank its loader's position and random states. A run resumes from last.pt, else from previous.pt, if
+1. the file fits its SHA-256 (here),
+2. every option that makes a run what it is has the same value (RunDirectory.begin; `identity` in trainer.options),
+3. so have device type, precision, number of ranks and the SHA-256 of the shards' manifest (RunDirectory.begin),
+4. the loader's order is the same (loaders.sampler), and
+5. all shapes, dtypes and counters fit (require_like; TrainState.load_state_dict).
+Anything else is CannotResume, exit code 5, naming what differs.
+"""
 
 import hashlib
 import io
@@ -33,7 +43,7 @@ def save_checkpoint(path: Path, state: dict[str, Any], keep_as: Path | None = No
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; nothing in it is executed.
 
-    Raises CannotResume where it is missing, not the file its hash is of, or holds anything but
+    Raises CannotResume where it is missing, its SHA-256 differs from the recorded one, or it holds anything but
     tensors and plain values.
     """
     recorded = hash_file(path)
@@ -114,7 +124,7 @@ def require_like(found: Any, own: Any, name: str) -> None:
     """Raise ValueError naming the first thing in `found` that is not of the form of `own`.
 
     A dict has the same keys, a list the same length, a tensor the same shape and type and, but for bytes,
-    finite numbers; a count lies in 0..2^53, and no number is NaN. None stands for itself.
+    finite numbers; a count lies in 0..2^53, and no number is NaN. None matches only None.
     """
     if isinstance(own, Tensor):
         require_tensor(found, own.shape, own.dtype, name)

@@ -52,7 +52,7 @@ def bce(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
 def focal(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Return -(w y (1-p)^2 ln p + (1-y) p^2 ln(1-p)): Lin et al., Focal Loss, arXiv:1708.02002, gamma 2.
 
-    Their alpha is the pos weight's place.
+    `weights` takes the place of their alpha.
     """
     chance, against = torch.sigmoid(logits), torch.sigmoid(-logits)
     positive = weights * labels * against**FOCAL_GAMMA * F.logsigmoid(logits)
