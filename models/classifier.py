@@ -35,8 +35,9 @@ class Arch:
     """The submodules between the rest of the backbone and the head, in the order they are called."""
 
     pooling: tuple[str | nn.Module, ...] = ()
-    """Between the last stage and the head, without parameters: submodules by name, or modules for what the
-    network does itself. Last stage, pooling and head in sequence end the network's forward pass."""
+    """Parameter-free steps between the last stage and the head: the name of a submodule, or a module that repeats
+    what the network's forward() does inline, such as flattening. Last stage, pooling and head in sequence are the end
+    of the forward pass."""
 
     heatmap_layers: tuple[str, ...] = ()
     """The submodules whose outputs, [N, C, H, W] or [N, 1 + H * W, C], heat maps are computed from, in the

@@ -1,7 +1,13 @@
 """The registry of architectures: each registers itself under its name.
 
-To add one, write a module beside resnet50.py with a registered function, import it in models/__init__.py, and add
-its name to ARCHS in trainer/options.py, which imports no torch (a test holds the two equal).
+To add one, write a module beside resnet50.py,
+
+    @register(head="fc", last_stage=("layer4",))
+    def my_arch(findings: int, size: int) -> nn.Module:
+        ...
+
+import it in models/__init__.py, and add its name to ARCHS in trainer/options.py, which imports no torch (a test holds
+the two equal). `models.classifier.Arch` describes the fields; only head and last_stage are required.
 """
 
 from collections.abc import Callable

@@ -17,7 +17,7 @@ from shards.documents import read_bytes
 from shards.errors import BadData
 
 VERSION = "v1.2"
-# What ends an archive lies behind its last member.
+# A tar ends with two zero blocks, which no member may reach into.
 _END = 2 * tarfile.BLOCKSIZE
 
 

@@ -50,7 +50,8 @@ class TrainConfig:
     """One run. The fields' metadata holds each option's type, unit and help text.
 
     To add an option, add a field here and use it: the command line, CXRAPID_NAME, --config files, config.json and
-    --dry-run follow. Older runs resume if it has its default. Checks of two options together are in __post_init__.
+    --dry-run follow. A run from before it resumes as long as it has
+    its default. Checks of two options together are in __post_init__.
     """
 
     arch: str = _option("resnet50", ARCHS, "Architecture.")
@@ -139,9 +140,13 @@ class TrainConfig:
         "auto", _SWITCH, "torch.compile; auto: on a GPU. If compiling fails, the run prints that and continues without."
     )
     device: str = _option(
-        "auto", str, "auto: the first GPU if there is one; with torchrun each rank's own.", DEVICE_CHOICES
+        "auto",
+        str,
+        "auto: the first GPU if there is one; with torchrun each rank's own.",
+        DEVICE_CHOICES,
+        identity=False,
     )
-    seed: int = _option(0, SEED, "Of weights, order, flips and dropout.", "N")
+    seed: int = _option(0, SEED, "Of weights, order, flips, augmentation and dropout.", "N")
     threads: int = _option(
         0, click.IntRange(0, 1024), "Decoding threads; 0: the loader's own choice.", "N", identity=False
     )
@@ -173,7 +178,7 @@ class TrainConfig:
             raise click.UsageError("--cache on keeps what a frozen part makes; add --freeze partial or backbone")
         if self.sweep:
             self._check_sweep()
-        for name in self.mirrors:
+        for name in self.extra_loggers:
             if name not in LOGGERS:
                 raise click.UsageError(f"--log-to knows {', '.join(LOGGERS)} and none, not {name!r}")
 
@@ -197,7 +202,7 @@ class TrainConfig:
         return parse_sweep(self.sweep) if self.sweep else []
 
     @property
-    def mirrors(self) -> list[str]:
+    def extra_loggers(self) -> list[str]:
         """The names in `log_to`."""
         return [name for name in self.log_to.replace(" ", "").split(",") if name not in ("", "none")]
 

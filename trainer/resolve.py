@@ -8,8 +8,9 @@
 --loader     resident if the decoded split takes at most 0.4 of that memory, else dali; dataloader where DALI is not
              installed (loaders.choose_loader)
 
-A cached run reads its images once: its loader stays `auto`, and is dali or dataloader. On resume, cache and
-loader are those that config.json stores (restore_auto), and device type and precision must be equal.
+With cached features the images are read only once: config.json keeps loader auto, and that pass uses dali, or
+dataloader where DALI is not installed. On resume a cache or loader of auto takes the value in config.json
+(restore_auto), and a run on another device type or in another precision is refused.
 """
 
 import dataclasses

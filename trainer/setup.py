@@ -89,7 +89,7 @@ def build(context: RunContext, start: Start) -> TrainState:
             state.load_state_dict(start.saved)
     run.truncate_metrics(state.progress.epoch, state.progress.step)
     if dist.is_rank_zero:
-        state.loggers = open_loggers(config.mirrors, run.path, config.to_json(), state.progress.step)
+        state.loggers = open_loggers(config.extra_loggers, run.path, config.to_json(), state.progress.step)
     trainable, total = parameter_counts(start.model)
     ranks = f" on each of {dist.size} ranks" if dist.size > 1 else ""
     log.info(

@@ -2,9 +2,10 @@
 
 The training loop (trainer.loop) looks at the signal after each optimizer step, all batches of its gradient
 accumulation included, and then saves a checkpoint. Validation, decoding, caching and downloads are abandoned at
-once, on several ranks between two batches; before the first step there is nothing to save. The exit code is 143
-for SIGTERM and 130 for SIGINT. A repeat within 3 s is the same request; a later one restores the handlers of before
-and is raised again, so that the process ends without saving and the last checkpoint stands.
+once, with several ranks at the next batch; what was trained since the last checkpoint is saved, and before the first
+step there is nothing to save. The exit code is 143 for SIGTERM and 130 for SIGINT. A repeat within 3 s is ignored; a
+later one restores the previous handlers and is raised again: the process ends without saving, and the last checkpoint
+stands.
 """
 
 import itertools

@@ -262,3 +262,10 @@ def test_a_run_older_than_an_option_resumes_where_that_has_its_default(
     assert "label_smoothing was 0.0, is now 0.1" in refused.stderr
     resumed = train(phantom_shards, run.path.parent, run.name, **OPTIONS)
     assert resumed.exit_code == 0, resumed.output
+
+
+def test_a_run_resumes_on_its_device_by_another_name(phantom_shards: ShardFolder, run: RunDirectory) -> None:
+    assert run.read_config()["device"] == "auto"
+    device = run.read_environment()["device_type"]
+    resumed = train(phantom_shards, run.path.parent, run.name, **OPTIONS, device=device)
+    assert resumed.exit_code == 0, resumed.output

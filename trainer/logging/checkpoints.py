@@ -3,8 +3,10 @@
 A checkpoint holds (TrainState.state_dict) model, EMA, optimizer, scaler, early stopping and progress, and for each
 rank its loader's position and random states. A run resumes from last.pt, else from previous.pt, if
 1. the file fits its SHA-256 (here),
-2. every option that makes a run what it is has the same value (RunDirectory.begin; `identity` in trainer.options),
-3. so have device type, precision, number of ranks and the SHA-256 of the shards' manifest (RunDirectory.begin),
+2. every option has the same value (RunDirectory.begin), but for those that change nothing of the weights: --shards,
+   --runs, --name, --device, --threads, --log-every, --log-to, --checkpoint-every and --checkpoint-steps (`identity` in
+   trainer.options),
+3. device type, precision, number of ranks and the SHA-256 of the shards' manifest are the same (RunDirectory.begin),
 4. the loader's order is the same (loaders.sampler), and
 5. all shapes, dtypes and counters fit (require_like; TrainState.load_state_dict).
 Anything else is CannotResume, exit code 5, naming what differs.
@@ -111,7 +113,7 @@ class CheckpointTimer:
         self._took = took
 
     def is_worthwhile(self) -> bool:
-        """Return whether saving now, and so on, takes at most a tenth of the time."""
+        """Return whether saving at this interval takes at most a tenth of the run's time."""
         return _SHARE_OF_TIME * (time.monotonic() - self._begun) >= self._took
 
     def is_due(self, step: int) -> bool:
