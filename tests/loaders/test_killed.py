@@ -16,7 +16,7 @@ from tests.ranks import start_ranks
 SCRIPT = Path(__file__).with_name("stepwise.py")
 LOADERS = ["dali", "resident", "dataloader", "webdataset"]
 IN_COMMON_ORDER = LOADERS[:-1]
-TIMEOUT = 120
+TIMEOUT = 300
 
 
 def start(shards: ShardFolder, out: Path, ranks: int) -> "subprocess.Popen[str]":

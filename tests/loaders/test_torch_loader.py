@@ -150,7 +150,7 @@ def test_a_process_that_never_closes_its_loader_ends_cleanly(phantom_shards: Sha
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "8\n", "")
 

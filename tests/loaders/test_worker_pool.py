@@ -31,7 +31,7 @@ def run(*arguments: object, before: tuple[str, ...] = ()) -> "subprocess.Complet
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 

@@ -16,7 +16,7 @@ from shards.folder import ShardFolder
 from tests.serving import Server, serving, waits
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT = 120
+TIMEOUT = 300
 AT_ONCE = 30  # seconds: half of what a silent server is given
 TAR = "val-00000.tar"
 BODY = "HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n"

@@ -15,7 +15,7 @@ from scripts.make_shards import main
 from shards.folder import open_shards
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT = 120
+TIMEOUT = 300
 Run = Callable[..., Result]
 
 

@@ -17,7 +17,7 @@ from shards.folder import ShardFolder
 from trainer.__main__ import main as train
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT = 120
+TIMEOUT = 300
 TAR = "train-00001.tar"
 
 

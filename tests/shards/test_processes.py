@@ -10,7 +10,7 @@ from shards.errors import ResourceMissing
 from shards.processes import map_in_processes
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT = 120
+TIMEOUT = 300
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 9])

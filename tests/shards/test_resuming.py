@@ -23,7 +23,7 @@ from shards.packing.planning import SplitRecipe, make_plan
 from shards.pixels import PixelRecipe
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT = 120
+TIMEOUT = 300
 MakeTree = Callable[..., Path]
 Png = Callable[..., bytes]
 NAMES = [f"{1 + n // 2:08d}_{n % 2:03d}.png" for n in range(36)]

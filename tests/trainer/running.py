@@ -20,7 +20,7 @@ from trainer.__main__ import main
 from trainer.step import Step
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT = 120
+TIMEOUT = 300
 
 
 def command(folder: ShardFolder, runs: Path, run: str, **changes: Any) -> list[str]:

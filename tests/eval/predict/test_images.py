@@ -66,7 +66,7 @@ def test_a_strip_of_sixty_thousand_pixels_costs_no_memory(tmp_path: Path) -> Non
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
         preexec_fn=bounded,
     )

@@ -64,7 +64,7 @@ def look(html: Path, width: int, profile: Path) -> tuple[dict[str, Any], str]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=300,
     )
     found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found, done.stderr
