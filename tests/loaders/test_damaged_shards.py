@@ -75,6 +75,21 @@ def test_a_label_that_is_not_that_of_entries_csv_is_named(name: str, copy: Path)
     assert "in the shard and" in caught.value.message
 
 
+@pytest.mark.parametrize("name", READING[:-1])
+def test_an_image_that_is_not_the_packed_one_is_named_before_it_is_decoded(name: str, copy: Path) -> None:
+    tar = copy / "train-00001.tar"
+    _, place, _, member, *_ = tar.with_suffix(".idx").read_text().splitlines()[1].split()
+    data = bytearray(tar.read_bytes())
+    data[int(place) + 15] ^= 1  # the density that its header claims, which decides no pixel
+    tar.write_bytes(data)
+    sign_again(copy, tar)
+    spec = LoaderSpec(open_shards(copy), "train", 8, torch.device("cpu"), training=True)
+    with make_loader(name, spec) as loader, pytest.raises(BadData) as caught:
+        list(loader)
+    sample = member.removesuffix(".jpg")
+    assert caught.value.message == f"{tar}, sample {sample} does not hold the image that was packed; pack again"
+
+
 def first_label(idx: Path) -> tuple[int, str]:
     """Return where the first label of a shard's first sample lies, and the sample's key."""
     fields = idx.read_text().splitlines()[1].split()

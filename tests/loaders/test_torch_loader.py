@@ -3,6 +3,7 @@
 WorkerPool take seconds to start, so the tests share a loader where they can.
 """
 
+import dataclasses
 import multiprocessing
 import os
 import shutil
@@ -14,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from loaders import Batch, Loader, LoaderSpec, make_loader
 from shards.errors import BadData, ResourceMissing
+from shards.files import sha256_of
 from shards.findings import FINDINGS
 from shards.folder import ShardFolder, SplitReader, open_shards
+from shards.manifest import NAME, read_manifest
 from shards.packing import pack
 from shards.packing.planning import SplitRecipe, make_plan
 from shards.pixels import PixelRecipe, decode_sample
@@ -125,6 +129,11 @@ def test_an_image_that_does_not_decode_is_named_and_no_worker_is_left(
     with (copy / "train-00000.tar").open("r+b") as tar:
         tar.seek(start)
         tar.write(bytes(64))
+    # As a folder from before entries.csv had them, without the CRC-32 that tells before anything decodes.
+    table = pd.read_csv(copy / "entries.csv", dtype=str, keep_default_na=False).drop(columns="packed_crc32")
+    table.to_csv(copy / "entries.csv", index=False)
+    manifest = dataclasses.replace(read_manifest(copy), entries_sha256=sha256_of(copy / "entries.csv"))
+    (copy / NAME).write_text(manifest.to_json())
     before = set(multiprocessing.active_children())
     with open_loader(open_shards(copy)) as loader:
         with pytest.raises(BadData) as caught:

@@ -170,13 +170,13 @@ def test_without_a_box_in_the_split_there_is_nothing_to_localize(
         localize(model, phantom_shards, "val", phantom_shards.boxes)
 
 
-def test_an_image_that_does_not_decode_is_named(phantom_shards: ShardFolder, tmp_path) -> None:
+def test_an_image_that_is_not_the_packed_one_is_named(phantom_shards: ShardFolder, tmp_path) -> None:
     damaged = tmp_path / "shards"
     damaged.mkdir()
     for path in phantom_shards.path.iterdir():
         content = path.read_bytes()
         (damaged / path.name).write_bytes(content.replace(b"\xff\xd8\xff", b"\xff\xd9\xff"))
-    with pytest.raises(BadData, match=r"test-00000\.tar, sample \d{8}: image does not decode"):
+    with pytest.raises(BadData, match=r"test-00000\.tar, sample \d{8} does not hold the image that was packed"):
         ImageReader(open_shards(damaged)).read(phantom_shards.rows("test")[:1])
 
 
