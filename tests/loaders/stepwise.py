@@ -54,7 +54,9 @@ def main(shards: Path, out: Path, names: list[str]) -> None:
             states = {name: loader.state_dict() for name, loader in loaders.items()}
             atomic_write_text(progress, json.dumps({"seen": seen, "states": states}))
             done += 1
-            print(f"rank {rank} batch {done}", flush=True)
+            # In one write: print() of a process with -u writes its line break separately, and ranks share a pipe.
+            sys.stdout.write(f"rank {rank} batch {done}\n")
+            sys.stdout.flush()
             if world_size > 1:
                 torch.distributed.barrier()
     for loader in loaders.values():
