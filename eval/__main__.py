@@ -71,7 +71,7 @@ class _Metrics(TypedDict):
     "--calibration",
     type=click.Choice(CALIBRATIONS),
     default="platt",
-    help="Fitted per finding on val, for the probabilities shown; decisions and rankings never use it.",
+    help="Fitted per finding on val, for scripts/predict.py and calibrated Brier and ECE; decisions never use it.",
 )
 @resamples_option(besides=" Localization always uses 1,000.")
 @seed_option("the resamples")

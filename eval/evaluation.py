@@ -96,29 +96,28 @@ class Evaluation:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """One sentence for each thing left out or wrong, the gravest first; to be printed.
-
-        One sentence sums up the warnings of the subgroups.
-        """
+        """One sentence for each thing left out or wrong, the gravest first; one sums up those of the subgroups."""
         found = []
         if self.on_other_shards:
             found.append(
                 f"Trained on other shards than these: {', '.join(self.on_other_shards)}. Val and test here "
-                "may hold patients of that train split, on whom any model is too good."
+                "may hold patients of that train split, so scores may be too high."
             )
         rows = self.predictions[self.split].rows
         seen = int(np.isin(rows, self.predictions[FITTED_ON].rows).sum())
         if seen:
             which = "these very images" if seen == len(rows) else f"{seen:,} of these {len(rows):,} images"
             found.append(
-                f"Thresholds and calibration were fitted on {which}, which are of {FITTED_ON}: what depends "
-                "on them is too good."
+                f"Thresholds and calibration were fitted on {which}, which are of {FITTED_ON}: scores that "
+                "depend on them are too high."
             )
         for each in (self.scores, self.operating_point.calibration, self.resampled):
             found += () if each is None else each.warnings
         if self.subgroups is not None and self.subgroups.warnings:
             attributes = ", ".join(warning.partition(":")[0] for warning in self.subgroups.warnings)
-            found.append(f"Groups of too few patients are left out of the subgroups by {attributes}.")
+            found.append(
+                f"Scores of findings that are too rare in a group are left out of the subgroups by {attributes}."
+            )
         if self.explanation.localization is not None:
             found += self.explanation.localization.warnings
         return tuple(found)

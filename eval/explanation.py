@@ -54,8 +54,8 @@ def explain(evaluation: Evaluation, scored_run: ScoredRun, options: HeatmapOptio
     gallery of other weights, images or thresholds is removed even if none is made: its captions would
     contradict the scores.
 
-    Raises BadData for a list of boxes that has none of these images, and for an image that does not
-    decode; ResourceMissing where torch is not installed or the device has too little memory.
+    Raises BadData for a list of boxes that has none of these images, and for an image that is not
+    the packed one; ResourceMissing where torch is not installed or the device has too little memory.
     """
     scored, point = evaluation.predictions[evaluation.split], evaluation.operating_point
     folder, shards = evaluation.folder / FOLDER, scored_run.shards

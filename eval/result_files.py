@@ -13,7 +13,7 @@ from shards.documents import read_json
 from shards.errors import BadData, ResourceMissing
 from shards.files import atomic_write_text, sha256_of
 
-# Goes up when the same key gives other numbers, or the files get another form.
+# Goes up when the same key gives other numbers; that invalidates stored predictions, too.
 _FORMAT = 1
 
 

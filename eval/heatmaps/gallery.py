@@ -73,7 +73,7 @@ def gallery(
         seed: of the choice.
 
     Raises:
-        BadData: an image does not decode.
+        BadData: an image is not the packed one, or does not decode.
     """
     import torch
 
@@ -137,8 +137,9 @@ class _Saved(TypedDict):
 def save_gallery(folder: Path, key: CacheKey, maps: Iterable[HeatMap]) -> None:
     """Write the pictures as NUMBER_KIND_FINDING.png and, last, their record gallery.json.
 
-    Pictures of an earlier gallery are removed. Raises ResourceMissing from the disk.
+    Removes an earlier gallery first. Raises ResourceMissing from the disk.
     """
+    remove(folder, [_RECORD, "*.png"])
     records = []
     for number, shown in enumerate(maps, start=1):
         name = f"{number:02d}_{shown.kind}_{shown.finding}.png".replace(" ", "_")
@@ -147,10 +148,6 @@ def save_gallery(folder: Path, key: CacheKey, maps: Iterable[HeatMap]) -> None:
         about = {field: value for field, value in vars(shown).items() if field != "png"}
         records.append({"file": name, "sha256": hashlib.sha256(shown.png).hexdigest(), **about})
     write_record(folder / _RECORD, key, maps=records)
-    named = {record["file"] for record in records}
-    for left in folder.glob("*.png"):
-        if left.name not in named:
-            left.unlink()
 
 
 def load_gallery(folder: Path, key: CacheKey) -> tuple[HeatMap, ...] | None:

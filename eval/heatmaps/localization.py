@@ -160,7 +160,7 @@ def localize(
         seed: of the resamples; the same seed and patients, the same resamples.
 
     Raises:
-        BadData: no box is of these images, or an image does not decode.
+        BadData: no box is of these images, or an image is not the packed one, or does not decode.
     """
     import torch
 

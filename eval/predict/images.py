@@ -40,7 +40,7 @@ class ImageReader:
         self._readers: dict[str, SplitReader] = {}
 
     def read(self, rows: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
-        """Return uint8 [len(rows), 1, size, size]; BadData naming an image that does not decode."""
+        """Return uint8 [len(rows), 1, size, size]; BadData naming an image that is not the packed one, or no image."""
         splits = self.shards.entries.loc[rows]["split"]
         pixels = [self._decode(str(split), int(row)) for row, split in zip(rows, splits, strict=True)]
         size = self.shards.manifest.size

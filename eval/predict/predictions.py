@@ -91,19 +91,21 @@ class Predictions:
         return cls(rows.astype(np.int32), labels.astype(np.uint8), probabilities.astype(np.float32), patients)
 
 
-def find_stored(folder: Path, key: CacheKey, shards: ShardFolder, first: Path | None = None) -> Predictions | None:
-    """Return the predictions of this key under `folder`/*/; None where there are none.
+def find_stored(
+    folder: Path, key: CacheKey, shards: ShardFolder, first: Path | None = None
+) -> tuple[Path, Predictions] | None:
+    """Return a CSV under `folder`/*/ and the predictions of this key in it; None where there is none.
 
     Tries `first` before all others. Skips files that changed, and files that hold no such predictions whatever their
     record says.
     """
-    for path in sorted(_valid(folder, key), key=lambda path: path != first):
+    for path in _valid(folder, key, first):
         try:
             found = Predictions.from_csv(path, shards)
         except BadData:
             continue
         if np.array_equal(found.rows, shards.rows(key.options["split"])):
-            return found
+            return path, found
     return None
 
 
@@ -116,8 +118,9 @@ def forget_stored(folder: Path, key: CacheKey) -> None:
         remove(path.parent, [path.with_suffix(".json").name])
 
 
-def _valid(folder: Path, key: CacheKey) -> Iterator[Path]:
-    """Yield the CSVs of predictions of this key, in the order of names."""
-    for record in sorted(folder.glob("*/*predictions.json")):
-        if is_valid(record.with_suffix(".csv"), key):
-            yield record.with_suffix(".csv")
+def _valid(folder: Path, key: CacheKey, first: Path | None = None) -> Iterator[Path]:
+    """Yield the CSVs of predictions of this key: `first`, then in the order of names."""
+    paths = sorted(record.with_suffix(".csv") for record in folder.glob("*/*predictions.json"))
+    for path in sorted(paths, key=lambda path: path != first):
+        if is_valid(path, key):
+            yield path

@@ -12,7 +12,7 @@ from eval.operating_point import read_operating_point
 from eval.options import PredictOptions
 from eval.predict.predictions import Predictions, find_stored, forget_stored
 from eval.predict.selection import SCORED, Selection
-from eval.result_files import CacheKey, is_valid, write_csv
+from eval.result_files import CacheKey, write_csv
 from shards.errors import BadData, ResourceMissing
 from shards.files import atomic_write_text
 from shards.folder import ShardFolder, open_shards
@@ -36,8 +36,8 @@ class ScoredRun:
     options: PredictOptions
     read_only: bool = False
     """Whether nothing of the run may change, except that missing predictions are stored."""
-    _predictions: dict[str, Predictions] = field(default_factory=dict, compare=False, repr=False)
-    """By split, those that this process has read or made."""
+    _predictions: dict[str, tuple[Path, Predictions]] = field(default_factory=dict, compare=False, repr=False)
+    """By split, those that this process has read or made, and the CSV that holds them."""
 
     @property
     def on_training_shards(self) -> bool:
@@ -71,16 +71,20 @@ class ScoredRun:
         the model runs, which imports torch. Errors are those of `eval.predict.inference.predict`, and ResourceMissing
         where torch is not installed.
         """
-        key, predictions = self.key(split=split, tta=self.options.tta), self._predictions.get(split)
-        if predictions is None and not self.options.force:
-            predictions = find_stored(self.run.evaluations, key, self.shards, path)
-        is_new = predictions is None
-        if predictions is None:
-            predictions = self._run_model(split)
+        key = self.key(split=split, tta=self.options.tta)
+        found = self._predictions.get(split)
+        if found is None and not self.options.force:
+            found = find_stored(self.run.evaluations, key, self.shards, path)
+        is_new = found is None
+        if found is None:
+            found = path, self._run_model(split)
             forget_stored(self.run.evaluations, key)
-        if is_new or not (self.read_only or is_valid(path, key)):
+        stored_at, predictions = found
+        # What was found elsewhere is not in `path`, whatever its record says: that was tried first.
+        if is_new or (stored_at != path and not self.read_only):
             write_csv(path, predictions.to_csv(self.shards), key)
-        self._predictions[split] = predictions
+            stored_at = path
+        self._predictions[split] = stored_at, predictions
         return predictions
 
     def key(self, **options: Any) -> CacheKey:

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from eval.evaluation import FITTED_ON, Evaluation
 from eval.report.html import Picture, read_picture
 from eval.report.page import render
@@ -19,6 +17,7 @@ from eval.report.plots import (
 )
 from eval.result_files import remove, write_json, write_table
 from eval.scores.bootstrap import LEVEL
+from eval.scores.metrics import plain_rows
 from eval.scores.subgroups import MACRO
 from eval.scores.thresholds import parse_rule
 from eval.training_log import TrainingLog, read_training_log
@@ -36,7 +35,7 @@ def metrics_record(evaluation: Evaluation) -> dict[str, Any]:
     intervals = None
     if resampled is not None and evaluation.intervals is not None:
         settings = {"level": LEVEL, "resamples": resampled.resamples, "seed": resampled.seed}
-        intervals = {**settings, "values": _by_index(evaluation.intervals)}
+        intervals = {**settings, "values": plain_rows(evaluation.intervals.to_dict("index"))}
     return {
         "run": evaluation.name,
         "runs": [run.name for run in evaluation.runs],
@@ -53,17 +52,9 @@ def metrics_record(evaluation: Evaluation) -> dict[str, Any]:
         "warnings": list(evaluation.warnings),
         "at_half": evaluation.at_half.to_json(),
         "intervals": intervals,
-        "calibration": None if evaluation.calibrated is None else _by_index(evaluation.calibrated),
+        "calibration": None if evaluation.calibrated is None else plain_rows(evaluation.calibrated.to_dict("index")),
         "subgroups": None if evaluation.subgroups is None else evaluation.subgroups.to_json(),
-        "localization": None if localization is None else _by_index(localization.table),
-    }
-
-
-def _by_index(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Return a frame as a dict of its rows by index, with None for NaN."""
-    return {
-        str(name): {str(key): None if pd.isna(value) else value for key, value in row.items()}
-        for name, row in frame.to_dict("index").items()
+        "localization": None if localization is None else plain_rows(localization.table.to_dict("index")),
     }
 
 

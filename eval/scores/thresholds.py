@@ -78,7 +78,9 @@ def parse_rule(text: str) -> Rule:
     if text == F1.name:
         return F1
     if text == "youden":
-        return Rule(text, "the greatest sensitivity + specificity - 1; the highest of equal ones", _best_youden)
+        return Rule(
+            text, "the greatest sensitivity + specificity - 1; of equal ones the highest threshold", _best_youden
+        )
     kind, _, number = text.partition("=")
     if kind not in _TARGETS:
         raise ValueError(f"unknown threshold rule {text!r}; there are {RULES}")
@@ -137,12 +139,15 @@ def _at_precision(target: float, points: OperatingPoints) -> float:
     return float(points.values[np.argmax(np.where(reached, points.true_positives, -1))])
 
 
-F1 = Rule("f1", "the exact maximum of F1; the highest of equal ones", _best_f1)
+F1 = Rule("f1", "the greatest F1; of equal ones the highest threshold", _best_f1)
 
 _TARGETS: dict[str, tuple[str, Callable[[float, OperatingPoints], float]]] = {
-    "sensitivity": ("the highest of sensitivity {} or more", _at_sensitivity),
-    "specificity": ("the lowest of specificity {} or more", _at_specificity),
-    "precision": ("the greatest sensitivity at precision {} or more; the highest of equal ones", _at_precision),
+    "sensitivity": ("the highest threshold with sensitivity {} or more", _at_sensitivity),
+    "specificity": ("the lowest threshold with specificity {} or more", _at_specificity),
+    "precision": (
+        "the greatest sensitivity with precision {} or more; of equal ones the highest threshold",
+        _at_precision,
+    ),
 }
 
 RULES = "f1, youden, sensitivity=S, specificity=S and precision=P, with S and P above 0 and at most 1"

@@ -78,7 +78,10 @@ def test_images_that_thresholds_were_fitted_on_are_told_of_whatever_the_list_is_
 def test_metrics_json_holds_every_warning(scored: Path) -> None:
     """Also what else than the scores leaves out."""
     warnings = written(scored / "small" / "eval" / "test")
-    assert any(line.startswith("Groups of too few patients are left out of the subgroups") for line in warnings)
+    assert any(
+        line.startswith("Scores of findings that are too rare in a group are left out of the subgroups")
+        for line in warnings
+    )
     assert not any(line.startswith("Thresholds and calibration") for line in warnings)
 
 

@@ -221,6 +221,20 @@ def test_stored_predictions_that_cannot_be_are_made_anew(changeable: Path, fault
     assert path.read_bytes() == before
 
 
+def test_stored_predictions_that_cannot_be_are_replaced_by_a_good_copy(changeable: Path) -> None:
+    path = changeable / "small" / "eval" / "test" / "predictions.csv"
+    before = path.read_bytes()
+    other = path.parents[1] / "elsewhere" / path.name
+    other.parent.mkdir()
+    for each in (path, path.with_suffix(".json")):
+        shutil.copy(each, other.parent)
+    path.write_bytes(PREDICTIONS_FAULTS["rows left out"](pd.read_csv(path)))
+    note = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps({**note, "csv_sha256": sha256_of(path)}))
+    succeed("small", "--runs", changeable, *NUMBERS)
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("text", ["", "[]", DEEP, '{"csv_sha256": []}', "\udcff"])
 def test_a_damaged_note_of_predictions_has_them_made_anew(changeable: Path, text: str) -> None:
     path = changeable / "small" / "eval" / "test" / "predictions.json"

@@ -78,7 +78,9 @@ def test_stored_predictions_are_found_by_their_key_alone(
     write_csv(tmp_path / "anywhere" / "val_predictions.csv", predictions.to_csv(phantom_shards), KEY)
     found = find_stored(tmp_path, KEY, phantom_shards)
     assert found is not None
-    expect_equal(found, predictions)
+    path, stored = found
+    assert path == tmp_path / "anywhere" / "val_predictions.csv"
+    expect_equal(stored, predictions)
     others = [{"weights_sha256": "c"}, {"manifest_sha256": "c"}]
     others += [{"options": {**KEY.options, **option}} for option in ({"split": "val"}, {"tta": True})]
     for changes in others:
