@@ -51,7 +51,7 @@ lock:
 	    --generate-hashes --no-emit-index-url --no-annotate --no-header --output-file requirements.lock
 
 $(READY): requirements.lock setup.cfg pyproject.toml
-	$(OPEN) $(PYTHON) -m venv .venv
+	$(OPEN) echo 'installing into .venv, which takes minutes the first time'; $(PYTHON) -m venv .venv
 	$(OPEN) $(BIN)/python $(PIP) --require-hashes --requirement requirements.lock
 	$(OPEN) $(BIN)/python $(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -83,9 +83,8 @@ def _epoch(record: dict[str, Any]) -> str:
                 "data wait": f"{one['data_wait']:.2%}",
                 "step p50, ms": f"{one['step_ms_p50']:,.0f}",
                 "p99, ms": f"{one['step_ms_p99']:,.0f}",
+                "peak memory, MiB": f"{one['memory_mib']:,.0f}",
             }
-            if "memory_mib" in one:  # results until 2026-11-23 have no figure of each
-                row["peak memory, MiB"] = f"{one['memory_mib']:,.0f}"
             for what, images in EPOCHS.items():
                 row[f"minutes, {what} ({images:,} images)"] = f"{one['epoch_seconds'][what] / 60:,.1f}"
             rows.append(row)

@@ -79,8 +79,6 @@ def _distort(images: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     cos, sin = torch.cos(angle) / (1 + scale), torch.sin(angle) / (1 + scale)
     across, along = coordinates[None, None, :], coordinates[None, :, None]
     grid = torch.stack([cos * across + (sin * along - 2 * right), cos * along - (sin * across + 2 * down)], dim=-1)
-    moved = F.grid_sample(images[:, None].float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)[
-        :, 0
-    ]
-    levels = moved.mul_(1 + contrast).add_(255 * brightness - 127.5 * contrast)
+    moved = F.grid_sample(images[:, None].float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    levels = moved[:, 0].mul_(1 + contrast).add_(255 * brightness - 127.5 * contrast)
     return levels.round_().clamp_(0, 255).to(torch.uint8)

@@ -77,11 +77,10 @@ class DaliLoader(Loader):
         if self._pipeline is None:
             decoder = choose_decoder(self._spec, self._reader)
             self._pipeline = decoding_pipeline(self._next_encoded, self._spec.batch_size, decoder, self._spec.device)
-        if self._in_flight and self._in_flight[0][:2] != (epoch, batch):
-            while self._in_flight:
-                self._pipeline.share_outputs()
-                self._pipeline.release_outputs()
-                self._in_flight.popleft()
+        while self._in_flight and self._in_flight[0][:2] != (epoch, batch):
+            self._pipeline.share_outputs()
+            self._pipeline.release_outputs()
+            self._in_flight.popleft()
         if not self._in_flight:
             self._ahead = self._sampler.iter_ahead()
         while len(self._in_flight) < PREFETCH:

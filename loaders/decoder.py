@@ -132,9 +132,9 @@ def decoding_pipeline(source: Any, batch_size: int, decoder: Decoder, device: to
     until their batch is out. With a CPU as device no driver is needed; the images come out where the
     decoder works.
     """
-    device_id = (
-        (torch.cuda.current_device() if device.index is None else device.index) if device.type == "cuda" else None
-    )
+    device_id = None
+    if device.type == "cuda":
+        device_id = torch.cuda.current_device() if device.index is None else device.index
     pipeline = Pipeline(batch_size, decoder.threads, device_id, prefetch_queue_depth=PREFETCH)
     options = {"hw_decoder_load": decoder.hardware_share} if decoder.device == "mixed" else {}
     with pipeline:

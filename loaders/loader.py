@@ -33,8 +33,9 @@ class Loader(ABC):
     training epoch early continues where it was left; evaluation starts anew.
 
     `state_dict()` between two batches, loaded into a loader of the same spec, continues with
-    the same bits. Loading it with another manifest, batch size, flip, seed or world size
-    raises CannotResume. Iterating raises BadData naming a sample that does not decode.
+    the same bits. Loading it with another manifest, split, batch size, flip, augmentation, seed
+    or world size, or in evaluation instead of training, raises CannotResume. Iterating raises
+    BadData naming a sample that is not the packed one, or does not decode.
     """
 
     samples: int

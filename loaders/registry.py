@@ -1,4 +1,4 @@
-"""The loaders by name, and the choice of `auto`; what may not be installed is imported when it is made."""
+"""The loaders by name, and the choice of `auto`; optional packages are imported when their loader is made."""
 
 import functools
 from collections.abc import Callable

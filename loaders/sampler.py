@@ -1,8 +1,8 @@
 """The order, flips and batches of every epoch: a pure function of (seed, epoch).
 
-The seed is `--seed` (trainer.resolve.loader_spec passes it on). All loaders follow this order but webdataset,
-which shuffles chunks and a buffer (loaders.web). A resume is exact: the state is two counters and the identity
-of the data.
+The seed is `--seed` (trainer.resolve.loader_spec passes it on). All loaders that read shards follow this order,
+except webdataset, which shuffles chunks and a buffer (loaders.web). A resume is exact: the state is two counters and
+the identity of the data.
 """
 
 from collections.abc import Iterator

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import webdataset
+from isal import isal_zlib
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
@@ -107,6 +108,8 @@ class ShardIterableDataset(IterableDataset[Decoded | click.ClickException]):
         extents = np.stack([offsets[:, 0, 0] - _TAR_BLOCK, offsets[:, 2, 0] + _TAR_BLOCK], 1)
         # Shared: a process gets a name instead of the values, so that the next can start at once.
         self._rows, self._labels, self._extents = _shared(rows), _shared(labels), _shared(extents)
+        crc32s = spec.shards.crc32s(spec.split)
+        self._crc32s = None if crc32s is None else _shared(crc32s)
         self._start = _shared(np.zeros(2, dtype=np.int64))
         self._buffer = max(CHUNK, BUFFER_BYTES * self.samples // max(1, sum(shard.bytes for shard in shards)))
 
@@ -170,10 +173,12 @@ class ShardIterableDataset(IterableDataset[Decoded | click.ClickException]):
             except (tarfile.TarError, ValueError) as error:
                 # Webdataset adds to the arguments of an error.
                 raise BadData(f"{tar} cannot be read: {error.args[0]}; pack again") from error
-            for row, labels in zip(self._rows[positions].tolist(), self._labels[positions].numpy(), strict=True):
-                yield self._verified(found.get(f"{row:08d}", {}), f"{tar}, sample {row:08d}", row, labels)
+            for position in positions.tolist():
+                row = int(self._rows[position])
+                yield self._verified(found.get(f"{row:08d}", {}), f"{tar}, sample {row:08d}", position)
 
-    def _verified(self, sample: dict[str, Any], name: str, row: int, labels: npt.NDArray[np.uint8]) -> dict[str, Any]:
+    def _verified(self, sample: dict[str, Any], name: str, position: int) -> dict[str, Any]:
+        row, labels = int(self._rows[position]), self._labels[position].numpy()
         missing = [member for member in self._members if member not in sample]
         if missing or len(sample["labels"]) != len(FINDINGS):
             raise BadData(f"{name} has no intact {', '.join(missing or ['labels'])}; pack again")
@@ -181,7 +186,10 @@ class ShardIterableDataset(IterableDataset[Decoded | click.ClickException]):
         if found != row:
             raise BadData(f"{name}: the shard holds row {found} there")
         check_labels(name, np.frombuffer(sample["labels"], np.uint8), labels)
-        return {"name": name, "row": row, "labels": labels, "image": sample[self._members[0]]}
+        image = sample[self._members[0]]
+        if self._crc32s is not None and isal_zlib.crc32(image) != int(self._crc32s[position]):
+            raise BadData(f"{name} does not hold the image that was packed; pack again")
+        return {"name": name, "row": row, "labels": labels, "image": image}
 
     def _decode(self, samples: list[dict[str, Any]]) -> Decoded:
         encoded = [np.frombuffer(sample["image"], np.uint8) for sample in samples]

@@ -2,12 +2,11 @@
 
 import contextlib
 import errno
-import math
+import itertools
 import os
 import resource
 import signal
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -62,7 +61,7 @@ class WorkerPool:
     Args:
         name: the loader's name, for messages.
         dataset: what each process gets a copy of. It yields `Decoded`, or a ClickException as the last item.
-        spec: the loader's. Its threads, else the cores, are the number of processes, at most one a batch.
+        spec: the loader's. Its threads, else the cores, are the number of processes, at most one per batch.
         sampler: the loader's.
         files: how many files each process opens.
         options: further options of DataLoader.
@@ -195,7 +194,7 @@ class WorkerPool:
         return None
 
 
-class _Watchdog(threading.Thread):
+class _Watchdog:
     """Calls `bite` when a `waiting` block takes longer than PATIENCE, until `over` is set.
 
     DataLoader's own timeout ends waiting for a message, not fetching the memory that it names: that asks
@@ -203,24 +202,25 @@ class _Watchdog(threading.Thread):
     """
 
     def __init__(self, bite: Callable[[], None]) -> None:
-        super().__init__(daemon=True)
         self._bite = bite
-        self._since = math.inf
+        self._looks: Iterator[int] | None = None
         self.over = threading.Event()
-        self.start()
+        threading.Thread(target=self._watch, daemon=True).start()
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        self._since = time.monotonic()
+        self._looks = itertools.count(1)  # a counter of its own, so that no wait inherits another's
         try:
             yield
         finally:
-            self._since = math.inf
+            self._looks = None
 
-    def run(self) -> None:
+    def _watch(self) -> None:
+        # Looks are counted, not seconds: a run that was stopped (Ctrl-Z, a scheduler) waited for nothing meanwhile.
         while not self.over.wait(_LOOK):
-            if time.monotonic() - self._since > PATIENCE:
-                self._since = math.inf
+            looks = self._looks
+            if looks is not None and next(looks) * _LOOK > PATIENCE:
+                self._looks = None
                 self._bite()
 
 

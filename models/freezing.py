@@ -42,7 +42,7 @@ def feature_extractor(model: Classifier, how: str) -> Callable[[Tensor], Tensor]
     With `backbone` it gives features [N, F]; with `partial` the input of the last stage: maps [N, C, H, W],
     channels-last, or tokens [N, tokens, F]. Arguments and errors are those of `trainable_head`.
     """
-    trainable_head(model, how)  # only for its check
+    trainable_head(model, how)  # raises where the model is not frozen like this
     first = model.head if how == "backbone" else model.last_stage[0]
 
     @torch.no_grad()

@@ -64,7 +64,7 @@ def create_model(name: str, *, findings: int = 14, size: int = 224) -> Classifie
 
     Args:
         name: one of `list_models()`; another raises UnknownArch.
-        findings: the number of logits, at least 1.
+        findings: the number of logits; ValueError below 1.
         size: height and width of the images in pixels; ValueError where the arch cannot take it.
     """
     arch = get_arch(name)

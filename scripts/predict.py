@@ -78,10 +78,10 @@ def _predict(run: RunDirectory, images: tuple[Path, ...], folder: Path | None, d
     for number, path in enumerate(images):
         echo(f"{path}\n  {'finding':20} probability  threshold")
         rows = zip(FINDINGS, decisions.shown[number], decisions.thresholds, decisions.positive[number], strict=True)
-        said = record[str(path)] = {}
+        decided = record[str(path)] = {}
         for finding, probability, threshold, positive in rows:
             echo(f"  {finding:20} {probability:11.3f}  {threshold:9.3f}{'  positive' if positive else ''}")
-            said[finding] = {"probability": float(probability), "positive": bool(positive)}
+            decided[finding] = {"probability": float(probability), "positive": bool(positive)}
         columns = np.flatnonzero(decisions.positive[number]).tolist()
         if folder is not None and columns:
             maps = heatmaps(model, given[number : number + 1], columns)[0].cpu().numpy()

@@ -78,7 +78,8 @@ class Command(click.Command):
 
     Beside the codes of `shards.errors`: 2 for a path that this locale has no characters for; 3 for a file that is
     missing; 4 for one that may not be read or written, for output that cannot be written and for memory; 130 for
-    Ctrl-C; 141 where nobody reads stdout or stderr any more, unless the command `outlives_reader`: then it continues.
+    Ctrl-C; 141 where nobody reads stdout or stderr any more, unless the command `outlives_reader`: then it
+    continues without output.
     """
 
     def __init__(self, *args: Any, outlives_reader: bool = False, **kwargs: Any) -> None:

@@ -21,19 +21,16 @@ from shards.csv_tables import largest_table
 from shards.errors import BadData, CannotResume, ResourceMissing
 from shards.files import PARTIAL, atomic_write, atomic_write_text, exclusive_lock, sha256_of
 from shards.folder import ENTRIES, REJECTS
-from shards.manifest import NAME, Manifest, parse_manifest, read_manifest
+from shards.index import largest_index
+from shards.manifest import LARGEST, NAME, Manifest, parse_manifest, read_manifest
 from shards.remote import RemoteFolder, open_remote
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_MAX_MANIFEST_BYTES = 4 * 2**20
-"""That of 14,000 shards, at 290 bytes each; all of NIH's has 32 KB."""
 _MAX_ROWS = 2**20
 """Rows of a table, so that made-up counts come to 1 GiB at most. In packed phantoms a row of entries.csv has 150 bytes,
 of rejects.csv 120, of boxes.csv 50, of which an image may have several."""
-_IDX_SAMPLE_BYTES = 256
-"""Bytes of a sample in an .idx: three members, whose offsets have 19 digits at most, come to 190."""
 _MAX_BACKOFF = 60.0  # seconds between two tries
 _MAX_TIMEOUT = 86400  # seconds
 _CLEANUP_TIMEOUT = 3.0  # in which a transfer that is broken off removes its temporary files
@@ -120,7 +117,7 @@ class _Transfer:
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, _MAX_BACKOFF)
         raise ResourceMissing(
-            f"cannot fetch {file.name} from {self.url}: {cause}; the files that are finished are kept, and "
+            f"cannot fetch {file.name} from {self.url}: {cause}; the finished files are kept: "
             "run the same command to continue"
         )
 
@@ -146,7 +143,7 @@ class _Transfer:
 
 async def _fetch_folder(transfer: _Transfer, dest: Path, jobs: int) -> Fetched:
     text = io.BytesIO()  # not into the shard folder, where it comes last
-    await transfer.copy(_File(NAME, "", _MAX_MANIFEST_BYTES), text)
+    await transfer.copy(_File(NAME, "", LARGEST), text)
     manifest = parse_manifest(text.getvalue(), f"{transfer.url}/{NAME}")
     files = _files(manifest)
     with exclusive_lock(dest):
@@ -169,7 +166,7 @@ def _files(manifest: Manifest) -> list[_File]:
     for shard in manifest.shards:
         idx = Path(shard.name).with_suffix(".idx").name
         # An index is smaller than its tar, whatever the manifest says that both hold.
-        files.append(_File(idx, shard.idx_sha256, min(_IDX_SAMPLE_BYTES * (shard.samples + 1), shard.bytes)))
+        files.append(_File(idx, shard.idx_sha256, min(largest_index(shard.samples), shard.bytes)))
         files.append(_File(shard.name, shard.sha256, shard.bytes))
     return files
 

@@ -68,6 +68,13 @@ class ShardFolder:
         entries = self.entries
         return entries.loc[entries["split"] == split, list(FINDINGS)].to_numpy(dtype=np.uint8)
 
+    def crc32s(self, split: str) -> npt.NDArray[np.int64] | None:
+        """Return int64 [samples]: the CRC-32 of each image of a split; None where entries.csv has none."""
+        entries = self.entries
+        if PACKED_CRC32 not in entries:
+            return None
+        return entries.loc[entries["split"] == split, PACKED_CRC32].to_numpy(dtype=np.int64)
+
 
 def read_packed(path: Path, sha256: str, rows: int) -> bytes:
     """Return the bytes of a table of at most so many rows; BadData where it is not the one of this hash."""
@@ -145,9 +152,10 @@ class SplitReader:
     """Random access to the samples of one split.
 
     Position p is the p-th sample of the split in row order. Reading touches only the bytes of that sample, so any
-    order costs the same once the shards are in the page cache. When a sample is read first, its row, its labels and
-    the CRC-32 of its image are compared with entries.csv: what is not the packed image reaches no decoder, and DALI's
-    may crash on it. That takes 3 of the 170 microseconds in which an image is decoded. The shards stay open as long as
+    order costs the same once the shards are in the page cache. When a sample is read first, its row, its labels and,
+    where entries.csv has it, the CRC-32 of its image are compared with entries.csv. So only the packed image reaches a
+    decoder; DALI's may crash on anything else. The CRC-32 takes 3 of the 170 microseconds in which an image is decoded.
+    The shards stay open as long as
     the reader. They are read, not memory-mapped: where a shard got shorter meanwhile, a read is short, but a touch of
     the mapped page ends the process with SIGBUS.
 
@@ -156,12 +164,10 @@ class SplitReader:
     """
 
     def __init__(self, folder: ShardFolder, split: str) -> None:
-        self.split = split
         self.rows = folder.rows(split)
         self.labels = folder.labels(split)
         """[samples, 14] in FINDINGS order, from entries.csv."""
-        entries = folder.entries[folder.entries["split"] == split]
-        self._crc32s = entries[PACKED_CRC32].to_numpy() if PACKED_CRC32 in entries else None
+        self._crc32s = folder.crc32s(split)
         shards = folder.manifest.shards_of(split)
         members = (folder.manifest.extension, "labels", "row")
         self._tars = [folder.path / shard.name for shard in shards]
@@ -169,7 +175,7 @@ class SplitReader:
         weakref.finalize(self, _close, self._files)
         for tar in self._tars:
             self._files.append(_open(tar))
-        places = [_read_places(tar, shard, members) for tar, shard in zip(self._tars, shards, strict=True)]
+        places = [_read_offsets(tar, shard, members) for tar, shard in zip(self._tars, shards, strict=True)]
         self._shard = np.repeat(np.arange(len(shards)), [len(place) for place in places])
         self._places = np.concatenate(places) if places else np.empty((0, 3, 2), dtype=np.int64)
         self._verified = np.zeros(len(self._places), dtype=np.bool_)
@@ -241,6 +247,7 @@ class SplitReader:
         if self._crc32s is not None:  # folders packed before entries.csv had them are read without
             sizes = self._places[positions, 0, 1].tolist()
             found = [isal_zlib.crc32(memoryview(whole)[:size]) for whole, size in zip(data, sizes, strict=True)]
+            # NumPy clears the vector registers that ISA-L leaves in use; see pixels.pixels_only.
             for place in (np.array(found) != self._crc32s[positions]).nonzero()[0]:
                 raise BadData(f"{self.name(positions[place])} does not hold the image that was packed; pack again")
         self._verified[positions] = True
@@ -255,7 +262,7 @@ def check_labels(name: str, stored: npt.NDArray[np.uint8], expected: npt.NDArray
         )
 
 
-def _read_places(tar: Path, shard: ShardRecord, members: tuple[str, str, str]) -> npt.NDArray[np.int64]:
+def _read_offsets(tar: Path, shard: ShardRecord, members: tuple[str, str, str]) -> npt.NDArray[np.int64]:
     # Of image, labels and row, which follow each other within the shard; the last two have a fixed size.
     idx = tar.with_suffix(".idx")
     places = read_index(idx, members)

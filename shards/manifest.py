@@ -82,7 +82,7 @@ class Manifest:
     """Of the train pixels before encoding, 0..255."""
     std: _Gray
     psnr: float | None
-    """Mean of the encoding in dB, over the rows that 16 divides; None for png and where no such row was packed."""
+    """Mean PSNR of the encoding in dB, over the rows that 16 divides; None for png and where no such row was packed."""
     pillow: _Name
     """Version of Pillow, which decoded, resized and encoded."""
     splits: dict[str, SplitRecord]
@@ -139,7 +139,7 @@ class _Recipe:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check `folder/manifest.json`; raise BadData naming what is wrong with it."""
+    """Read and check `folder/manifest.json`; raise BadData naming what is wrong, ResourceMissing if unreadable."""
     path = folder / NAME
     if not path.is_file():
         raise BadData(_no_shards(folder))

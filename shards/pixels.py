@@ -6,7 +6,7 @@ channels are equal, as they are.
 
 Inflating takes half of the time that NIH's files need. ISA-L does it in 1.9 ms, where the zlib in Pillow takes 4.5,
 but undoing PNG's row filters is better left to Pillow; so the inflated rows go to it as a stream of stored blocks,
-which costs a copy: 7.6 instead of 10.1 ms a file all in all.
+which costs a copy: 7.4 instead of 9.6 ms per file all in all.
 """
 
 import io
@@ -27,8 +27,8 @@ Encoding = Literal["jpeg", "png"]
 Filter = Literal["lanczos", "bicubic", "hamming", "bilinear", "box"]
 
 # Large images are first averaged over whole blocks of pixels, down to no less than 1.5 times the target, and only
-# then filtered. On NIH's files at 224 pixels that takes 1.0 ms instead of Lanczos' 4.2, from which it differs by
-# 49.7 dB PSNR: less than JPEG 95 does from its input (47.3 dB). With a gap of 2 it would be 1.7 ms and 54.0 dB
+# then filtered. On NIH's files at 224 pixels that takes 0.9 ms instead of Lanczos' 4.0, from which it differs by
+# 49.6 dB PSNR: less than JPEG 95 does from its input (47.3 dB). With a gap of 2 it would be 1.7 ms and 53.9 dB
 # (python -m benchmarks.packing).
 REDUCING_GAP = 1.5
 # In pixels. NIH's files have 1024, the largest originals about 3056. An image is padded to a square, so this bounds

@@ -24,7 +24,7 @@ _AHEAD = 4
 
 
 def available_cores() -> int:
-    """Return the number of cores that this process may use: on Linux of taskset and container, else of the machine."""
+    """Return how many cores this process may use: on Linux those that taskset or a container allows, else all."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -50,8 +50,8 @@ class _Stopped(BaseException):
 def graceful_exit(advice: str) -> Iterator[None]:
     """Run the block; on SIGINT or SIGTERM unwind it, print `advice` and exit with 130 or 143.
 
-    For the main thread. Signals that follow the first are ignored while the block unwinds, which must be short. One
-    that was ignored when the command started stays so.
+    For the main thread. Signals that follow the first are ignored while the block unwinds, which must be short. A
+    signal that was ignored when the command started stays ignored.
     """
 
     def stop(number: int, _frame: FrameType | None) -> None:

@@ -24,7 +24,7 @@ from shards.files import sha256_of
 from shards.findings import FINDINGS
 from shards.folder import ENTRIES, REJECTS, restore_index
 from shards.index import index_tar
-from shards.manifest import NAME, Manifest, ShardRecord, describe_split, read_manifest
+from shards.manifest import NAME, Manifest, ShardRecord, SplitRecord, describe_split, read_manifest
 from shards.packing.resume import WORK
 from shards.packing.shard import tar_header
 from shards.processes import map_in_processes
@@ -43,7 +43,7 @@ class Verification:
     bytes: int
     """Of the tars."""
     patients: dict[str, int]
-    """Per split, counted in entries.csv; of none is one in two splits, or it is a fault."""
+    """Per split, counted in entries.csv. A patient in two splits is a fault."""
     faults: tuple[str, ...]
     """Each names a file, the sample where it is one's, and the cause; none if all is verified. At most MOST_FAULTS
     of a shard."""
@@ -90,8 +90,9 @@ def verify_shards(path: Path, *, jobs: int = 1) -> Verification:
     try:
         csv, rows = path / ENTRIES, sum(split.images for split in manifest.splits.values())
         entries = parse_entries(read_bytes(csv, largest_table(rows)), csv)
-        patients = {split: entries["patient"][entries["split"] == split].nunique() for split in SPLITS}
-        faults += _count_faults(path, manifest, entries)
+        counted = {split: describe_split(entries[entries["split"] == split]) for split in SPLITS}
+        patients = {split: record.patients for split, record in counted.items()}
+        faults += _count_faults(path, manifest, entries, counted)
         faults += _box_faults(path, manifest, entries)
         shards = _expected(path, manifest, entries)
     except BadData as error:
@@ -133,7 +134,7 @@ def _file_faults(path: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
     return faults, notes
 
 
-def _count_faults(path: Path, manifest: Manifest, entries: pd.DataFrame) -> list[str]:
+def _count_faults(path: Path, manifest: Manifest, entries: pd.DataFrame, counted: dict[str, SplitRecord]) -> list[str]:
     faults = []
     try:
         verify_disjoint(entries, entries["split"].to_numpy(dtype="<U5"))
@@ -141,19 +142,19 @@ def _count_faults(path: Path, manifest: Manifest, entries: pd.DataFrame) -> list
         faults.append(f"{path / ENTRIES}: {error.message}")
     if manifest.patients_in_two_splits:
         faults.append(f"{path / NAME} itself says that {manifest.patients_in_two_splits} patients are in two splits")
-    for split in SPLITS:
-        said, found = manifest.splits[split], describe_split(entries[entries["split"] == split])
+    for split, found in counted.items():
+        recorded = manifest.splits[split]
         counts: list[tuple[str, float | None, float | None]] = [
-            ("images", said.images, found.images),
-            ("patients", said.patients, found.patients),
+            ("images", recorded.images, found.images),
+            ("patients", recorded.patients, found.patients),
         ]
         for finding in FINDINGS:
-            counts.append((finding, said.positives[finding], found.positives[finding]))
-            counts.append((f"the prevalence of {finding}", said.prevalence[finding], found.prevalence[finding]))
+            counts.append((finding, recorded.positives[finding], found.positives[finding]))
+            counts.append((f"the prevalence of {finding}", recorded.prevalence[finding], found.prevalence[finding]))
         faults += [
-            f"{path / NAME} says {recorded} for {what} of {split}, {ENTRIES} has {counted}"
-            for what, recorded, counted in counts
-            if recorded != counted
+            f"{path / NAME} says {before} for {what} of {split}, {ENTRIES} has {now}"
+            for what, before, now in counts
+            if before != now
         ]
     return faults
 

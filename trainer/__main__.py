@@ -75,11 +75,12 @@ def main(context: click.Context, /, config: str | None, dry_run: bool, **options
         settings = TrainConfig(**options)
         sources = {name: _source(context, name, config) for name in options}
         if dry_run:
-            from trainer.distributed import Distributed
-            from trainer.resolve import describe
+            if rank == 0:
+                from trainer.distributed import Distributed
+                from trainer.resolve import describe
 
-            for line in describe(settings, sources, Distributed(size=size)) if rank == 0 else ():
-                echo(line)
+                for line in describe(settings, sources, Distributed(size=size)):
+                    echo(line)
             return
         read_manifest(settings.shards)
         if settings.weights not in ("auto", "imagenet", "none") and not Path(settings.weights).is_file():

@@ -47,6 +47,11 @@ def rank_from_env() -> tuple[int, int, int]:
     return _number("RANK", 0, size - 1), size, _number("LOCAL_RANK", 0, size - 1)
 
 
+def ranks_of_machine() -> int:
+    """Return how many ranks torchrun started on this machine, 1 without it; UsageError for what it never sets."""
+    return _number("LOCAL_WORLD_SIZE", 1, _MOST_RANKS) if "LOCAL_WORLD_SIZE" in os.environ else 1
+
+
 def _number(name: str, least: int, most: int) -> int:
     text = os.environ[name]
     if not (text.isdecimal() and len(text) < 19 and least <= int(text) <= most):

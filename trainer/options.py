@@ -38,7 +38,8 @@ _MOST_POINTS = 10_000  # heads of one sweep: at a second each, hours
 def _option(
     default: Any, kind: Any, text: str, unit: str | None = None, *, identity: bool = True, flag: str = ""
 ) -> Any:
-    # kind: a type of click's, or the names to choose from. identity: a run resumes only with the same value.
+    # kind: a type of click's, or the names to choose from. identity: a run resumes only with the same value
+    # (False also for --threads, see trainer.logging.checkpoints).
     # flag: the spelling on the command line, if it is not that of the field, which then is a hidden alias.
     kind = click.Choice(kind) if isinstance(kind, tuple) else kind
     meta = {"type": kind, "help": text, "metavar": unit, "identity": identity, "flag": flag}
@@ -50,8 +51,8 @@ class TrainConfig:
     """One run. The fields' metadata holds each option's type, unit and help text.
 
     To add an option, add a field here and use it: the command line, CXRAPID_NAME, --config files, config.json and
-    --dry-run follow. A run from before it resumes as long as it has
-    its default. Checks of two options together are in __post_init__.
+    --dry-run follow, and a run older than the option resumes as long as the option has its default. Checks of two
+    options together are in __post_init__.
     """
 
     arch: str = _option("resnet50", ARCHS, "Architecture.")

@@ -1,6 +1,7 @@
 """What `auto` comes to, for the run and for --dry-run, and the context of a run in which it is resolved.
 
---device     the first GPU, under torchrun each rank's own; without one the CPU (devices.choose_device)
+--device     the first GPU, under torchrun each rank's own; without one the CPU (devices.choose_device,
+             distributed.join)
 --precision  fp16 on a GPU; on a CPU bf16 where it has instructions for it, else fp32 (precision.choose_precision)
 --compile    on for a GPU, off for a CPU (compilation.should_compile)
 --cache      on if --freeze is given, --augment is not, and the features take at most 0.6 of the free memory of the
@@ -10,7 +11,8 @@
 
 With cached features the images are read only once: config.json keeps loader auto, and that pass uses dali, or
 dataloader where DALI is not installed. On resume a cache or loader of auto takes the value in config.json
-(restore_auto), and a run on another device type or in another precision is refused.
+(restore_auto), and a run on another device type or in another precision is refused; --dry-run shows what a new run
+would get.
 """
 
 import dataclasses
@@ -36,7 +38,10 @@ from trainer.stop_signal import StopSignal
 
 @dataclass(frozen=True)
 class RunContext:
-    """Fixed for the run: cache, loader, device and precision are resolved, `config.compile` is not yet."""
+    """Fixed for the run. In `config`, cache and loader are resolved; weights and compile stay as given.
+
+    Device and precision are resolved in `precision`.
+    """
 
     config: TrainConfig
     run: RunDirectory
@@ -135,7 +140,12 @@ def restore_auto(config: TrainConfig, run: RunDirectory) -> TrainConfig:
     keys = [key for key in ("cache", "loader") if getattr(config, key) == "auto"]
     if config.sweep and stored.get("sweep") == config.sweep:
         keys += [name.replace("-", "_") for name in config.sweep_points[0]]
-    return config.with_stored({key: stored[key] for key in keys if key in stored}, run.config)
+    if missing := [key for key in keys if key not in stored]:
+        raise BadData(f"{run.config} is damaged: it has no {missing[0]}")
+    config = config.with_stored({key: stored[key] for key in keys}, run.config)
+    if config.cache == "auto":
+        raise BadData(f"{run.config}, cache is damaged: a run has on or off")
+    return config
 
 
 def describe(config: TrainConfig, sources: dict[str, str], dist: Distributed) -> Iterator[str]:

@@ -181,5 +181,5 @@ def _sharded_loader(context: RunContext, split: str, cache: FeatureCache | None)
     else:
         loader = FeatureLoader((cache.train if split == "train" else cache.val).features, spec)
         empty = loader.empty_batch()
-    samples = manifest.splits[split].images * (2 if spec.flip == "both" else 1)
+    samples = manifest.splits[split].images * spec.copies
     return ShardedLoader(loader, samples, context.config.batch_size, empty)

@@ -1,11 +1,11 @@
 """SIGINT and SIGTERM: finish the step in progress, save the run, exit; a second one exits without saving.
 
 The training loop (trainer.loop) looks at the signal after each optimizer step, all batches of its gradient
-accumulation included, and then saves a checkpoint. Validation, decoding, caching and downloads are abandoned at
-once, with several ranks at the next batch; what was trained since the last checkpoint is saved, and before the first
-step there is nothing to save. The exit code is 143 for SIGTERM and 130 for SIGINT. A repeat within 3 s is ignored; a
-later one restores the previous handlers and is raised again: the process ends without saving, and the last checkpoint
-stands.
+accumulation included, and then saves a checkpoint. Validation, caching and downloads are abandoned at once, with
+several ranks at the next batch, and decoding before the first batch at once on every rank. What was trained since the
+last checkpoint is saved; before the first step there is nothing to save. The exit code is 143 for SIGTERM and 130 for
+SIGINT. A repeat within 3 s is ignored; a later one restores the previous handlers and is raised again: the process
+ends without saving, and the last checkpoint stands.
 """
 
 import itertools
@@ -31,11 +31,7 @@ class Stopped(BaseException):
 
 
 class StopSignal:
-    """Holds the signal that asked to stop, if any.
-
-    The training loop looks at it after each step, by `agreed`. Decoding, caching and downloading, which
-    change nothing of the run, are `interruptible`: there a signal raises Stopped at once.
-    """
+    """Holds the signal that asked to stop, if any; see `agreed` and `interruptible`."""
 
     def __init__(self) -> None:
         self.signal: int | None = None

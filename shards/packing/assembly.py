@@ -22,7 +22,7 @@ from shards.files import atomic_write_text, exclusive_lock, remove_partials, sha
 from shards.findings import FINDINGS
 from shards.folder import ENTRIES, REJECTS
 from shards.manifest import NAME, Manifest, describe_split, read_manifest
-from shards.packing.planning import Oddity, Plan, report
+from shards.packing.planning import Oddity, Plan, warn_of_oddities
 from shards.packing.resume import (
     WORK,
     finished_shards,
@@ -65,7 +65,7 @@ def pack(
     identity = {"recipe": recipe, "source_sha256": plan.source_sha256}
     tasks = _tasks(plan, out, shard_size)
     write = functools.partial(write_shards, source=plan.source, pixels=pixels, jobs=jobs)
-    report(plan.oddities, strict=strict)
+    warn_of_oddities(plan.oddities, strict=strict)
     try:
         with exclusive_lock(out):
             if (out / NAME).is_file():
@@ -73,7 +73,7 @@ def pack(
                 verify_same_plan(out, identity, {"recipe": manifest.recipe, "source_sha256": manifest.source_sha256})
                 verify_finished(out, manifest, plan, tasks, write, jobs)
                 found = {kind: Oddity(count) for kind, count in (manifest.warnings or {}).items()}
-                report({kind: odd for kind, odd in found.items() if kind not in plan.oddities}, strict=strict)
+                warn_of_oddities({kind: odd for kind, odd in found.items() if kind not in plan.oddities}, strict=strict)
             else:
                 start_or_resume(out, identity)
                 receipts = finished_shards(tasks, plan.source, jobs)
@@ -83,7 +83,7 @@ def pack(
                 verify_sources(receipts.values(), plan.source, jobs)  # some may have changed meanwhile
                 ordered = [receipts[task.tar] for task in tasks]
                 found = _oddities(ordered)
-                report(found, strict=strict)
+                warn_of_oddities(found, strict=strict)
                 warnings = {kind: odd.images for kind, odd in [*plan.oddities.items(), *found.items()]}
                 manifest = _publish(plan, out, identity, ordered, max_rejects, warnings)
             # What a kill left behind goes, too.

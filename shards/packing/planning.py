@@ -155,7 +155,7 @@ def choose_folders(source: Path, choice: str) -> list[str]:
     return [names[number - 1] for number in picked]
 
 
-def report(found: Mapping[str, Oddity], *, strict: bool) -> None:
+def warn_of_oddities(found: Mapping[str, Oddity], *, strict: bool) -> None:
     """Print a warning for each of ODDITIES' kinds that was found; if `strict`, raise BadData with the first."""
     lines = [
         ODDITIES[kind].format(odd.images, f" (the first is {odd.first})" if odd.first else "")

@@ -107,8 +107,8 @@ def verify_finished(out: Path, manifest: Manifest, plan: Plan, tasks: list[Shard
     _verify_same_sources(out, manifest, plan, jobs)
     records = {out / shard.name: shard for shard in manifest.shards}
     with ThreadPoolExecutor(jobs) as pool:
-        whole = pool.map(is_intact, records, records.values())
-        damaged = [tar for tar, good in zip(records, whole, strict=True) if not good]
+        intact = pool.map(is_intact, records, records.values())
+        damaged = [tar for tar, good in zip(records, intact, strict=True) if not good]
     lost = [tar for tar in damaged if not tar.is_file() or sha256_of(tar) != records[tar].sha256]
     for tar in damaged:
         if tar not in lost:

@@ -65,7 +65,7 @@ class SampleReport(NamedTuple):
     """Of the resized pixels, as is the sum of their squares."""
     pixel_square_sum: int = 0
     psnr: float | None = None
-    """What the encoding leaves, in dB; None for png and in rows that PSNR_STEP does not divide."""
+    """PSNR of the encoding in dB; None for png and in rows that PSNR_STEP does not divide."""
 
 
 class Fragment(NamedTuple):

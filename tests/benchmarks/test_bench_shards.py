@@ -39,6 +39,8 @@ def test_a_few_images_become_many_different_ones_with_their_findings_once(source
     of_first = made.entries["patient"] % 2 == 1  # originals are taken in turns
     assert (made.entries[["Mass", "Hernia"]].all(axis=1) == of_first).all()
     assert make_bench_shards(out, 8, source).digest == made.digest
+    unpack(made, tmp_path / "jpg", "jpg")
+    assert sorted((tmp_path / "jpg").iterdir())[0].read_bytes() == encoded[0].tobytes()
     unpack(made, tmp_path / "png", "png")
     first = Image.open(sorted((tmp_path / "png").iterdir())[0])
     with first:

@@ -237,7 +237,12 @@ def test_a_record_of_a_run_that_is_not_ours_is_named_with_its_field(
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "cause"), [("cache", "x", "'x' is not one of"), ("loader", "web", "'web' is not one of")]
+    ("key", "value", "cause"),
+    [
+        ("cache", "x", "'x' is not one of"),
+        ("cache", "auto", "a run has on or off"),
+        ("loader", "web", "'web' is not one of"),
+    ],
 )
 def test_an_option_on_record_that_auto_goes_by_is_checked_as_on_the_command_line(
     phantom_shards: ShardFolder, run: RunDirectory, key: str, value: Any, cause: str
@@ -249,6 +254,18 @@ def test_an_option_on_record_that_auto_goes_by_is_checked_as_on_the_command_line
     done = train(phantom_shards, run.path.parent, run.name, **options)
     assert done.exit_code == 3, done.exception
     assert f"config.json, {key} is damaged: {cause}" in done.stderr
+
+
+@pytest.mark.parametrize("key", ["cache", "loader"])
+def test_a_record_without_what_auto_came_to_is_damaged(
+    phantom_shards: ShardFolder, run: RunDirectory, key: str
+) -> None:
+    record = json.loads(run.config.read_text())
+    del record[key]
+    run.config.write_text(json.dumps(record))
+    done = train(phantom_shards, run.path.parent, run.name, **{**OPTIONS, key: "auto"})
+    assert done.exit_code == 3, done.exception
+    assert f"config.json is damaged: it has no {key}" in done.stderr
 
 
 def test_a_run_older_than_an_option_resumes_where_that_has_its_default(

@@ -5,7 +5,6 @@ import itertools
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from models import Classifier, feature_extractor, trainable_head
 from shards.console import progress_bar
 from shards.errors import ResourceMissing
 from shards.findings import FINDINGS
+from trainer.devices import ranks_of_machine
 from trainer.distributed import SINGLE_PROCESS, Distributed
 from trainer.feature_cache.chunks import FeatureChunks, digest_of_frozen
 from trainer.optim.precision import Precision
@@ -210,11 +210,9 @@ def choose_device_of_cache(
     """
     if train.augment != "none":
         return None, f"--augment {train.augment} makes other images in each"
-    frozen, needed = feature_extractor(model.eval(), how), 0
-    for spec in (train, val):
-        shape, dtype = _shape(frozen, spec, precision)
-        needed += _views(spec) * spec.shards.manifest.splits[spec.split].images * math.prod(shape) * dtype.itemsize
-    device, figures = device_for_cache(needed, train.device)
+    shape, dtype = _shape(feature_extractor(model.eval(), how), train, precision)
+    images = sum(_views(spec) * spec.shards.manifest.splits[spec.split].images for spec in (train, val))
+    device, figures = device_for_cache(images * math.prod(shape) * dtype.itemsize, train.device)
     devices = (train.device, _CPU, None)
     (common,) = dist.all_reduce_max(devices.index(device))
     if devices[common] != device:
@@ -224,9 +222,7 @@ def choose_device_of_cache(
 
 def device_for_cache(needed: int, device: torch.device) -> tuple[torch.device | None, str]:
     """Return where so many bytes fit: the device, else the host, else None; and the figures in words."""
-    # torchrun tells every rank how many of them share this machine's memory.
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    found, figures = pick_device(needed, device, SHARE, processes=ranks)
+    found, figures = pick_device(needed, device, SHARE, processes=ranks_of_machine())  # they share its memory
     return found, f"it {figures}"
 
 

@@ -1,15 +1,16 @@
 """Checkpoints: everything with a state in one file, verified by a hash beside it, and checked before it is restored.
 
 A checkpoint holds (TrainState.state_dict) model, EMA, optimizer, scaler, early stopping and progress, and for each
-rank its loader's position and random states. A run resumes from last.pt, else from previous.pt, if
+rank its counters, its loader's position and its random states. A run resumes from last.pt, else from previous.pt, if
 1. the file fits its SHA-256 (here),
-2. every option has the same value (RunDirectory.begin), but for those that change nothing of the weights: --shards,
-   --runs, --name, --device, --threads, --log-every, --log-to, --checkpoint-every and --checkpoint-steps (`identity` in
-   trainer.options),
+2. every option has the same value (RunDirectory.begin), one that is newer than the run its default. Free to change are
+   --shards, --runs, --name, --device, --threads, --log-every, --log-to, --checkpoint-every and --checkpoint-steps
+   (`identity` in trainer.options); of these only --threads can change the weights: it may choose another decoder on a
+   GPU, and for webdataset it decides the order, so that 4 refuses another number,
 3. device type, precision, number of ranks and the SHA-256 of the shards' manifest are the same (RunDirectory.begin),
-4. the loader's order is the same (loaders.sampler), and
+4. the loader's order is the same (loaders.sampler, loaders.web), and
 5. all shapes, dtypes and counters fit (require_like; TrainState.load_state_dict).
-Anything else is CannotResume, exit code 5, naming what differs.
+Else it is CannotResume, exit code 5, naming what differs; a damaged config.json or environment.json is BadData, 3.
 """
 
 import hashlib
@@ -77,7 +78,7 @@ def load_newest(paths: list[Path]) -> dict[str, Any]:
             problems.append(error.message)
             continue
         if problems:
-            log.info(f"{'; '.join(problems)}: going on from the one before, {path.name}")
+            log.info(f"{'; '.join(problems)}: resuming from the one before, {path.name}")
         return state
     raise CannotResume(
         f"{'; '.join(problems)}. Give another --name, or remove {paths[0].parent} to start this run anew"

@@ -21,8 +21,8 @@ def draw_curves(lines: list[dict[str, Any]], title: str, path: Path) -> None:
     AUROC where it was monitored, and the learning rate.
     """
     # A drawn figure is a cycle of references that holds 3 MB of pixels. Left to itself the collector lets dozens
-    # of them pile up: a run then wanders between 1,040 and 1,158 MB. Freezing what was there before, the collection
-    # looks at the figure alone.
+    # of them pile up: a run then wanders between 1,040 and 1,158 MB. A whole collection takes 0.3 to 0.5 s; with
+    # what was there before frozen, it looks at the figure alone, and at what other threads made since.
     gc.freeze()
     try:
         _draw(lines, title, path)

@@ -34,7 +34,7 @@ def _tensorboard(folder: Path, config: dict[str, Any], step: int) -> Logger:
 
 
 def _wandb(folder: Path, config: dict[str, Any], step: int) -> Logger:
-    """Log to the project cxrapid of whoever is logged in, under the run's name; a resumed run goes on."""
+    """Log to the project cxrapid of whoever is logged in, under the run's name; a resumed run continues it."""
     import wandb
 
     run = wandb.init(project="cxrapid", id=folder.name, resume="allow", dir=str(folder), config=config)
@@ -42,15 +42,16 @@ def _wandb(folder: Path, config: dict[str, Any], step: int) -> Logger:
 
 
 def _mlflow(folder: Path, config: dict[str, Any], step: int) -> Logger:
-    """Log to the experiment cxrapid at MLFLOW_TRACKING_URI; a resumed run goes on under its id."""
+    """Log to the experiment cxrapid at MLFLOW_TRACKING_URI; a resumed run continues under its id."""
     import mlflow
 
     mlflow.set_experiment("cxrapid")
     note = folder / "mlflow_run_id"
     known = note.read_text(encoding="ascii") if note.is_file() else None
     run = mlflow.start_run(run_id=known, run_name=folder.name)
-    note.write_text(run.info.run_id, encoding="ascii")
-    mlflow.log_params(config)
+    if known is None:  # MLflow refuses another value, and a resumed run may have other --threads
+        note.write_text(run.info.run_id, encoding="ascii")
+        mlflow.log_params(config)
     return Logger(mlflow.log_metrics, mlflow.end_run)
 
 
@@ -59,7 +60,7 @@ LOGGERS: dict[str, Callable[[Path, dict[str, Any], int], Logger]] = {
     "wandb": _wandb,
     "mlflow": _mlflow,
 }
-"""Name, which is also the package's and the extra's -> (run folder, config, step to go on from) -> logger."""
+"""Name, which is also the package's and the extra's -> (run folder, config, step to resume from) -> logger."""
 
 
 def open_loggers(names: list[str], folder: Path, config: dict[str, Any], step: int) -> list[Logger]:

@@ -64,7 +64,7 @@ class StepTimes:
             return [start.elapsed_time(end) for start, end in itertools.pairwise(self._events)]
         return [float(span) for span in 1e3 * np.diff(self._clock)]
 
-    def percentile(self, *shares: float) -> list[float | None]:
-        """Return the percentiles of `milliseconds`; None where no step was marked."""
+    def percentile(self, *percents: float) -> list[float | None]:
+        """Return these percentiles, 0..100, of `milliseconds`; None where no step was marked."""
         taken = self.milliseconds()
-        return [float(np.percentile(taken, share)) if taken else None for share in shares]
+        return [float(np.percentile(taken, percent)) if taken else None for percent in percents]

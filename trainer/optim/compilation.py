@@ -36,6 +36,6 @@ class CompiledModel:
         # Compiling comes before running, so nothing has been changed yet.
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            log.info(f"torch.compile failed, going on without it: {reason}")
+            log.info(f"torch.compile failed, continuing without it: {reason}")
             self._compiled = None
             return self._model(images)

@@ -26,7 +26,8 @@ class EMA:
 
     After step t every floating-point tensor a becomes d a + (1 - d) w, with w the model's and d = min(decay, (1 + t) /
     (10 + t)), which lets go of the initial weights quickly (TensorFlow's ExponentialMovingAverage with num_updates).
-    StepStats are copied. Costs one copy of what is trained: what is frozen when this is made is shared with the model.
+    Integer buffers, batch norm's num_batches_tracked, are copied. Costs one copy of what is trained: what is frozen
+    when this is made is shared with the model.
     """
 
     def __init__(self, model: Classifier, decay: float) -> None:

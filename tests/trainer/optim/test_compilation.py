@@ -25,7 +25,7 @@ def run(shards: ShardFolder, runs: Path, name: str, env: dict[str, str], **chang
 def test_a_compiler_that_fails_is_announced_and_done_without(phantom_shards: ShardFolder, tmp_path: Path) -> None:
     env = {"CXX": "/bin/false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     said = run(phantom_shards, tmp_path, "failed", env)
-    assert "torch.compile failed, going on without it: " in said
+    assert "torch.compile failed, continuing without it: " in said
     assert train(phantom_shards, tmp_path, "plain", epochs=1, precision="fp32").exit_code == 0
     assert losses(tmp_path / "failed") == losses(tmp_path / "plain")
 
