@@ -73,7 +73,7 @@ class ShardFolder:
         entries = self.entries
         if PACKED_CRC32 not in entries:
             return None
-        return entries.loc[entries["split"] == split, PACKED_CRC32].to_numpy(dtype=np.int64)
+        return entries.loc[entries["split"] == split, PACKED_CRC32].to_numpy(dtype=np.int64, copy=True)
 
 
 def read_packed(path: Path, sha256: str, rows: int) -> bytes:

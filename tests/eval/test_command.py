@@ -290,7 +290,7 @@ def test_without_torch_another_rule_is_scored_and_reported_in_full_but_for_new_h
     assert "macro" in failed.stdout
     what_if = folder.with_name("test-youden")
     assert json.loads((what_if / "thresholds.json").read_text())["rule"] == "youden"
-    assert "by the rule youden" in (what_if / "report.html").read_text()
+    assert "Threshold rule youden," in (what_if / "report.html").read_text()
     assert not list((what_if / "heatmaps").glob("*.png"))
 
 

@@ -213,7 +213,7 @@ def test_damage_is_named_with_its_shard_and_the_loader_goes_on_elsewhere(
     name = rf"copy/train-00001\.tar, sample {key}"
     with open_loader(shards, threads=1) as loader:
         for _ in range(2):
-            with pytest.raises(BadData, match=rf"{name} does not decode") as caught:
+            with pytest.raises(BadData, match=rf"{name} does not hold the image that was packed") as caught:
                 list(loader)
             assert "\n" not in caught.value.message
         original = phantom_shards.path / "train-00001.tar"
