@@ -1,13 +1,17 @@
 """Worker processes that decode batches: they end cleanly, with a named error when one dies or hangs."""
 
+import atexit
 import contextlib
 import errno
 import itertools
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import resource
 import signal
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +27,7 @@ from loaders.sampler import EpochSampler
 from loaders.spec import LoaderSpec
 from shards.errors import BadData, ResourceMissing
 from shards.pixels import decode_sample
-from shards.processes import available_cores
+from shards.processes import available_cores, deferred_signals, follow_parent
 
 try:
     # One core decodes 5.9 thousand JPEGs/s of 224 px with it, 4.4 with Pillow (PNGs 1.7 and 1.5), to
@@ -55,8 +59,9 @@ class Decoded(NamedTuple):
 class WorkerPool:
     """The processes of a DataLoader over a dataset, started at the first epoch and again after close().
 
-    They stay from epoch to epoch. Their context is spawn, since the caller may have threads (DALI, torch),
-    which do not survive a fork; a generator of their own leaves alone the one that a run resumes.
+    They stay from epoch to epoch. All are forked from one server, which has imported torch for them and has none of
+    the caller's threads (DALI, torch), which do not survive a fork; a generator of their own leaves alone the one that
+    a run resumes.
 
     Args:
         name: the loader's name, for messages.
@@ -86,6 +91,7 @@ class WorkerPool:
         self._loader: DataLoader[Any] | None = None
         self._iterator: Any = None
         self._hung: list[int] = []  # processes that were ended, since they sent nothing
+        _POOLS.add(self)
 
     def batches(self) -> Iterator[Batch]:
         """Start the processes, or discard what they have of an epoch left early, and yield the epoch's batches.
@@ -99,7 +105,11 @@ class WorkerPool:
         """End the processes and wait for them."""
         if self._iterator is not None:
             # DataLoader has no public close, and waiting for its destructor is no promise.
+            workers = self._iterator._workers
             self._iterator._shutdown_workers()
+            for process in workers:
+                if process.is_alive():  # it hangs, and SIGTERM is blocked
+                    process.kill()
         self._loader = self._iterator = None
 
     def _collated(self) -> Iterator[Batch]:
@@ -130,21 +140,32 @@ class WorkerPool:
             watchdog.over.set()
 
     def _start(self) -> None:
-        if self._loader is None:
-            self._check_files()
+        if self._loader is not None:
+            self._iterator = iter(self._loader)
+            return
+        self._check_files()
+        self._hung = []
+        # Stopped in between, the server would begin processes that nobody knows.
+        with deferred_signals():
+            _start_fork_server()
             self._loader = DataLoader(
                 self._dataset,
                 num_workers=self.workers,
                 collate_fn=_identity,
                 worker_init_fn=_begin_worker,
-                multiprocessing_context="spawn",
+                multiprocessing_context="forkserver",
                 generator=torch.Generator(),
                 persistent_workers=True,
                 pin_memory=self._spec.device.type == "cuda",
                 **self._options,
             )
-            self._hung = []
-        self._iterator = iter(self._loader)
+            others = set(multiprocessing.active_children())
+            try:
+                self._iterator = iter(self._loader)
+            except BaseException:
+                for process in set(multiprocessing.active_children()) - others:
+                    process.kill()
+                raise
 
     def _check_files(self) -> None:
         # A process that cannot open another file on its way to send a batch loses it without a word.
@@ -194,6 +215,16 @@ class WorkerPool:
         return None
 
 
+_POOLS: "weakref.WeakSet[WorkerPool]" = weakref.WeakSet()
+
+
+# Before multiprocessing waits for them: it sends SIGTERM first, which they have blocked.
+@atexit.register
+def _close_pools() -> None:
+    for pool in list(_POOLS):
+        pool.close()
+
+
 class _Watchdog:
     """Calls `bite` when a `waiting` block takes longer than PATIENCE, until `over` is set.
 
@@ -228,9 +259,20 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
+def _start_fork_server() -> None:
+    multiprocessing.set_forkserver_preload([__name__])
+    # Ctrl-C reaches every process of a terminal, and scancel's SIGTERM every process of a job; but they are the
+    # parent's to handle. The server inherits this, and its workers from it.
+    multiprocessing.resource_tracker.ensure_running()  # whose start would unblock them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin_worker(_worker: int) -> None:
-    # Ctrl-C reaches every process of a terminal, but the parent handles it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    follow_parent()
     warnings.filterwarnings("ignore", "The image decoding and encoding", DeprecationWarning)  # torchvision's
 
 

@@ -72,6 +72,22 @@ def graceful_exit(advice: str) -> Iterator[None]:
             signal.signal(each, handler)
 
 
+@contextlib.contextmanager
+def deferred_signals() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back while the block runs, which must be short; then handle them."""
+    held: list[int] = []
+    before = handled_signals() if threading.current_thread() is threading.main_thread() else {}
+    try:
+        for each in before:
+            signal.signal(each, lambda number, _frame: held.append(number))
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        for number in held:
+            signal.raise_signal(number)
+
+
 def map_in_processes(
     work: Callable[[Task], Result], tasks: Sequence[Task], jobs: int
 ) -> Generator[tuple[Task, Result], None, None]:
@@ -86,7 +102,7 @@ def map_in_processes(
         return
     jobs = min(jobs, len(tasks))
     # spawn: the caller may have threads (DALI, torch), which do not survive a fork.
-    pool = concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _follow_parent)
+    pool = concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), follow_parent)
     begun: deque[tuple[Task, concurrent.futures.Future[Result]]] = deque()
     rest = iter(tasks)
     try:
@@ -106,7 +122,8 @@ def map_in_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _follow_parent() -> None:
+def follow_parent() -> None:
+    """Have this worker process leave Ctrl-C to its parent, and end when the parent does."""
     # Ctrl-C reaches every process of a terminal; it is the parent's to unwind.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A worker that outlived a killed command would work on beside the command that is run next.

@@ -121,8 +121,8 @@ class Distributed:
             for buffer in model.buffers():
                 c10d.broadcast(buffer, src=0)
 
-    def batch_size_of_rank(self, batch_size: int, *, mirrored: bool) -> int:
-        """Return a rank's share of a batch; UsageError if the batch does not divide evenly."""
+    def verify_batch_size(self, batch_size: int, *, mirrored: bool) -> None:
+        """Raise UsageError if the batch does not divide evenly among the ranks."""
         unit = self.size * (2 if mirrored else 1)
         if batch_size % unit:
             less = batch_size // unit * unit
@@ -130,7 +130,6 @@ class Distributed:
                 f"--batch-size {batch_size} is for all {self.size} ranks together and cannot be cut into "
                 f"equal{' even' if mirrored else ''} parts; take {less or unit} or {less + unit}"
             )
-        return batch_size // self.size
 
 
 SINGLE_PROCESS = Distributed()

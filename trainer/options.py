@@ -257,15 +257,15 @@ def parse_sweep(text: str) -> list[dict[str, float]]:
     for axis in text.split():
         name, _, values = axis.partition("=")
         if name not in SWEPT:
-            raise click.UsageError(f"--sweep: a sweep cannot vary {name!r}; it can vary: {', '.join(SWEPT)}")
+            raise click.UsageError(f"--sweep cannot vary {name!r}; it can vary: {', '.join(SWEPT)}")
         if name in axes:
-            raise click.UsageError(f"--sweep: a sweep names {name} twice")
+            raise click.UsageError(f"--sweep names {name} twice")
         axes[name] = [_finite(name, value) for value in values.split(",")]
     if not axes:
         raise click.UsageError('--sweep: an empty sweep; one looks like "lr=1e-4,1e-3 weight-decay=0,1e-4"')
     points = math.prod(map(len, axes.values()))
     if points > _MOST_POINTS:
-        raise click.UsageError(f"--sweep: a sweep of {points:,} combinations; at most {_MOST_POINTS:,} are trained")
+        raise click.UsageError(f"--sweep asks for {points:,} combinations; at most {_MOST_POINTS:,} are trained")
     return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
 
 
@@ -275,5 +275,5 @@ def _finite(name: str, text: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise click.UsageError(f"--sweep: a sweep gives {name} the value {text!r}, which is no finite number")
+        raise click.UsageError(f"--sweep gives {name} the value {text!r}, which is no finite number")
     return value

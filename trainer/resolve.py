@@ -113,7 +113,7 @@ def resolve_auto(config: TrainConfig, shards: ShardFolder, precision: Precision,
     Raises ResourceMissing if a cache that was asked for fits nowhere, UsageError if the ranks cannot share the batch
     size.
     """
-    dist.batch_size_of_rank(config.batch_size, mirrored=config.flip == "both")
+    dist.verify_batch_size(config.batch_size, mirrored=config.flip == "both")
     model, reasons = None, {}
     if config.freeze == "none":
         config = dataclasses.replace(config, cache="off")
@@ -153,7 +153,7 @@ def describe(config: TrainConfig, sources: dict[str, str], dist: Distributed) ->
 
     The counts are for the size of the shards if these exist, else for the arch's own.
     """
-    dist.batch_size_of_rank(config.batch_size, mirrored=config.flip == "both")
+    dist.verify_batch_size(config.batch_size, mirrored=config.flip == "both")
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     values = {

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from loaders import Batch
@@ -65,6 +64,8 @@ def validate(
 
 def macro_auroc(labels: npt.NDArray[Any], scores: npt.NDArray[Any]) -> float:
     """Return the mean AUROC over the columns of [N, F] that hold both classes; NaN where none does."""
+    from sklearn.metrics import roc_auc_score  # seconds to import, and most runs never ask for it
+
     both = [column for column in range(labels.shape[1]) if len(np.unique(labels[:, column])) == 2]
     each = [roc_auc_score(labels[:, column], scores[:, column]) for column in both]
     return float(np.mean(each)) if each else float("nan")

@@ -139,7 +139,7 @@ def test_an_image_that_does_not_decode_is_named_and_no_worker_is_left(
         with pytest.raises(BadData) as caught:
             list(loader)
         assert len(multiprocessing.active_children()) == len(before) + 1
-    assert set(multiprocessing.active_children()) == before
+    assert set(multiprocessing.active_children()) <= before
     assert caught.value.message == f"{copy / 'train-00000.tar'}, sample 00000007 does not decode; pack again"
 
 

@@ -259,10 +259,10 @@ def test_a_killed_process_is_said_and_the_next_epoch_starts_new_ones(phantom_sha
         with pytest.raises(ResourceMissing, match="killed") as caught:
             list(loader)
         assert "\n" not in caught.value.message
-        assert set(multiprocessing.active_children()) == others
+        assert set(multiprocessing.active_children()) <= others
         list(loader)
         assert len(rows_of(loader)) == loader.samples
-    assert set(multiprocessing.active_children()) == others
+    assert set(multiprocessing.active_children()) <= others
 
 
 def test_a_command_that_never_closes_its_loader_ends_in_silence(phantom_shards: ShardFolder) -> None:

@@ -1,6 +1,8 @@
 """What a loader's processes lack or do not do is one line with a way out: files, shared memory, answers."""
 
 import contextlib
+import errno
+import gc
 import multiprocessing
 import os
 import re
@@ -9,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,8 @@ import loaders.worker_pool
 from loaders import LoaderSpec, make_loader
 from shards.errors import ResourceMissing
 from shards.folder import ShardFolder, SplitReader
+from tests.trainer.running import TIMEOUT
+from tests.trainer.running import command as training
 
 SCRIPT = Path(__file__).with_name("one_epoch.py")
 ROOT = Path(__file__).parents[2]
@@ -31,7 +36,7 @@ def run(*arguments: object, before: tuple[str, ...] = ()) -> "subprocess.Complet
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=TIMEOUT,
     )
 
 
@@ -63,6 +68,7 @@ def test_a_limit_of_open_files_is_named_with_a_way_out(phantom_shards: ShardFold
 
 def test_a_limit_of_open_files_below_the_number_of_shards_is_named(phantom_shards: ShardFolder) -> None:
     assert len(phantom_shards.manifest.shards_of("train")) > 1 and len(phantom_shards.entries)
+    gc.collect()  # else files of tests before may be closed meanwhile
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/dev/fd"))) + 8, hard))
     taken: list[int] = []
@@ -106,9 +112,44 @@ def test_a_process_that_hangs_is_named_and_ended(
         monkeypatch.setattr(loaders.worker_pool, "PATIENCE", 2.0)
         with pytest.raises(ResourceMissing) as caught:
             list(loader)
-        assert set(multiprocessing.active_children()) == others
+        assert set(multiprocessing.active_children()) <= others
         assert caught.value.message.startswith(
             f"process {process.pid} of the loader {name} sent nothing for 2 s and was ended: it was stopped"
         )
         monkeypatch.undo()
         assert sum(len(batch.rows) for batch in loader) > 0
+
+
+def test_what_a_start_that_failed_had_started_is_ended(
+    phantom_shards: ShardFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, others = BaseProcess.start, set(multiprocessing.active_children())
+
+    def start_one(process: BaseProcess) -> None:
+        if set(multiprocessing.active_children()) - others:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        start(process)
+
+    monkeypatch.setattr(BaseProcess, "start", start_one)
+    spec = LoaderSpec(phantom_shards, "train", 4, torch.device("cpu"), training=True, threads=2)
+    with make_loader("dataloader", spec) as loader, pytest.raises(ResourceMissing, match="cannot open another file"):
+        list(loader)
+    for process in set(multiprocessing.active_children()) - others:
+        process.join(TIMEOUT)
+    assert set(multiprocessing.active_children()) <= others
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_every_process_of_a_run_stops_it_like_one_to_the_run(
+    phantom_shards: ShardFolder, tmp_path: Path, number: signal.Signals
+) -> None:
+    told = training(phantom_shards, tmp_path, "run", epochs=500, loader="dataloader", threads=1)
+    with subprocess.Popen(
+        told, cwd=ROOT, text=True, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as run:
+        while not (tmp_path / "run" / "metrics.jsonl").is_file():
+            assert run.poll() is None
+        os.killpg(run.pid, number)
+        said, _ = run.communicate(timeout=TIMEOUT)
+    assert run.returncode == 128 + number, said
+    assert ", saved; the same command resumes here" in said and "Traceback" not in said

@@ -179,9 +179,9 @@ def test_ranks_that_are_all_killed_go_on_to_the_undisturbed_weights(
 def test_a_batch_that_the_ranks_cannot_share_is_refused_with_the_nearest_that_they_can(
     mirrored: bool, sizes: str
 ) -> None:
-    assert Distributed(size=2).batch_size_of_rank(12, mirrored=mirrored) == 6
+    Distributed(size=2).verify_batch_size(12, mirrored=mirrored)
     with pytest.raises(click.UsageError, match="--batch-size 9 is for all 2 ranks together") as refused:
-        Distributed(size=2).batch_size_of_rank(9, mirrored=mirrored)
+        Distributed(size=2).verify_batch_size(9, mirrored=mirrored)
     assert sizes in refused.value.message
 
 
