@@ -14,6 +14,9 @@ from trainer.validation import ValMetrics, validate
 
 log = logging.getLogger("cxrapid.trainer")
 
+CURVES_EVERY = 30.0
+"""Seconds between two drawings of curves.png, which take 0.3 to 0.8 each: epochs may be as short."""
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -32,18 +35,24 @@ def train_epochs(state: TrainState) -> bool:
 
     Raises Stopped before the first step of this process, when there is nothing to save.
     """
+    drawn_at = time.monotonic()
     try:
         for epoch in epochs(state):
             log_and_save(state, epoch)
+            if time.monotonic() - drawn_at >= CURVES_EVERY:
+                _draw_curves(state)
+                drawn_at = time.monotonic()
     except Stopped:
         if not (state.has_stepped or state.progress.trained):
             raise
         if not state.is_saved:
             state.save()
+        _draw_curves(state)
         log.info(f"stopped in epoch {state.progress.epoch}, saved; the same command resumes here")
         return False
     if not state.is_saved:
-        _save(state)
+        state.save()
+    _draw_curves(state)
     return True
 
 
@@ -173,12 +182,10 @@ def log_and_save(state: TrainState, epoch: Epoch) -> None:
     state.next_epoch()
     (worthwhile,) = dist.all_reduce_max(dist.is_rank_zero and state.timer.is_worthwhile())
     if state.context.config.cache == "off" or worthwhile:
-        _save(state)
+        state.save()
 
 
-def _save(state: TrainState) -> None:
-    saving_since, run = time.monotonic(), state.context.run
-    state.save()
+def _draw_curves(state: TrainState) -> None:
+    run = state.context.run
     if run.writes:
         draw_curves(run.read_metrics(), run.name, run.curves)
-    state.timer.restart(time.monotonic() - saving_since)
