@@ -14,8 +14,7 @@ from trainer.validation import ValMetrics, validate
 
 log = logging.getLogger("cxrapid.trainer")
 
-CURVES_EVERY = 30.0
-"""Seconds between two drawings of curves.png, which take 0.3 to 0.8 each: epochs may be as short."""
+CURVES_EVERY = 30.0  # seconds between two drawings of curves.png, which take 0.3 to 0.8 each, as an epoch may
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ def train_epochs(state: TrainState) -> bool:
 
     Raises Stopped before the first step of this process, when there is nothing to save.
     """
-    drawn_at = time.monotonic()
+    stopped, drawn_at = False, time.monotonic()
     try:
         for epoch in epochs(state):
             log_and_save(state, epoch)
@@ -45,15 +44,13 @@ def train_epochs(state: TrainState) -> bool:
     except Stopped:
         if not (state.has_stepped or state.progress.trained):
             raise
-        if not state.is_saved:
-            state.save()
-        _draw_curves(state)
-        log.info(f"stopped in epoch {state.progress.epoch}, saved; the same command resumes here")
-        return False
+        stopped = True
     if not state.is_saved:
         state.save()
     _draw_curves(state)
-    return True
+    if stopped:
+        log.info(f"stopped in epoch {state.progress.epoch}, saved; the same command resumes here")
+    return not stopped
 
 
 def epochs(state: TrainState) -> Iterator[Epoch]:
@@ -84,11 +81,10 @@ def train_epoch(state: TrainState) -> dict[str, float | None]:
         _take_steps(state, wait, times)
         progress.trained = True
     median, slow = times.percentile(50, 99)
-    seconds = wait.seconds
     return {
-        "images_per_second": (progress.images - first_image) / seconds,
+        "images_per_second": (progress.images - first_image) / wait.seconds,
         "data_wait": wait.share,
-        "seconds": seconds,
+        "seconds": wait.seconds,
         "step_ms_p50": median,
         "step_ms_p99": slow,
     }
@@ -102,8 +98,8 @@ def _take_steps(state: TrainState, wait: DataWait, times: StepTimes) -> None:
     batches = state.train.iter_from(first_image)
     if not state.has_stepped:
         batches = context.stop.interruptible_start(batches)
-    name, quiet = f"epoch {progress.epoch}", not context.run.writes
-    with progress_bar(samples, name, "img", initial=first_image, disable=quiet) as bar:
+    name = f"epoch {progress.epoch}"
+    with progress_bar(samples, name, "img", initial=first_image, disable=not context.run.writes) as bar:
         # `images` counts those of all ranks; a batch holds this rank's.
         for images, batch in wait.over(batches):
             # Forward and backward

@@ -16,12 +16,10 @@ from trainer.logging.loggers import Logger, log_to_all
 from trainer.optim.compilation import CompiledModel
 from trainer.optim.ema import trained_names
 from trainer.optim.losses import FindingLoss
+from trainer.optim.precision import SMALLEST_SCALE
 from trainer.resolve import RunContext
 from trainer.step import Step
 from trainer.validation import EarlyStopping
-
-SMALLEST_SCALE = 2.0**-16
-"""Of the fp16 scaler, which begins at 2^16: below it 32 steps or more have overflowed and none fits."""
 
 
 class Diverged(click.ClickException):
@@ -132,11 +130,10 @@ class TrainState:
 
         Raises Diverged naming the first step whose loss or gradient was NaN or infinite.
         """
-        own = (float(self.step.stats.loss_sum), int(self.step.stats.first_bad))
-        sums, first_bad = zip(*self.context.dist.gather(own), strict=True)
+        stats, scaler = self.step.stats, self.step.scaler
+        sums, first_bad = zip(*self.context.dist.gather((float(stats.loss_sum), int(stats.first_bad))), strict=True)
         if bad := min(filter(None, first_bad), default=0):
             raise self._diverged("the train loss or its gradient is no finite number", bad)
-        scaler = self.step.scaler
         if scaler.is_enabled() and scaler.get_scale() < SMALLEST_SCALE:
             raise self._diverged("the gradient overflows fp16 at any scale", self.progress.step)
         return float(sum(sums))
@@ -155,12 +152,11 @@ class TrainState:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the rest of the run depends on; all ranks must ask."""
-        device = self.context.device
         own = {
             "counters": {name: value.cpu() for name, value in vars(self.step.stats).items()},
             "loader": self.train.loader.state_dict(),
             "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "cuda_rng": torch.cuda.get_rng_state(self.context.device) if self.context.device.type == "cuda" else None,
         }
         return {
             "model": self.model.state_dict(),

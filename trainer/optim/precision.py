@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 import torch
 
+SMALLEST_SCALE = 2.0**-16
+"""Of the fp16 scaler, which begins at 2^16: below it 32 steps or more have overflowed and none fits."""
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Flags of /proc/cpuinfo: x86 with AVX-512 or AMX instructions for bf16, and ARM.
 _CPU_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
