@@ -7,6 +7,7 @@ Run by torchrun it is one of several ranks, which keep step with each other thro
 import json
 import os
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -62,6 +63,7 @@ def main(shards: Path, out: Path, names: list[str]) -> None:
     for loader in loaders.values():
         loader.close()
     if world_size > 1:
+        time.sleep(2)  # the other rank may still be within the last barrier
         torch.distributed.destroy_process_group()
 
 
