@@ -7,7 +7,6 @@ Run by torchrun it is one of several ranks, which keep step with each other thro
 import json
 import os
 import sys
-import time
 import zlib
 from pathlib import Path
 
@@ -47,6 +46,12 @@ def main(shards: Path, out: Path, names: list[str]) -> None:
         seen = saved["seen"]
         for name, state in saved["states"].items():
             loaders[name].load_state_dict(state)
+    if world_size > 1:
+        # A kill can leave one rank a batch ahead: it lets the others catch up, so that all meet equally often.
+        fewest = torch.tensor(len(seen[names[0]]))
+        torch.distributed.all_reduce(fewest, torch.distributed.ReduceOp.MIN)
+        for _ in range(len(seen[names[0]]) - int(fewest)):
+            torch.distributed.barrier()
     batches = loaders[names[0]].batches
     while (done := len(seen[names[0]])) < EPOCHS * batches:
         for together in zip(*loaders.values(), strict=True):
@@ -63,7 +68,6 @@ def main(shards: Path, out: Path, names: list[str]) -> None:
     for loader in loaders.values():
         loader.close()
     if world_size > 1:
-        time.sleep(2)  # the other rank may still be within the last barrier
         torch.distributed.destroy_process_group()
 
 
