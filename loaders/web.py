@@ -173,12 +173,14 @@ class ShardIterableDataset(IterableDataset[Decoded | click.ClickException]):
             except (tarfile.TarError, ValueError) as error:
                 # Webdataset adds to the arguments of an error.
                 raise BadData(f"{tar} cannot be read: {error.args[0]}; pack again") from error
-            for position in positions.tolist():
-                row = int(self._rows[position])
-                yield self._verified(found.get(f"{row:08d}", {}), f"{tar}, sample {row:08d}", position)
+            rows, labels = self._rows[positions].tolist(), self._labels[positions].numpy()
+            crc32s = [None] * len(rows) if self._crc32s is None else self._crc32s[positions].tolist()
+            for row, of_row, crc32 in zip(rows, labels, crc32s, strict=True):
+                yield self._verified(found.get(f"{row:08d}", {}), f"{tar}, sample {row:08d}", row, of_row, crc32)
 
-    def _verified(self, sample: dict[str, Any], name: str, position: int) -> dict[str, Any]:
-        row, labels = int(self._rows[position]), self._labels[position].numpy()
+    def _verified(
+        self, sample: dict[str, Any], name: str, row: int, labels: npt.NDArray[np.uint8], crc32: int | None
+    ) -> dict[str, Any]:
         missing = [member for member in self._members if member not in sample]
         if missing or len(sample["labels"]) != len(FINDINGS):
             raise BadData(f"{name} has no intact {', '.join(missing or ['labels'])}; pack again")
@@ -187,7 +189,7 @@ class ShardIterableDataset(IterableDataset[Decoded | click.ClickException]):
             raise BadData(f"{name}: the shard holds row {found} there")
         check_labels(name, np.frombuffer(sample["labels"], np.uint8), labels)
         image = sample[self._members[0]]
-        if self._crc32s is not None and isal_zlib.crc32(image) != int(self._crc32s[position]):
+        if crc32 is not None and isal_zlib.crc32(image) != crc32:
             raise BadData(f"{name} does not hold the image that was packed; pack again")
         return {"name": name, "row": row, "labels": labels, "image": image}
 

@@ -155,9 +155,8 @@ class SplitReader:
     order costs the same once the shards are in the page cache. When a sample is read first, its row, its labels and,
     where entries.csv has it, the CRC-32 of its image are compared with entries.csv. So only the packed image reaches a
     decoder; DALI's may crash on anything else. The CRC-32 takes 3 of the 170 microseconds in which an image is decoded.
-    The shards stay open as long as
-    the reader. They are read, not memory-mapped: where a shard got shorter meanwhile, a read is short, but a touch of
-    the mapped page ends the process with SIGBUS.
+    The shards stay open as long as the reader. They are read, not memory-mapped: where a shard got shorter meanwhile,
+    a read is short, but a touch of the mapped page ends the process with SIGBUS.
 
     Raises BadData where an index does not fit the manifest or entries.csv, or a shard is missing;
     ResourceMissing where a shard cannot be opened.

@@ -14,7 +14,7 @@ from trainer.validation import ValMetrics, validate
 
 log = logging.getLogger("cxrapid.trainer")
 
-CURVES_EVERY = 30.0  # seconds between two drawings of curves.png, which take 0.3 to 0.8 each, as an epoch may
+CURVES_EVERY = 30.0  # seconds; drawing curves.png takes 0.3 to 0.8 of them, and an epoch may be as short
 
 
 @dataclass(frozen=True)

@@ -269,7 +269,7 @@ class RunDirectory:
         return found
 
     def _check_same(self, config: "TrainConfig", shards: ShardFolder, now: dict[str, Any]) -> None:
-        # The run did what the default of an option does that is newer than the run.
+        # An option that is newer than the run counts as its default.
         defaults = {field.name: field.default for field in dataclasses.fields(config)}
         then, environment = {**defaults, **self.read_config()}, self.read_environment()
         differing = [

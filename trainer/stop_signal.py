@@ -2,10 +2,10 @@
 
 The training loop (trainer.loop) looks at the signal after each optimizer step, all batches of its gradient
 accumulation included, and then saves a checkpoint. Validation, caching and downloads are abandoned at once, with
-several ranks at the next batch, and decoding before the first batch at once on every rank. What was trained since the
-last checkpoint is saved; before the first step there is nothing to save. The exit code is 143 for SIGTERM and 130 for
-SIGINT. A repeat within 3 s is ignored; a later one restores the previous handlers and is raised again: the process
-ends without saving, and the last checkpoint stands.
+several ranks at the next batch, and decoding before the first batch at once on every rank, as soon as a loader's worker
+processes have started. What was trained since the last checkpoint is saved; before the first step there is nothing to
+save. The exit code is 143 for SIGTERM and 130 for SIGINT. A repeat within 3 s is ignored; a later one restores the
+previous handlers and is raised again: the process ends without saving, and the last checkpoint stands.
 """
 
 import itertools

@@ -2,12 +2,14 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from shards.folder import ShardFolder
 from tests.trainer.running import metrics, train
+from trainer import loop
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed")
@@ -46,3 +48,20 @@ def test_the_curves_are_drawn_with_a_panel_for_each_thing_watched(
     with Image.open(tmp_path / "drawn" / "curves.png") as image:
         assert image.format == "PNG"
         assert image.height == pytest.approx(120 * (1.5 + 2.2 * panels), abs=1)
+
+
+@pytest.mark.parametrize(("every", "drawings"), [(0.0, 3), (3600.0, 1)])
+def test_the_curves_are_drawn_now_and_then_and_at_the_end(
+    phantom_shards: ShardFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: float, drawings: int
+) -> None:
+    draw, drawn = loop.draw_curves, []
+
+    def counted(lines: list[dict[str, Any]], title: str, path: Path) -> None:
+        drawn.append(len(lines))
+        draw(lines, title, path)
+
+    monkeypatch.setattr(loop, "draw_curves", counted)
+    monkeypatch.setattr(loop, "CURVES_EVERY", every)
+    assert train(phantom_shards, tmp_path, "drawn", epochs=2).exit_code == 0
+    assert len(drawn) == drawings
+    assert drawn[-1] == len((tmp_path / "drawn" / "metrics.jsonl").read_text().splitlines())
