@@ -104,7 +104,7 @@ class TrainingRun:
     def train(self, steps: int) -> float:
         """Take some steps and return images/s from the first wait for a batch to the last weight changed."""
         first_turn = self._steps == 0
-        images, wait = 0, DataWait()
+        images, wait = 0, DataWait(self._device)
         start, times = time.perf_counter(), StepTimes(self._device)
         for pixels, labels in itertools.islice(wait.over(self._batches), steps):
             self._steps += 1

@@ -16,7 +16,7 @@ from shards.errors import BadData
 from shards.files import atomic_write, atomic_write_text
 from shards.findings import FINDINGS
 from shards.processes import graceful_exit
-from trainer.devices import DEVICE_CHOICES, choose_device
+from trainer.devices import DEVICE_CHOICES, use_device
 from trainer.run_directory import RunDirectory, find_run
 
 
@@ -65,7 +65,7 @@ def _predict(run: RunDirectory, images: tuple[Path, ...], folder: Path | None, d
         raise BadData(f"{run.path} has no decisions yet; score it first with: python -m eval {run.path}")
     pixels = np.stack([read_image(path, header.metadata["size"]) for path in images])[:, None]
     model, _ = load_model(run.model)
-    model.to(chosen := choose_device(device))
+    model.to(chosen := use_device(device))
     given = torch.from_numpy(pixels).to(chosen)
     with full_precision():
         # One at a time: any number of images fits.

@@ -1,4 +1,4 @@
-"""Atomic files and exclusive folders: a file appears complete or not at all, one command writes a folder."""
+"""Atomic files, with a hash beside them on request, and exclusive folders, which one command writes."""
 
 import contextlib
 import errno
@@ -7,8 +7,9 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from shards.console import echo
 from shards.errors import BadData, ResourceMissing
@@ -89,6 +90,67 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+class HashingFile:
+    """A file open for writing whose SHA-256 is known when it is written; what libraries need of a file to write to."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self.error: OSError | None = None
+        """The first one of `write`, which some libraries hide behind an error of their own."""
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Write and hash all of `data`; OSError from the disk."""
+        self._digest.update(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        """Do nothing: whoever opened the file flushes it."""
+
+    def hexdigest(self) -> str:
+        """Return the SHA-256 so far as 64 hex digits."""
+        return self._digest.hexdigest()
+
+
+def hash_file(path: Path) -> Path:
+    """Return where the SHA-256 of a file stands: beside it, as model.safetensors.sha256."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def write_with_hash(
+    path: Path,
+    write: Callable[[HashingFile], object],
+    keep_as: Path | None = None,
+    *,
+    digests: dict[Path, str] | None = None,
+) -> None:
+    """Write a file and its hash file; with `keep_as` the file that had the name before is kept under that one.
+
+    `write` is given the file, which is hashed as it is written. Hash files are published before the files they are of,
+    and hold the new hash and that of the file which still has the name. So kills at any moments leave files with a
+    hash that fits them: at least one of the two names then holds an intact one, or `path` alone does. `digests`, kept
+    by a caller who alone writes these files, saves reading the former ones to hash them. Raises ResourceMissing where
+    the disk is full; the file before then stands.
+    """
+    known = {} if digests is None else digests
+    before, kept = ([known.get(each) or sha256_of(each)] if each and each.is_file() else [] for each in (path, keep_as))
+    with atomic_write(path) as partial:
+        with partial.open("wb") as file:
+            hashing = HashingFile(file)
+            write(hashing)
+        if keep_as is not None and before:
+            atomic_write_text(hash_file(keep_as), "\n".join([*before, *kept]) + "\n")
+        atomic_write_text(hash_file(path), "\n".join([hashing.hexdigest(), *before]) + "\n")
+        if keep_as is not None and before:
+            path.replace(keep_as)
+            known[keep_as] = before[0]
+    known[path] = hashing.hexdigest()
 
 
 @contextlib.contextmanager

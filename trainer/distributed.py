@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from loaders import Batch, Loader
 from shards.errors import ResourceMissing
-from trainer.devices import choose_device, only_rank_zero_complains, rank_from_env
+from trainer.devices import choose_device, only_rank_zero_complains, rank_from_env, use_device
 
 T = TypeVar("T")
 log = logging.getLogger("cxrapid.trainer")
@@ -22,6 +22,9 @@ log = logging.getLogger("cxrapid.trainer")
 _TIMEOUT = datetime.timedelta(minutes=10)
 # What the others wait for while the writer works alone, on a sweep of heads for example.
 _PATIENCE = datetime.timedelta(days=1)
+_ENOUGH_TO_NORMALISE = (
+    16  # images of a rank: from here on their own statistics do as well (Wu and He, arXiv:1803.08494)
+)
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def join(device: str) -> Iterator[tuple[Distributed, torch.device]]:
     """
     rank, size, local_rank = rank_from_env()
     if size == 1:
-        yield SINGLE_PROCESS, choose_device(device)
+        yield SINGLE_PROCESS, use_device(device)
         return
     with only_rank_zero_complains(rank):
         if device.startswith("cuda:"):
@@ -152,10 +155,10 @@ def join(device: str) -> Iterator[tuple[Distributed, torch.device]]:
     if own.type == "cuda":
         if local_rank >= (found := torch.cuda.device_count()):
             raise ResourceMissing(f"rank {rank} has no GPU: this machine has {found}; take --nproc-per-node {found}")
-        own = torch.device("cuda", local_rank)
-        torch.cuda.set_device(own)
+        own = use_device(f"cuda:{local_rank}")
         c10d.init_process_group("nccl", timeout=_TIMEOUT, device_id=own)
     else:
+        use_device("cpu")
         c10d.init_process_group("gloo", timeout=_TIMEOUT)
     control = c10d.new_group(backend="gloo", timeout=_PATIENCE)
     assert isinstance(control, c10d.ProcessGroup)  # every rank is in it
@@ -164,17 +167,28 @@ def join(device: str) -> Iterator[tuple[Distributed, torch.device]]:
     c10d.destroy_process_group()
 
 
-def sync_batch_norms(model: nn.Module, dist: Distributed, device: torch.device) -> None:
-    """Normalise by the batches of all ranks where the device can: SyncBatchNorm is for GPUs."""
+def should_sync_bn(choice: str, batch_size: int, device: torch.device, dist: Distributed) -> bool:
+    """Resolve `auto` of --sync-bn: on GPUs with fewer than 16 images a rank.
+
+    Synchronised, each of ResNet-50's 53 layers waits for the other ranks and for the host (pytorch/pytorch issue
+    161302).
+    """
+    few = device.type == "cuda" and batch_size // dist.size < _ENOUGH_TO_NORMALISE
+    return dist.size > 1 and (choice == "on" or (choice == "auto" and few))
+
+
+def sync_batch_norms(model: nn.Module, dist: Distributed, *, synced: bool) -> None:
+    """Convert the batch norms to SyncBatchNorm or leave them, and log which with several ranks."""
     norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     if dist.size == 1 or not norms:
         return
-    if device.type == "cuda":
+    if synced:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        log.info("batch norm: over the images of all ranks")
     else:
         log.info(
-            "batch norm: on a CPU each rank normalises its own part of a batch in training, where it is not "
-            "frozen; the running statistics kept are those of rank 0"
+            "batch norm: each rank normalises its own part of a batch in training, where it is not frozen; the running "
+            "statistics kept are those of rank 0"
         )
 
 
@@ -206,17 +220,23 @@ class ShardedLoader:
     """Images an epoch on all ranks, mirrors counted."""
     batch_size: int
     """Images a batch on all ranks together."""
-    empty_batch: Batch
-    """For a rank whose images are used up."""
+    filler: Batch
+    """One image for a rank whose images are used up, which must not count: with it the rank takes part in a step with
+    tensors of the dtypes and shapes that the others have."""
 
-    def iter_from(self, images: int) -> Iterator[tuple[int, Batch]]:
-        """Yield (images on all ranks, this rank's batch) for the batches after so many images.
+    def iter_from(self, images: int) -> Iterator[tuple[int, int, Batch]]:
+        """Yield (images on all ranks, those of this rank, its batch) for the batches after so many images.
 
-        The loader advances to the next epoch when this is exhausted, and not before.
+        Where this rank has no image its batch is the filler. The loader advances to the next epoch when this is
+        exhausted, and not before.
         """
         own = iter(self.loader)
         for number in range(-(-images // self.batch_size), -(-self.samples // self.batch_size)):
-            batch = next(own) if number < self.loader.batches else self.empty_batch
-            yield min(self.batch_size, self.samples - number * self.batch_size), batch
+            everywhere = min(self.batch_size, self.samples - number * self.batch_size)
+            if number < self.loader.batches:
+                batch = next(own)
+                yield everywhere, len(batch.images), batch
+            else:
+                yield everywhere, 0, self.filler
         for _ in own:
             raise RuntimeError("a loader has more batches than it says")

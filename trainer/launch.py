@@ -109,7 +109,7 @@ def train(context: RunContext, model: Classifier | None = None) -> bool:
             context = dataclasses.replace(context, config=config)
         state = build(context, origin)
     try:
-        with state.train.loader, state.val.loader:
+        with state.saver, state.train.loader, state.val.loader:
             finished = train_epochs(state)
     finally:
         for logger in state.loggers:

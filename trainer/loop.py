@@ -48,6 +48,7 @@ def train_epochs(state: TrainState) -> bool:
     if not state.is_saved:
         state.save()
     _draw_curves(state)
+    state.context.dist.on_rank_zero(state.saver.join)
     if stopped:
         log.info(f"stopped in epoch {state.progress.epoch}, saved; the same command resumes here")
     return not stopped
@@ -74,7 +75,7 @@ def epochs(state: TrainState) -> Iterator[Epoch]:
 def train_epoch(state: TrainState) -> dict[str, float | None]:
     """Train until the end of the epoch; return its rates."""
     progress, first_image = state.progress, state.progress.images
-    wait, times = DataWait(), StepTimes(state.context.device)
+    wait, times = DataWait(state.context.device), StepTimes(state.context.device)
     state.model.train()
     # A run stopped in val has nothing of train left, and its loader is at the next epoch.
     if not progress.trained:
@@ -100,15 +101,15 @@ def _take_steps(state: TrainState, wait: DataWait, times: StepTimes) -> None:
         batches = context.stop.interruptible_start(batches)
     name = f"epoch {progress.epoch}"
     with progress_bar(samples, name, "img", initial=first_image, disable=not context.run.writes) as bar:
-        # `images` counts those of all ranks; a batch holds this rank's.
-        for images, batch in wait.over(batches):
+        # `images` counts those of all ranks, `own` this rank's, which its batch holds.
+        for images, own, batch in wait.over(batches):
             # Forward and backward
             state.has_stepped = True
             if not pending:
                 group_images = min(config.accumulate * config.batch_size, samples - progress.images)
             progress.images += images
             pending += images
-            share = dist.size * len(batch.images) / group_images
+            share = dist.size * own / group_images
             state.step.backward(batch.images, batch.labels, share, more=pending < group_images)
             bar.set_postfix_str(f"data wait {wait.share:.1%}{shown_loss}", refresh=False)
             bar.update(images)
@@ -145,7 +146,7 @@ def validate_epoch(state: TrainState) -> ValMetrics:
     context.dist.broadcast_statistics(state.eval_model)
     with context.stop.interruptible(context.dist):
         metrics = validate(
-            (batch for _, batch in state.val.iter_from(0)),
+            (batch if own else None for _, own, batch in state.val.iter_from(0)),
             state.val_forward,
             state.val_loss,
             context.precision.autocast,
@@ -176,7 +177,7 @@ def log_and_save(state: TrainState, epoch: Epoch) -> None:
         f"{epoch.rates['images_per_second']:.1f} images/s, data wait {epoch.rates['data_wait']:.1%}"
     )
     state.next_epoch()
-    (worthwhile,) = dist.all_reduce_max(dist.is_rank_zero and state.timer.is_worthwhile())
+    (worthwhile,) = dist.all_reduce_max(dist.is_rank_zero and state.timer.is_worthwhile(state.saver.took))
     if state.context.config.cache == "off" or worthwhile:
         state.save()
 
@@ -184,4 +185,4 @@ def log_and_save(state: TrainState, epoch: Epoch) -> None:
 def _draw_curves(state: TrainState) -> None:
     run = state.context.run
     if run.writes:
-        draw_curves(run.read_metrics(), run.name, run.curves)
+        state.saver.submit(lambda: draw_curves(run.read_metrics(), run.name, run.curves))

@@ -15,8 +15,8 @@ from msgspec import Meta
 
 from shards.documents import convert, parse_json, read_bytes
 from shards.errors import BadData, ResourceMissing
+from shards.files import hash_file, write_with_hash
 from shards.findings import FINDINGS
-from trainer.run_directory import hash_file, write_with_hash
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +70,8 @@ def save_model(path: Path, state: "dict[str, torch.Tensor]", metadata: dict[str,
     from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_with_hash(path, save(tensors, {_METADATA: json.dumps(metadata)}))
+    content = save(tensors, {_METADATA: json.dumps(metadata)})
+    write_with_hash(path, lambda file: file.write(content))
 
 
 def load_model(path: Path) -> "tuple[Classifier, dict[str, Any]]":

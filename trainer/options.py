@@ -134,11 +134,18 @@ class TrainConfig:
     )
     precision: str = _option(
         "auto",
-        ("auto", "fp32", "bf16", "fp16"),
-        "auto: fp16 on a GPU; on a CPU bf16 if it has instructions for it, else fp32.",
+        ("auto", "fp32", "bf16", "fp16", "prefer-bf16"),
+        "auto: fp16 on a GPU; on a CPU bf16 if it has instructions for it, else fp32. prefer-bf16: bf16 on a GPU that "
+        "has instructions for it, else as auto.",
     )
     compile: str = _option(
-        "auto", _SWITCH, "torch.compile; auto: on a GPU. If compiling fails, the run prints that and continues without."
+        "auto",
+        _SWITCH,
+        "torch.compile; auto: on a GPU, if the epochs have 500,000 images together. If compiling fails, the run prints "
+        "that and continues without.",
+    )
+    sync_bn: str = _option(
+        "auto", _SWITCH, "Batch norm over the images of all ranks; auto: on GPUs with fewer than 16 images a rank."
     )
     device: str = _option(
         "auto",

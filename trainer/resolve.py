@@ -3,7 +3,8 @@
 --device     the first GPU, under torchrun each rank's own; without one the CPU (devices.choose_device,
              distributed.join)
 --precision  fp16 on a GPU; on a CPU bf16 where it has instructions for it, else fp32 (precision.choose_precision)
---compile    on for a GPU, off for a CPU (compilation.should_compile)
+--compile    on for a GPU if the run has 500,000 images or more in all its epochs; else off (compilation.should_compile)
+--sync-bn    on for GPUs with fewer than 16 images a rank; else off (distributed.should_sync_bn)
 --cache      on if --freeze is given, --augment is not, and the features take at most 0.6 of the free memory of the
              GPU or the host; else off (features.choose_device_of_cache)
 --loader     resident if the decoded split takes at most 0.4 of that memory, else dali; dataloader where DALI is not
@@ -20,6 +21,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import click
 import torch
 
 from loaders import LoaderSpec, choose_loader
@@ -27,7 +29,7 @@ from models import Classifier, create_model, freeze, parameter_counts
 from shards.errors import BadData, ResourceMissing
 from shards.folder import ShardFolder, open_shards
 from trainer.devices import choose_device
-from trainer.distributed import SINGLE_PROCESS, Distributed
+from trainer.distributed import SINGLE_PROCESS, Distributed, should_sync_bn
 from trainer.feature_cache.features import choose_device_of_cache
 from trainer.optim.compilation import should_compile
 from trainer.optim.precision import Precision, choose_precision
@@ -54,6 +56,11 @@ class RunContext:
     def device(self) -> torch.device:
         """Of this rank."""
         return self.precision.device
+
+    @property
+    def should_compile(self) -> bool:
+        """Whether the model is compiled for training."""
+        return compiles(self.config, self.shards, self.device)
 
     def stop_agreed(self) -> bool:
         """Return whether any rank got a signal; all ranks must ask."""
@@ -82,6 +89,12 @@ def loader_spec(
         world_size=dist.size,
         threads=config.threads,
     )
+
+
+def compiles(config: TrainConfig, shards: ShardFolder, device: torch.device) -> bool:
+    """Resolve --compile for a run on these shards."""
+    images = config.epochs * shards.manifest.splits["train"].images
+    return should_compile(config.compile, device, 2 * images if config.flip == "both" else images)
 
 
 def build_model(config: TrainConfig, shards: ShardFolder) -> Classifier:
@@ -114,6 +127,8 @@ def resolve_auto(config: TrainConfig, shards: ShardFolder, precision: Precision,
     size.
     """
     dist.verify_batch_size(config.batch_size, mirrored=config.flip == "both")
+    if config.sync_bn == "on" and precision.device.type == "cpu":
+        raise click.UsageError("--sync-bn on is for GPUs: torch's SyncBatchNorm does not run on a CPU")
     model, reasons = None, {}
     if config.freeze == "none":
         config = dataclasses.replace(config, cache="off")
@@ -161,7 +176,8 @@ def describe(config: TrainConfig, sources: dict[str, str], dist: Distributed) ->
         "weights": config.start_weights,
         "device": str(device),
         "precision": precision.name,
-        "compile": "on" if should_compile(config.compile, device) else "off",
+        "compile": "on" if config.compile == "on" else "off",
+        "sync_bn": "on" if should_sync_bn(config.sync_bn, config.batch_size, device, dist) else "off",
     }
     try:
         shards = open_shards(config.shards)
@@ -169,11 +185,13 @@ def describe(config: TrainConfig, sources: dict[str, str], dist: Distributed) ->
         model = create_model(config.arch)
         freeze(model, config.freeze)
         later = f"by the size of the shards, once they are in {config.shards}"
-        values |= {key: later for key in ("cache", "loader") if getattr(config, key) == "auto"}
+        unknown = ("cache", "loader", "compile") if device.type == "cuda" else ("cache", "loader")
+        values |= {key: later for key in unknown if getattr(config, key) == "auto"}
     else:
         resolved = resolve_auto(config, shards, precision, dist)
         model = resolved.model or build_model(config, shards)
         values |= {"cache": resolved.config.cache, "loader": resolved.config.loader}
+        values["compile"] = "on" if compiles(config, shards, device) else "off"
         if values["loader"] == "auto":
             values["loader"] = "by what is installed, for one pass"
     for key, value in config.to_json().items():

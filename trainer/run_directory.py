@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ from msgspec import Meta
 from shards.console import echo, printable
 from shards.documents import Scalar, convert, parse_json, read_bytes, read_json
 from shards.errors import BadData, CannotResume, ResourceMissing
-from shards.files import atomic_write, atomic_write_text, exclusive_lock, remove_partials, sha256_of
+from shards.files import atomic_write_text, exclusive_lock, hash_file, remove_partials
 from shards.folder import ShardFolder
 from trainer.environment import Environment, describe_environment
 
@@ -285,29 +284,6 @@ class RunDirectory:
                 f"the run {self.name} exists with other settings: {'; '.join(differing)}. "
                 "Give another --name, or the same settings to resume it"
             )
-
-
-def hash_file(path: Path) -> Path:
-    """Return where the SHA-256 of a file stands: beside it, as model.safetensors.sha256."""
-    return path.with_name(f"{path.name}.sha256")
-
-
-def write_with_hash(path: Path, content: bytes | memoryview, keep_as: Path | None = None) -> None:
-    """Write a file and its hash file; with `keep_as` the file that had the name before is kept under that one.
-
-    Hash files are published before the files they are of, and hold the new hash and that of the file which still has
-    the name. So kills at any moments leave files with a hash that fits them: at least one of the two names then holds
-    an intact one, or `path` alone does. Raises ResourceMissing where the disk is full; the file before then stands.
-    """
-    before = [sha256_of(path)] if path.is_file() else []
-    with atomic_write(path) as partial:
-        partial.write_bytes(content)
-        if keep_as is not None and before:
-            kept = [sha256_of(keep_as)] if keep_as.is_file() else []
-            atomic_write_text(hash_file(keep_as), "\n".join([*before, *kept]) + "\n")
-        atomic_write_text(hash_file(path), "\n".join([hashlib.sha256(content).hexdigest(), *before]) + "\n")
-        if keep_as is not None and before:
-            path.replace(keep_as)
 
 
 def find_run(text: str, runs: Path) -> RunDirectory:

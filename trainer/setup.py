@@ -11,11 +11,11 @@ from models import Classifier, WeightsUnavailable, freeze, load_weights, paramet
 from shards.errors import BadData, ResourceMissing
 from shards.findings import FINDINGS
 from shards.manifest import SplitRecord
-from trainer.distributed import ShardedLoader, sync_batch_norms
+from trainer.distributed import ShardedLoader, should_sync_bn, sync_batch_norms
 from trainer.feature_cache.features import DoesNotFit, FeatureCache, FeatureLoader, cache_features
-from trainer.logging.checkpoints import CheckpointTimer, load_newest, restoring
+from trainer.logging.checkpoints import CheckpointSaver, CheckpointTimer, load_newest, restoring
 from trainer.logging.loggers import open_loggers
-from trainer.optim.compilation import CompiledModel, should_compile
+from trainer.optim.compilation import WORTHWHILE, CompiledModel
 from trainer.optim.ema import EMA
 from trainer.optim.losses import make_loss
 from trainer.optim.optimizers import LearningRate, make_optimizer
@@ -25,6 +25,9 @@ from trainer.step import Step, StepStats
 from trainer.validation import EarlyStopping
 
 log = logging.getLogger("cxrapid.trainer")
+
+# Images of a rank: below the first the exchange of gradients outweighs the step; the second fills a GPU.
+_FEW_IMAGES, _FULL_BATCH = 32, 256
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ def start(context: RunContext, model: Classifier | None = None) -> Start:
         with restoring(run.last.parent):
             model.load_state_dict(saved["model"])
         started_from = "its last checkpoint"
-    sync_batch_norms(model, context.dist, context.device)
+    synced = should_sync_bn(config.sync_bn, config.batch_size, context.device, context.dist)
+    sync_batch_norms(model, context.dist, synced=synced)
     freeze(model, config.freeze)
     model = model.to(context.device)
     cache = None if config.cache == "off" else _cache_features(context, model)
@@ -90,6 +94,7 @@ def build(context: RunContext, start: Start) -> TrainState:
     run.truncate_metrics(state.progress.epoch, state.progress.step)
     if dist.is_rank_zero:
         state.loggers = open_loggers(config.extra_loggers, run.path, config.to_json(), state.progress.step)
+    _log_hints(context)
     trainable, total = parameter_counts(start.model)
     ranks = f" on each of {dist.size} ranks" if dist.size > 1 else ""
     log.info(
@@ -98,6 +103,26 @@ def build(context: RunContext, start: Start) -> TrainState:
         f"{start.started_from}"
     )
     return state
+
+
+def _log_hints(context: RunContext) -> None:
+    """Log what another choice of batch size or of --compile would bring on this hardware."""
+    config, dist, device = context.config, context.dist, context.device
+    if device.type == "cuda" and config.compile == "auto" and not context.should_compile:
+        log.info(
+            f"--compile auto is off: a run of fewer than {WORTHWHILE:,} images takes longer to compile than it gains"
+        )
+    images = config.batch_size // dist.size
+    if dist.size > 1 and images < _FEW_IMAGES:
+        log.info(
+            f"with {images} images a rank, exchanging gradients takes long beside the step; --batch-size "
+            f"{_FEW_IMAGES * dist.size} or more uses {dist.size} ranks better"
+        )
+    elif device.type == "cuda" and config.cache == "off" and images < _FULL_BATCH:
+        log.info(
+            f"a larger batch is faster on a GPU: --config fast takes {_FULL_BATCH} images, with the learning rate that "
+            "goes with them"
+        )
 
 
 def new_state(context: RunContext, model: Classifier, cache: FeatureCache | None) -> TrainState:
@@ -112,9 +137,9 @@ def new_state(context: RunContext, model: Classifier, cache: FeatureCache | None
     train, val = (_sharded_loader(context, split, cache) for split in ("train", "val"))
     steps = -(-train.samples // (config.accumulate * config.batch_size))
     ddp = dist.wrap_ddp(trained, device)
-    compiled, batch_size = should_compile(config.compile, device), config.batch_size // dist.size
+    batch_size = config.batch_size // dist.size
     step = Step(
-        CompiledModel(ddp, batch_size, compiled=compiled),
+        CompiledModel(ddp, batch_size, compiled=context.should_compile),
         make_loss(config.loss, config.pos_weight, labels, device, config.label_smoothing),
         make_optimizer(config.optimizer, model.parameters(), config.lr, config.weight_decay),
         LearningRate(config.schedule, config.lr, config.epochs * steps, round(config.warmup * steps)),
@@ -129,12 +154,14 @@ def new_state(context: RunContext, model: Classifier, cache: FeatureCache | None
         context,
         model,
         step,
-        val_forward=CompiledModel(evaluated, batch_size, compiled=compiled),
+        # Uncompiled: another graph, for evaluation mode, takes longer to compile than it saves.
+        val_forward=CompiledModel(evaluated, batch_size, compiled=False),
         val_loss=make_loss(config.loss, config.pos_weight, labels, device),
         stopping=EarlyStopping(config.patience, higher_is_better=config.monitor == "auroc"),
         train=train,
         val=val,
         timer=CheckpointTimer(config.checkpoint_every, config.checkpoint_steps),
+        saver=CheckpointSaver(context.run, device),
     )
 
 
@@ -173,13 +200,13 @@ def _sharded_loader(context: RunContext, split: str, cache: FeatureCache | None)
     loader: Loader
     if cache is None:
         loader, size, device = make_loader(context.config.loader, spec), manifest.size, context.device
-        empty = Batch(
-            torch.empty(0, 1, size, size, dtype=torch.uint8, device=device),
-            torch.empty(0, len(FINDINGS), dtype=torch.uint8, device=device),
-            torch.empty(0, dtype=torch.int32, device=device),
+        # Mid-gray, so that it hardly moves what batch norm measures.
+        filler = Batch(
+            torch.full((1, 1, size, size), 128, dtype=torch.uint8, device=device),
+            torch.zeros(1, len(FINDINGS), dtype=torch.uint8, device=device),
+            torch.zeros(1, dtype=torch.int32, device=device),
         )
     else:
         loader = FeatureLoader((cache.train if split == "train" else cache.val).features, spec)
-        empty = loader.empty_batch()
-    samples = manifest.splits[split].images * spec.copies
-    return ShardedLoader(loader, samples, context.config.batch_size, empty)
+        filler = loader.first_image()
+    return ShardedLoader(loader, manifest.splits[split].images * spec.copies, context.config.batch_size, filler)

@@ -1,7 +1,6 @@
 """Everything that changes while a run trains, as one state to save and restore."""
 
 import math
-import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -55,6 +54,7 @@ class TrainState:
     train: ShardedLoader
     val: ShardedLoader
     timer: checkpoints.CheckpointTimer
+    saver: checkpoints.CheckpointSaver
     progress: Progress = field(default_factory=Progress)
     loggers: list[Logger] = field(default_factory=list)
     best: dict[str, Any] | None = None
@@ -102,27 +102,22 @@ class TrainState:
         self.step.stats.loss_sum.zero_()
 
     def save(self) -> None:
-        """Save a checkpoint and keep the one before; Diverged if a weight is NaN or infinite."""
-        begun = time.monotonic()
+        """Save a checkpoint behind training, and keep the one before; all ranks must call this.
+
+        Raises Diverged if a weight is NaN or infinite, at the next save or at the end of the run.
+        """
         self.require_good_steps()
-        state = self.state_dict()
-        if not checkpoints.all_finite([state["model"], state["average"], *state["optimizer"]["state"].values()]):
-            raise self._diverged("a weight is no finite number", self.progress.step)
-        if self.context.dist.is_rank_zero:
-            run = self.context.run
-            if self.best is not None:
-                # First, since the state refers to it. After a kill in between, its epoch is trained again to the same.
-                checkpoints.save_checkpoint(run.best, self.best)
-            checkpoints.save_checkpoint(run.last, state, keep_as=run.previous)
+        state, dist = self.state_dict(), self.context.dist
+        failure = self._diverged("a weight is no finite number", self.progress.step)
+        dist.on_rank_zero(lambda: self.saver.save(state, self.best, failure))
         self.best, self._saved = None, replace(self.progress)
-        self.timer.restart(time.monotonic() - begun)
+        self.timer.restart()
 
     def keep_best(self, metrics: dict[str, float]) -> None:
         """Keep a copy of the weights as they are, and their metrics, for the next checkpoint."""
         trained = trained_names(self.model)
-        weights = {
-            name: value.clone() if name in trained else value for name, value in self.eval_model.state_dict().items()
-        }
+        state = self.eval_model.state_dict()
+        weights = {name: checkpoints.copy_to_host(state[name]) if name in trained else state[name] for name in state}
         self.best = {"model": weights, "epoch": self.progress.epoch, **metrics}
 
     def require_good_steps(self) -> float:

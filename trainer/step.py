@@ -57,18 +57,18 @@ class Step:
         """Add the gradients of one batch, which holds this share of the group's images, 0..1.
 
         With several ranks the share is multiplied by their number, since DDP takes the mean of their
-        gradients; with `more`, batches of the group follow and the ranks need not synchronize yet. An empty
+        gradients; with `more`, batches of the group follow and the ranks need not synchronize yet. With a share of 0 a
         batch adds nothing, but lets this rank take part.
         """
         with self.no_sync() if more else nullcontext():
             with self.autocast():
                 logits = self.forward(images).float()
-            # The mean over no images is NaN.
-            loss = self.loss(logits, labels.float()) if len(images) else logits.sum()
+            loss = self.loss(logits, labels.float())
             self.scaler.scale(loss * share).backward()
         loss = loss.detach()
         self._finite = self._finite & loss.isfinite()
-        self.stats.loss_sum += loss * len(images)
+        if share:
+            self.stats.loss_sum += loss * len(images)
 
     @torch.no_grad()
     def optimizer_step(self, number: int) -> None:

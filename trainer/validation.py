@@ -27,7 +27,7 @@ class ValMetrics:
 
 @torch.no_grad()
 def validate(
-    batches: Iterable[Batch],
+    batches: Iterable[Batch | None],
     forward: Callable[[Tensor], Tensor],
     loss: Callable[[Tensor, Tensor], Tensor],
     autocast: Callable[[], AbstractContextManager[None]],
@@ -38,13 +38,13 @@ def validate(
 ) -> ValMetrics | None:
     """Return the metrics of a model in evaluation mode; None if `stop` returned True between two batches.
 
-    Each rank gives its own batches, as many as the others, and all get the metrics of all together. Waits for the
-    device once, at the end.
+    Each rank gives its own batches, as many as the others, None where it has no image, and all get the metrics of all
+    together. Waits for the device once, at the end.
     """
     total, images = torch.zeros((), dtype=torch.float64), 0
     pairs: list[tuple[Tensor, Tensor]] = []
     for batch in batches:
-        if len(batch.images):
+        if batch is not None:
             with autocast():
                 logits = forward(batch.images).float()
             total = total.to(logits.device) + loss(logits, batch.labels.float()) * len(logits)

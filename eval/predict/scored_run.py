@@ -16,7 +16,7 @@ from eval.result_files import CacheKey, write_csv
 from shards.errors import BadData, ResourceMissing
 from shards.files import atomic_write_text
 from shards.folder import ShardFolder, open_shards
-from trainer.devices import choose_device
+from trainer.devices import use_device
 from trainer.model_file import ModelHeader, read_header
 from trainer.run_directory import RunDirectory
 
@@ -54,7 +54,7 @@ class ScoredRun:
     @cached_property
     def device(self) -> "torch.device":
         """Where the model runs; imports torch."""
-        return choose_device(self.options.device)
+        return use_device(self.options.device)
 
     def release(self) -> None:
         """Release the model and its memory."""

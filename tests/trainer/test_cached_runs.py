@@ -94,7 +94,7 @@ def test_a_cached_run_with_an_average_stopped_within_an_epoch_goes_on(
 def test_an_epoch_that_was_not_worth_saving_can_still_be_the_one_that_is_kept(
     phantom_shards: ShardFolder, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(CheckpointTimer, "is_worthwhile", lambda self: False)
+    monkeypatch.setattr(CheckpointTimer, "is_worthwhile", lambda self, took: False)
     # A rate at which some epoch in the middle is the best.
     done = train(phantom_shards, runs, "short", **FROZEN, epochs=6, lr=3e-3)
     assert done.exit_code == 0, done.stderr

@@ -13,6 +13,7 @@ from typing import Any
 import click
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from shards.folder import ShardFolder, open_shards
@@ -21,7 +22,8 @@ from shards.packing.planning import SplitRecipe, make_plan
 from shards.pixels import PixelRecipe
 from tests.ranks import start_ranks
 from tests.trainer.running import TIMEOUT, command, losses, metrics, train
-from trainer.distributed import Distributed
+from trainer.__main__ import main
+from trainer.distributed import Distributed, should_sync_bn
 from trainer.logging.checkpoints import load_checkpoint
 
 # No batch norm that is trained, and no dropout: there ranks and one process are the same function.
@@ -196,6 +198,74 @@ def test_a_dry_run_of_several_ranks_says_everything_once(
         [0] * 3 if changes else [1] * 3
     )
     assert errors.count("\nError: ") == bool(changes)
+    assert not list(tmp_path.iterdir())
+
+
+TAIL = """
+import sys, torch
+from pathlib import Path
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from shards.folder import open_shards
+from trainer.distributed import join
+from trainer.optim.precision import Precision
+from trainer.options import TrainConfig
+from trainer.resolve import RunContext, build_model
+from trainer.run_directory import RunDirectory
+from trainer.setup import new_state
+from trainer.stop_signal import StopSignal
+
+with join("cpu") as (dist, device):
+    folder, batch_size = Path(sys.argv[1]), int(sys.argv[2])
+    config = TrainConfig(arch="custom_cnn", shards=folder, batch_size=batch_size, loader="resident")
+    shards, run = open_shards(folder), RunDirectory(Path(sys.argv[3]), writes=False)
+    model = build_model(config, shards)
+    state = new_state(RunContext(config, run, shards, Precision("bf16", device), StopSignal(), dist), model, None)
+    seen, norms = [], [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.register_forward_pre_hook(
+            lambda _, inputs: seen.append((str(inputs[0].dtype), inputs[0].shape[1:], len(inputs[0]) > 0))
+        )
+    def exchange(_, bucket):
+        seen.append((str(bucket.buffer().dtype), bucket.buffer().shape))
+        return allreduce_hook(None, bucket)
+    state.step.forward._model.register_comm_hook(None, exchange)
+    for number, (everywhere, own, batch) in enumerate(state.train.iter_from(0), start=1):
+        seen.append(everywhere)
+        state.step.backward(batch.images, batch.labels, dist.size * own / everywhere)
+        state.step.optimizer_step(number)
+    first, second = dist.gather(seen)
+    assert first == second, (first, second)
+    sys.stdout.write(f"rank {dist.rank}: {own} of {everywhere} in the last batch, {len(seen)} tensors\\n")
+"""
+
+
+def test_a_rank_without_an_image_in_the_last_batch_has_tensors_like_those_of_the_others(
+    uneven_shards: ShardFolder, tmp_path: Path
+) -> None:
+    images = uneven_shards.manifest.splits["train"].images
+    batch_size = next(size for size in range(8, images, 2) if images % size == 1)
+    program = tmp_path / "tail.py"
+    program.write_text(TAIL)
+    process = start_ranks([str(program), str(uneven_shards.path), str(batch_size), str(tmp_path / "run")], 2)
+    said, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, errors
+    assert "rank 0: 1 of 1 in the last batch" in said
+    assert "rank 1: 0 of 1 in the last batch" in said
+
+
+def test_batch_norm_is_synced_for_few_images_a_gpu_or_where_it_is_asked_for() -> None:
+    gpu, cpu, two = torch.device("cuda", 0), torch.device("cpu"), Distributed(size=2)
+    assert [should_sync_bn("auto", images, gpu, two) for images in (30, 32)] == [True, False]
+    assert should_sync_bn("on", 64, gpu, two) and not should_sync_bn("off", 2, gpu, two)
+    assert not should_sync_bn("auto", 2, cpu, two) and not should_sync_bn("on", 2, gpu, Distributed())
+
+
+def test_synced_batch_norm_on_a_cpu_is_a_usage_error(phantom_shards: ShardFolder, tmp_path: Path) -> None:
+    for more in ([], ["--dry-run"]):
+        done = CliRunner().invoke(main, [*command(phantom_shards, tmp_path, "synced", sync_bn="on")[3:], *more])
+        assert done.exit_code == 2
+        assert "--sync-bn on is for GPUs" in done.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -11,10 +11,9 @@ import torch
 
 from models import create_model, parameter_counts
 from shards.errors import BadData
-from shards.files import sha256_of
+from shards.files import hash_file, sha256_of
 from shards.findings import FINDINGS
 from trainer.model_file import load_model, read_header, save_model
-from trainer.run_directory import hash_file
 
 ROOT = Path(__file__).parents[2]
 METADATA = {"arch": "custom_cnn", "size": 64, "findings": list(FINDINGS), "manifest_sha256": "0"}

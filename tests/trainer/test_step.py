@@ -63,6 +63,17 @@ def test_a_group_of_batches_counts_as_one_of_all_its_images(optimizer: str) -> N
     assert float(parts.counters.loss_sum) == pytest.approx(float(whole.counters.loss_sum), rel=1e-6)
 
 
+def test_a_batch_that_has_no_share_changes_nothing() -> None:
+    batches = Bench("adam"), Bench("adam")
+    for bench in batches:
+        bench.step.backward(*batch(4), 1.0)
+    batches[1].step.backward(*batch(1, seed=5), 0.0)
+    for bench in batches:
+        bench.step.optimizer_step(1)
+    assert torch.equal(batches[0].model.weight, batches[1].model.weight)
+    assert batches[0].counters.loss_sum == batches[1].counters.loss_sum
+
+
 def test_each_step_has_its_own_rate() -> None:
     bench = Bench()
     seen = []

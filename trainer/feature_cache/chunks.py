@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from shards.errors import CannotResume, ResourceMissing
+from shards.files import hash_file
 from trainer.logging.checkpoints import load_checkpoint, save_checkpoint
-from trainer.run_directory import hash_file
 
 log = logging.getLogger("cxrapid.trainer")
 SAVE_EVERY = 60.0

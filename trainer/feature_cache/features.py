@@ -33,7 +33,7 @@ from trainer.stop_signal import Stopped
 SHARE = 0.6
 _CPU = torch.device("cpu")
 _SENT_AT_ONCE = 1024  # images: their largest maps take 0.8 GB
-_NO_INDICES = BatchIndices(np.empty(0, dtype=np.int64), 0, None)
+_FIRST = BatchIndices(np.zeros(1, dtype=np.int64), 0, None)
 
 log = logging.getLogger("cxrapid.trainer")
 
@@ -67,9 +67,9 @@ class FeatureLoader(Loader):
         super().__init__(spec, len(features.rows))
         self.features = features
 
-    def empty_batch(self) -> Batch:
-        """Return a batch of no images."""
-        return self._batch(_NO_INDICES)
+    def first_image(self) -> Batch:
+        """Return a batch of the split's first image."""
+        return self._batch(_FIRST)
 
     def _epoch(self) -> Iterator[Batch]:
         for indices in self._sampler.remaining():

@@ -18,9 +18,11 @@ import io
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import click
@@ -28,19 +30,118 @@ import torch
 from torch import Tensor
 
 from shards.errors import CannotResume
-from trainer.run_directory import hash_file, write_with_hash
+from shards.files import HashingFile, hash_file, write_with_hash
+from trainer.run_directory import RunDirectory
 
 log = logging.getLogger("cxrapid.trainer")
 _SHARE_OF_TIME = 0.1  # what checkpoints may take if epochs are shorter than saving
 _LARGEST = 2**53  # of any count: no run has so many steps
 
 
-def save_checkpoint(path: Path, state: dict[str, Any], keep_as: Path | None = None) -> None:
-    """Write `state` (tensors and plain values) to `path`, with the guarantees of `write_with_hash`."""
-    # Through memory, because torch.save() hides a full disk behind an error of its own.
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_with_hash(path, buffer.getbuffer(), keep_as)
+class CheckpointSaver:
+    """Writes the checkpoints of a run, and its curves, in a thread while training goes on; for use in a `with`.
+
+    One job after the other, in the order they are given. What a job raises is raised by the next `join`, at the latest
+    when the `with` ends.
+    """
+
+    def __init__(self, run: RunDirectory, device: torch.device) -> None:
+        self.took = 0.0
+        """Seconds that the last finished save took, copying and writing."""
+        self._run = run
+        self._device = device
+        self._thread = ThreadPoolExecutor(1, "saving")
+        self._jobs: list[Future[None]] = []
+        self._copy: Any = None
+        self._digests: dict[Path, str] = {}
+
+    def save(self, state: dict[str, Any], best: dict[str, Any] | None, failure: Exception) -> None:
+        """Take a copy of `state` to write it to last.pt, keeping the one before as previous.pt; first wait for the
+        jobs before, and raise what went wrong with them.
+
+        Before it `best`, which must not change any more, is written to best.pt. Nothing is written where a weight of
+        `state` is NaN or infinite: `failure` is raised then. From a GPU the copy goes to pinned memory and is waited
+        for in the thread alone. Its memory is used again for the next copy.
+        """
+        self.join()
+        begun = time.monotonic()
+        self._copy = copy_to_host(state, self._copy)
+        copied = None
+        if self._device.type == "cuda":
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record(torch.cuda.current_stream(self._device))
+        copy = self._copy
+
+        def write() -> None:
+            if copied is not None:
+                copied.synchronize()
+            if not all_finite([copy["model"], copy["average"], *copy["optimizer"]["state"].values()]):
+                raise failure
+            if best is not None:
+                # First, since the state refers to it. After a kill in between, its epoch is trained again to the same.
+                save_checkpoint(self._run.best, best, digests=self._digests)
+            save_checkpoint(self._run.last, copy, self._run.previous, digests=self._digests)
+            self.took = time.monotonic() - begun
+
+        self.submit(write)
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Have a job done after those before it."""
+        self._jobs.append(self._thread.submit(job))
+
+    def join(self) -> None:
+        """Wait for all jobs; raise what the first that failed raised."""
+        jobs, self._jobs = self._jobs, []
+        for job in jobs:
+            job.result()
+
+    def __enter__(self) -> "CheckpointSaver":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self.join()
+
+
+def copy_to_host(value: Any, into: Any = None) -> Any:
+    """Return dicts, lists and tensors copied to the host, in the tensors of `into` where they fit.
+
+    Copies from a GPU are queued on its current stream, and not waited for.
+    """
+    if isinstance(value, dict):
+        into = into if isinstance(into, dict) else {}
+        return {key: copy_to_host(one, into.get(key)) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        spare = into if isinstance(into, (list, tuple)) and len(into) == len(value) else [None] * len(value)
+        return type(value)(copy_to_host(one, other) for one, other in zip(value, spare, strict=True))
+    if not isinstance(value, Tensor):
+        return value
+    fits = isinstance(into, Tensor) and (into.shape, into.dtype, into.stride()) == (
+        value.shape,
+        value.dtype,
+        value.stride(),
+    )
+    host = into if fits else torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+    return host.copy_(value, non_blocking=True)
+
+
+def save_checkpoint(
+    path: Path, state: dict[str, Any], keep_as: Path | None = None, *, digests: dict[Path, str] | None = None
+) -> None:
+    """Write `state` (tensors and plain values) to `path`, with the guarantees and arguments of `write_with_hash`."""
+
+    def write(file: HashingFile) -> None:
+        try:
+            torch.save(state, file)  # type: ignore[arg-type]  # of a file it needs write() and flush()
+        except RuntimeError:
+            if file.error is not None:  # a full disk, behind an error of torch's own
+                raise file.error from None
+            raise
+
+    write_with_hash(path, write, keep_as, digests=digests)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -106,16 +207,15 @@ class CheckpointTimer:
     def __init__(self, minutes: float, steps: int) -> None:
         self._seconds = 60 * minutes
         self._steps = steps
-        self.restart(0.0)
+        self.restart()
 
-    def restart(self, took: float) -> None:
-        """Count the time from now on, after a checkpoint that took so many seconds."""
+    def restart(self) -> None:
+        """Count the time from now on."""
         self._begun = time.monotonic()
-        self._took = took
 
-    def is_worthwhile(self) -> bool:
-        """Return whether saving at this interval takes at most a tenth of the run's time."""
-        return _SHARE_OF_TIME * (time.monotonic() - self._begun) >= self._took
+    def is_worthwhile(self, took: float) -> bool:
+        """Return whether saving at this interval, for so many seconds, takes at most a tenth of the run's time."""
+        return _SHARE_OF_TIME * (time.monotonic() - self._begun) >= took
 
     def is_due(self, step: int) -> bool:
         """Return whether to save after this step; 0 minutes and 0 steps are never."""

@@ -1,8 +1,10 @@
 """Step times and data wait: they tell whether loader or model is the bottleneck."""
 
+import collections
 import itertools
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -12,21 +14,50 @@ Item = TypeVar("Item")
 
 
 class DataWait:
-    """Iterates over batches and counts the seconds spent waiting for them."""
+    """Iterates over batches and measures how long the device waits for them.
 
-    def __init__(self) -> None:
-        self.waited = 0.0
-        """Seconds inside the loader."""
+    On a CPU that is the time inside the loader. A GPU runs behind the host, which may wait for a batch while the GPU
+    still works, or hand over one whose copy has not arrived: there it is the time on the consumer's stream between
+    the end of the step before and the batch, measured by events.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._waited = 0.0
+        self._events: collections.deque[tuple[torch.cuda.Event, torch.cuda.Event]] = collections.deque()
         self._begun = time.perf_counter()
 
     def over(self, batches: Iterable[Item]) -> Iterator[Item]:
         """Yield the items of `batches`, timing each wait."""
-        start = time.perf_counter()
-        for item in batches:
-            self.waited += time.perf_counter() - start
-            yield item
+        iterator, more = iter(batches), True
+        while more:
+            with self._timed():
+                item = next(iterator, None)
+            more = item is not None
+            if item is not None:
+                yield item
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        if self._device.type == "cuda":
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            stream = torch.cuda.current_stream(self._device)
+            before.record(stream)
+            yield
+            after.record(stream)
+            self._events.append((before, after))
+        else:
             start = time.perf_counter()
-        self.waited += time.perf_counter() - start
+            yield
+            self._waited += time.perf_counter() - start
+
+    @property
+    def waited(self) -> float:
+        """Seconds so far, on a GPU up to the batch that it has reached; waits for nothing."""
+        while self._events and self._events[0][1].query():  # type: ignore[no-untyped-call]
+            before, after = self._events.popleft()
+            self._waited += before.elapsed_time(after) / 1e3
+        return self._waited
 
     @property
     def seconds(self) -> float:

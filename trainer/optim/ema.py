@@ -38,16 +38,16 @@ class EMA:
         self.model = copy.deepcopy(model, shared).requires_grad_(False).eval()
         """In evaluation mode; takes what the model takes."""
         mine = self.model.state_dict()
-        pairs = [(mine[name], theirs[name].detach()) for name in mine if name in trained]
         # These share their memory with the models, also after their load_state_dict.
-        self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
-        self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
+        averaged = [name for name in mine if name in trained and mine[name].is_floating_point()]
+        copied = [name for name in mine if name in trained and not mine[name].is_floating_point()]
+        self._averaged = [mine[name] for name in averaged], [theirs[name].detach() for name in averaged]
+        self._copied = [mine[name] for name in copied], [theirs[name] for name in copied]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the model's weights after a step, counted from 1; waits for nothing."""
         share = 1 - min(self.decay, (1 + step) / (10 + step))
-        mine, theirs = zip(*self._averaged, strict=True)
-        torch._foreach_lerp_(mine, theirs, share)
-        for own, other in self._copied:
-            own.copy_(other)
+        torch._foreach_lerp_(*self._averaged, share)
+        if self._copied[0]:
+            torch._foreach_copy_(*self._copied)

@@ -1,14 +1,19 @@
 """Checkpoints that are whole or refused."""
 
 import contextlib
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from shards.errors import CannotResume, ResourceMissing
+from shards.files import hash_file, sha256_of
 from tests.trainer.running import logged
-from trainer.logging.checkpoints import load_checkpoint, load_newest, save_checkpoint
+from trainer.logging import checkpoints
+from trainer.logging.checkpoints import CheckpointSaver, load_checkpoint, load_newest, save_checkpoint
+from trainer.run_directory import RunDirectory
 
 
 def test_a_checkpoint_comes_back_with_the_same_bits(tmp_path: Path) -> None:
@@ -100,3 +105,79 @@ def test_a_kill_anywhere_in_a_save_leaves_the_newest_whole_one_readable(
         assert load_newest(paths)["epoch"] == expected
     assert bool(lines) == (last is None)
     assert load_checkpoint(paths[1])["epoch"] == previous
+
+
+def some_state(value: float = 1.0) -> dict[str, Any]:
+    return {
+        "model": {"w": torch.full((3,), value)},
+        "average": {},
+        "optimizer": {"state": {}},
+        "step": 1,
+        "rngs": [(2,)],
+    }
+
+
+@pytest.fixture
+def saver(tmp_path: Path) -> CheckpointSaver:
+    return CheckpointSaver(RunDirectory(tmp_path), torch.device("cpu"))
+
+
+def test_a_save_holds_the_state_as_it_was_however_training_goes_on(
+    saver: CheckpointSaver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, write = threading.Event(), checkpoints.save_checkpoint
+
+    def late(*arguments: Any, **options: Any) -> None:
+        assert go_on.wait(60)
+        write(*arguments, **options)
+
+    monkeypatch.setattr(checkpoints, "save_checkpoint", late)
+    run, state = RunDirectory(tmp_path), some_state()
+    with saver:
+        saver.save(state, {"epoch": 7}, RuntimeError())
+        state["model"]["w"].zero_()
+        assert not run.last.exists()
+        go_on.set()
+        saver.save(some_state(2.0), None, RuntimeError())  # waits for the first
+        assert load_checkpoint(run.last)["model"]["w"].tolist() == [1, 1, 1]
+    assert load_checkpoint(run.best) == {"epoch": 7}
+    found = load_checkpoint(run.last)
+    assert found["model"]["w"].tolist() == [2, 2, 2]
+    assert (found["step"], found["rngs"]) == (1, [(2,)])
+    assert load_checkpoint(run.previous)["model"]["w"].tolist() == [1, 1, 1]
+
+
+def test_hashes_are_those_of_the_files_without_reading_them(
+    saver: CheckpointSaver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDirectory(tmp_path)
+    read: list[Path] = []
+    monkeypatch.setattr("shards.files.sha256_of", read.append)
+    with saver:
+        for value in (1, 2, 3):
+            saver.save(some_state(float(value)), None, RuntimeError())
+    assert not read
+    assert hash_file(run.last).read_text().split() == [sha256_of(run.last), sha256_of(run.previous)]
+
+
+def test_a_weight_that_is_not_finite_is_never_saved(saver: CheckpointSaver, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    saver.save(some_state(), None, RuntimeError())
+    saver.save(some_state(torch.nan), {"epoch": 1}, RuntimeError("a weight"))
+    with pytest.raises(RuntimeError, match="a weight"):
+        saver.join()
+    assert load_checkpoint(run.last)["model"]["w"].tolist() == [1, 1, 1]
+    assert not run.best.exists() and not run.previous.exists()
+
+
+def test_a_save_that_fails_is_raised_at_the_next_one_and_the_one_before_stands(
+    saver: CheckpointSaver, tmp_path: Path, no_room: contextlib.AbstractContextManager[None]
+) -> None:
+    run = RunDirectory(tmp_path)
+    saver.save(some_state(), None, RuntimeError())
+    saver.join()
+    with no_room:
+        saver.save(some_state(2.0), None, RuntimeError())
+        with pytest.raises(ResourceMissing, match=r"cannot write .*last\.pt"):
+            saver.save(some_state(3.0), None, RuntimeError())
+    assert load_checkpoint(run.last)["model"]["w"].tolist() == [1, 1, 1]

@@ -17,6 +17,13 @@ def test_auto_is_fp16_with_a_scaler_on_a_gpu() -> None:
     assert choose_precision("auto", torch.device("cuda", 0)).name == "fp16"
 
 
+def test_prefer_bf16_takes_it_on_a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for capability, expected in (((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        assert choose_precision("prefer-bf16", torch.device("cuda", 0)).name == expected
+    assert choose_precision("prefer-bf16", CPU) == choose_precision("auto", CPU)
+
+
 @pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_a_product_under_autocast_has_the_chosen_type(name: str, dtype: torch.dtype) -> None:
     precision = choose_precision(name, CPU)
