@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from shards.console import progress_bar
@@ -103,14 +104,15 @@ def _take_steps(state: TrainState, wait: DataWait, times: StepTimes) -> None:
     with progress_bar(samples, name, "img", initial=first_image, disable=not context.run.writes) as bar:
         # `images` counts those of all ranks, `own` this rank's, which its batch holds.
         for images, own, batch in wait.over(batches):
-            # Forward and backward
-            state.has_stepped = True
+            # Forward and backward: the first may compile for minutes, and a signal need not wait for it
             if not pending:
                 group_images = min(config.accumulate * config.batch_size, samples - progress.images)
             progress.images += images
             pending += images
             share = dist.size * own / group_images
-            state.step.backward(batch.images, batch.labels, share, more=pending < group_images)
+            with nullcontext() if state.has_stepped else context.stop.interruptible(dist):
+                state.step.backward(batch.images, batch.labels, share, more=pending < group_images)
+            state.has_stepped = True
             bar.set_postfix_str(f"data wait {wait.share:.1%}{shown_loss}", refresh=False)
             bar.update(images)
             if pending < group_images:

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models import create_model
 from shards.folder import ShardFolder
-from tests.trainer.running import ROOT, command, logged, losses, train
+from tests.trainer.running import ROOT, command, logged, losses, terminate, train
 from trainer.optim.compilation import WORTHWHILE, CompiledModel, should_compile
 
 
@@ -57,7 +57,25 @@ def test_an_epoch_with_a_short_last_batch_and_val_compiles_once(
 
 
 def fails(*_: Any) -> None:
-    raise NotImplementedError("no such kernel")
+    raise RuntimeError("no such kernel")
+
+
+def test_a_signal_while_compiling_stops_the_run_at_once(
+    phantom_shards: ShardFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ended = [], []
+
+    def compile_slowly(graph: torch.fx.GraphModule, _: Any) -> torch.fx.GraphModule:
+        begun.append(graph)
+        terminate()
+        ended.append(graph)
+        return graph
+
+    use_backend(monkeypatch, compile_slowly)
+    done = train(phantom_shards, tmp_path, "stopped", epochs=1, compile="on")
+    assert done.exit_code == 143, done.stderr
+    assert "stopped before a step" in done.stdout
+    assert begun and not ended
 
 
 def test_a_backward_pass_that_does_not_compile_is_announced_before_a_step_is_taken(
