@@ -65,7 +65,7 @@ class ResidentLoader(Loader):
 
     def _batches(self) -> Iterator[Batch]:
         images = self._resident_images()
-        rows = torch.from_numpy(self._rows).to(self._device)
+        rows = torch.from_numpy(self._rows).to(self._device, non_blocking=True)
         is_there = self._device == self._spec.device
         for indices in self._sampler.remaining():
             positions = torch.from_numpy(indices.positions).to(self._device, non_blocking=True)

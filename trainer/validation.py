@@ -41,13 +41,15 @@ def validate(
     Each rank gives its own batches, as many as the others, None where it has no image, and all get the metrics of all
     together. Waits for the device once, at the end.
     """
-    total, images = torch.zeros((), dtype=torch.float64), 0
+    total: Tensor | float = 0.0
+    images = 0
     pairs: list[tuple[Tensor, Tensor]] = []
     for batch in batches:
         if batch is not None:
             with autocast():
                 logits = forward(batch.images).float()
-            total = total.to(logits.device) + loss(logits, batch.labels.float()) * len(logits)
+            # Summed on the device in float64: a sum from the host would have to be copied there first.
+            total = total + (loss(logits, batch.labels.float()) * len(logits)).double()
             images += len(logits)
             if auroc:
                 pairs.append((batch.labels, logits))

@@ -29,14 +29,13 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return the optimizer of this name over those parameters that require a gradient.
 
-    Its rate is a float32 tensor on their device, so that a schedule can set it there. Raises ValueError
-    where every parameter is frozen.
+    `lr` is its rate until `Step` sets one, a tensor on the device: torch's constructors would read such a tensor
+    and wait for it. Raises ValueError where every parameter is frozen.
     """
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     if not trainable:
         raise ValueError("every parameter is frozen: there is nothing to train")
-    rate = torch.tensor(lr, device=trainable[0].device)
-    optimizer = OPTIMIZERS[name](trainable, lr=rate, weight_decay=weight_decay, fused=True)
+    optimizer = OPTIMIZERS[name](trainable, lr=lr, weight_decay=weight_decay, fused=True)
     if name == "sgd":
         # Torch makes these at the first step; where fp16 skips that one, it leaves them uninitialised.
         for parameter in trainable:
