@@ -110,7 +110,7 @@ def test_the_fake_gpu_allows_what_is_queued() -> None:
 def take_two_steps(
     device: torch.device, optimizer: str, scaled: bool, clip: float, batches: list[int], *, real_backward: bool
 ) -> None:
-    """Train on batches of so many images each, and look where everything is."""
+    """Train on batches of so many images each, for 0 on one that has no share, and look where everything is."""
     model = fake_model("custom_cnn", device)
     step = Step(
         model,
@@ -123,11 +123,11 @@ def take_two_steps(
         clip,
         EMA(model, 0.999),
     )
-    given = [(images(count, device), labels(count, device)) for count in batches]
+    given = [(images(max(count, 1), device), labels(max(count, 1), device), count / sum(batches)) for count in batches]
     with never_waits(), contextlib.nullcontext() if real_backward else gradients_of_zeros(model):
         for number in (1, 2):
-            for position, (pixels, truth) in enumerate(given, 1):
-                step.backward(pixels, truth, len(pixels) / sum(batches), more=position < len(given))
+            for position, (pixels, truth, share) in enumerate(given, 1):
+                step.backward(pixels, truth, share, more=position < len(given))
             step.optimizer_step(number)
     assert step.scaler.is_enabled() == scaled
     assert step.optimizer.state.keys() == {*model.parameters()}
@@ -273,6 +273,7 @@ def test_cached_features_come_without_waiting(phantom_shards: ShardFolder, flip:
         features = compute_features(frozen, spec, Precision("fp32", device), torch.device(memory), loader="synthetic")
         loader = FeatureLoader(features, spec)
         with never_waits():
-            batches = [*loader, loader.empty_batch()]
+            batches = list(loader)
+            first = loader.first_image()
     assert sum(len(batch.rows) for batch in batches) == loader.samples
-    assert {tensor.device for batch in batches for tensor in batch} == {device}
+    assert {tensor.device for batch in [*batches, first] for tensor in batch} == {device}

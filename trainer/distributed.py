@@ -221,8 +221,8 @@ class ShardedLoader:
     batch_size: int
     """Images a batch on all ranks together."""
     filler: Batch
-    """One image for a rank whose images are used up, which must not count: with it the rank takes part in a step with
-    tensors of the dtypes and shapes that the others have."""
+    """For a rank whose images are used up, and not to be counted: with it the rank takes part in a step with tensors of
+    the dtypes and shapes that the others have."""
 
     def iter_from(self, images: int) -> Iterator[tuple[int, int, Batch]]:
         """Yield (images on all ranks, those of this rank, its batch) for the batches after so many images.

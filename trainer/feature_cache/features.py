@@ -68,7 +68,7 @@ class FeatureLoader(Loader):
         self.features = features
 
     def first_image(self) -> Batch:
-        """Return a batch of the split's first image."""
+        """Return a batch of the split's first image, and of its mirror if every epoch has both."""
         return self._batch(_FIRST)
 
     def _epoch(self) -> Iterator[Batch]:
