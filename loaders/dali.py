@@ -17,7 +17,7 @@ import torch
 import torch.utils.dlpack
 from nvidia.dali.pipeline import Pipeline
 
-from loaders.collate import BufferPool, collate
+from loaders.collate import collate
 from loaders.decoder import PREFETCH, UNDECIDED, Decoder, choose_decoder, decoding_pipeline
 from loaders.loader import Batch, Loader
 from loaders.sampler import BatchIndices
@@ -48,7 +48,6 @@ class DaliLoader(Loader):
     def __init__(self, spec: LoaderSpec) -> None:
         self._reader = SplitReader(spec.shards, spec.split)
         super().__init__(spec, len(self._reader))
-        self._buffers = BufferPool()
         self._size = spec.shards.manifest.size
         self._ahead: Iterator[tuple[int, int, BatchIndices]] = iter(())
         self._in_flight: collections.deque[_InFlight] = collections.deque()
@@ -60,14 +59,7 @@ class DaliLoader(Loader):
         while sampler.batch < self.batches:
             # Read anew each time: somebody else may have iterated, or loaded another state.
             pipeline = self._run_to(sampler.epoch, sampler.batch)
-            images = self._decoded(pipeline)
-            current = self._in_flight.popleft()
-            labels, rows = torch.from_numpy(current.samples.labels), torch.from_numpy(current.samples.rows)
-            copies_only = self._spec.device.type == "cpu" and self._spec.augment == "none"
-            with _one_torch_thread() if copies_only else contextlib.nullcontext():
-                images = images[..., 0]
-                into = self._buffers.empty_like(images)
-                batch = collate(images, labels, rows, current.indices, self._spec, into)
+            batch = self._collated(self._decoded(pipeline), self._in_flight.popleft())
             pipeline.release_outputs()
             pipeline.schedule_run()
             yield batch
@@ -142,6 +134,15 @@ class DaliLoader(Loader):
             if culprit is None:
                 raise
             raise BadData(f"{culprit} does not decode; pack again") from error
+
+    def _collated(self, decoded: torch.Tensor, of: _InFlight) -> Batch:
+        images, on_cpu = decoded[..., 0], self._spec.device.type == "cpu"
+        labels, rows = torch.from_numpy(of.samples.labels), torch.from_numpy(of.samples.rows)
+        with _one_torch_thread() if on_cpu and self._spec.augment == "none" else contextlib.nullcontext():
+            # A batch on a CPU stays in the memory that it was decoded into. On a GPU a copy costs nothing, and gives
+            # DALI its memory back before the step on the batch is done.
+            into = None if on_cpu else torch.empty_like(images)
+            return collate(images, labels, rows, of.indices, self._spec, into)
 
     def _undecodable(self) -> str | None:
         for each in self._in_flight:

@@ -30,6 +30,7 @@ import nvidia.dali.fn as fn
 import nvidia.dali.types as dali_types
 import torch
 from nvidia.dali.pipeline import Pipeline
+from nvidia.dali.tensors import TensorCPU
 
 from loaders.spec import LoaderSpec
 from shards.console import progress_bar
@@ -176,7 +177,14 @@ def decoding_pipeline(source: Any, spec: LoaderSpec, decoder: Decoder) -> Pipeli
         # no_copy: the decoder on a CPU reads the bytes where they are; for the GPU's, DALI's threads copy them into
         # pinned memory. It does both before the batch is out (InputOperator::ForwardCurrentData, and ImageDecoder,
         # which waits for the host's part of the decoding), whatever the GPU has still to do then.
-        encoded = fn.external_source(source=source, batch=True, ndim=1, dtype=dali_types.UINT8, no_copy=True)
+        encoded = fn.external_source(
+            # As tensors, for DALI would look at each array in Python to see what kind it is.
+            source=lambda: [TensorCPU(image) for image in source()],
+            batch=True,
+            ndim=1,
+            dtype=dali_types.UINT8,
+            no_copy=True,
+        )
         images = fn.decoders.image(encoded, device=decoder.device, output_type=dali_types.GRAY, **options)
         if spec.device.type == "cuda":
             images = images.gpu()  # from pinned memory, in DALI's own stream; nothing to do where they are there

@@ -16,11 +16,14 @@ import loaders.decoder
 import loaders.spec
 from loaders import Loader, LoaderSpec, make_loader
 from loaders.decoder import Decoder, benchmark, candidates, choose_decoder, decoding_pipeline, fastest, load_or_tune
+from loaders.sampler import BatchIndices
 from shards.errors import CannotResume
 from shards.folder import ShardFolder, SplitReader
 from shards.pixels import decode_sample
 from shards.processes import available_cores
 from trainer.logging.checkpoints import require_like
+from trainer.options import TrainConfig
+from trainer.resolve import loader_spec
 
 
 def make_spec(shards: ShardFolder, batch_size: int = 16, threads: int = 0) -> LoaderSpec:
@@ -134,6 +137,19 @@ def test_dali_takes_the_options_for_a_gpu_and_they_change_no_pixel_on_a_cpu(phan
     assert np.abs(expected.as_array()[..., 0].astype(int) - pixels).max() <= 1
 
 
+def test_ranks_that_torchrun_starts_on_a_machine_are_those_of_the_spec(
+    phantom_shards: ShardFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ranks() -> int:
+        config = TrainConfig(shards=phantom_shards.path, arch="custom_cnn")
+        return loader_spec(config, phantom_shards, torch.device("cpu"), "train").local_world_size
+
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert ranks() == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert ranks() == 4
+
+
 def test_a_loader_on_a_gpu_measures_once_and_its_state_names_the_decoder(
     phantom_shards: ShardFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +185,22 @@ def test_a_state_without_a_decoder_is_refused_on_a_gpu_and_is_that_of_a_cpu(phan
     assert "decoder" not in state
     with pytest.raises(CannotResume, match="names no decoder"):
         make_loader("dali", on_gpu(phantom_shards)).load_state_dict(state)
+
+
+def test_torch_keeps_its_threads_for_a_batch_that_goes_to_a_gpu(
+    phantom_shards: ShardFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+    samples = SplitReader(phantom_shards, "train").read(range(4))
+    indices = BatchIndices(np.arange(4), 2, None)
+    for device, set_to in (("meta", []), ("cpu", [1, torch.get_num_threads()])):  # any that is no CPU
+        spec = dataclasses.replace(make_spec(phantom_shards), device=torch.device(device), flip="random")
+        decoded = torch.empty(4, 64, 64, 1, dtype=torch.uint8, device=device)
+        loader = loaders.dali.DaliLoader(spec)
+        batch = loader._collated(decoded, loaders.dali._InFlight(0, 0, indices, samples))
+        assert batch.images.shape == (4, 1, 64, 64) and batch.images.device.type == device
+        assert counts == set_to
 
 
 class BuiltError(Exception):
