@@ -101,9 +101,18 @@ class ResidentLoader(Loader):
 
     def _decode_into(self, memory: torch.Tensor | npt.NDArray[np.uint8]) -> None:
         images, spec = torch.as_tensor(memory).view(self._shape), self._spec
-        once = LoaderSpec(spec.shards, spec.split, _DECODE_BATCH, self._device, training=False, threads=spec.threads)
+        alone = self._device == _CPU  # else every rank fills its own GPU at the same time
+        once = LoaderSpec(
+            spec.shards,
+            spec.split,
+            _DECODE_BATCH,
+            self._device,
+            training=False,
+            local_world_size=1 if alone else spec.local_world_size,
+            threads=spec.threads,
+        )
         start = 0
-        quiet = self._device != _CPU and spec.rank > 0  # every rank fills its own GPU
+        quiet = not alone and spec.rank > 0
         with (
             self._make_decoding(once) as loader,
             progress_bar(len(images), f"decoding {spec.split}", "img", disable=quiet) as bar,

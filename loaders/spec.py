@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import torch
 
 from shards.folder import ShardFolder
+from shards.processes import available_cores
 from shards.splits import SPLITS
 
 Flip = Literal["none", "random", "both"]
@@ -35,6 +36,8 @@ class LoaderSpec:
     seed: int = 0
     rank: int = 0
     world_size: int = 1
+    local_world_size: int = 1
+    """Ranks on this machine, which share its cores."""
     threads: int = 0
     """Decoding threads or processes; 0: the loader chooses."""
 
@@ -49,6 +52,8 @@ class LoaderSpec:
             raise ValueError(f"flip both needs an even batch size, not {self.batch_size}: image and mirror go together")
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank {self.rank} is outside 0..{self.world_size - 1}")
+        if self.local_world_size < 1:
+            raise ValueError(f"local world size {self.local_world_size} is below 1")
         if not self.training and (self.flip, self.augment) != ("none", "none"):
             raise ValueError("flip and augment are for training; evaluation sees every image as it is")
 
@@ -56,3 +61,8 @@ class LoaderSpec:
     def copies(self) -> int:
         """Images of a batch from each that is decoded: with flip both, itself and its mirror."""
         return 2 if self.flip == "both" else 1
+
+    @property
+    def cores(self) -> int:
+        """The rank's share of the cores that the process may use, at least 1."""
+        return max(1, available_cores() // self.local_world_size)

@@ -28,7 +28,7 @@ from loaders import LoaderSpec, choose_loader
 from models import Classifier, create_model, freeze, parameter_counts
 from shards.errors import BadData, ResourceMissing
 from shards.folder import ShardFolder, open_shards
-from trainer.devices import choose_device
+from trainer.devices import choose_device, ranks_of_machine
 from trainer.distributed import SINGLE_PROCESS, Distributed, should_sync_bn
 from trainer.feature_cache.features import choose_device_of_cache
 from trainer.optim.compilation import should_compile
@@ -87,6 +87,7 @@ def loader_spec(
         seed=config.seed,
         rank=dist.rank,
         world_size=dist.size,
+        local_world_size=ranks_of_machine(),
         threads=config.threads,
     )
 

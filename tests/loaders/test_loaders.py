@@ -147,6 +147,14 @@ def test_an_evaluation_left_early_starts_anew(phantom_shards: ShardFolder) -> No
         assert epoch(loader).rows.tolist() == phantom_shards.rows("train").tolist()
 
 
+@pytest.mark.parametrize("name", IN_PROCESS)
+def test_batches_that_are_kept_stay_as_they_were_yielded(phantom_shards: ShardFolder, name: str) -> None:
+    with open_loader(phantom_shards, name, batch_size=8, flip="random") as loader:
+        kept = [(batch, batch.images.clone()) for _ in range(4) for batch in loader]
+    assert len(kept) > 20
+    assert all(torch.equal(batch.images, as_yielded) for batch, as_yielded in kept)
+
+
 def test_two_ranks_share_the_split(phantom_shards: ShardFolder) -> None:
     seen = []
     for rank in range(2):

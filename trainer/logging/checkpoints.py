@@ -5,10 +5,10 @@ rank its counters, its loader's position and its random states. A run resumes fr
 1. the file fits its SHA-256 (here),
 2. every option has the same value (RunDirectory.begin), one that is newer than the run its default. Free to change are
    --shards, --runs, --name, --device, --threads, --log-every, --log-to, --checkpoint-every and --checkpoint-steps
-   (`identity` in trainer.options); of these only --threads can change the weights: it may choose another decoder on a
-   GPU, and for webdataset it decides the order, so that 4 refuses another number,
+   (`identity` in trainer.options); of these only --threads could change the weights: for webdataset it decides the
+   order, so that 4 refuses another number,
 3. device type, precision, number of ranks and the SHA-256 of the shards' manifest are the same (RunDirectory.begin),
-4. the loader's order is the same (loaders.sampler, loaders.web), and
+4. the loader's order is the same (loaders.sampler, loaders.web); on a GPU dali takes the decoder it had, and
 5. all shapes, dtypes and counters fit (require_like; TrainState.load_state_dict).
 Else it is CannotResume, exit code 5, naming what differs; a damaged config.json or environment.json is BadData, 3.
 """
