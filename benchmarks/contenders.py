@@ -8,6 +8,7 @@ answers with a line of JSON. What each contender is stands in `benchmarks.loader
 import concurrent.futures
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -39,6 +40,7 @@ from shards.findings import FINDINGS
 from shards.folder import ShardFolder, SplitReader, open_shards
 from shards.pixels import decode_sample
 from shards.processes import available_cores, map_in_processes
+from trainer.devices import use_device
 
 Item = tuple[torch.Tensor, torch.Tensor]
 _SECONDS = 2.0  # a measurement takes at least so long, and whole epochs
@@ -50,7 +52,8 @@ class Task:
     """What one contender is to do."""
 
     name: str
-    """limit; plain webdataset; tuned; report; raw; or a loader, plus ` light` or ` strong` to augment."""
+    """`limit ` and a name of DECODERS; plain webdataset; tuned; report; raw; or a loader, plus ` light` or ` strong` to
+    augment."""
     shards: str
     threads: int
     batch_size: int
@@ -66,12 +69,14 @@ class Contender:
 
     def __init__(self, task: Task) -> None:
         self.task = task
+        self.sweep_seconds = 0.0
+        """How long dali took to choose a decoder for a GPU, next to nothing where it remembered; 0 for the others."""
         command = [sys.executable, "-m", "benchmarks.contenders", json.dumps(dataclasses.asdict(task))]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def wait_ready(self) -> None:
         """Wait until everything is imported and opened, so that it disturbs nobody's turn."""
-        self._answer()
+        self.sweep_seconds = self._answer()
         self._signal(signal.SIGSTOP)
 
     def measure(self) -> dict[str, float]:
@@ -93,8 +98,9 @@ class Contender:
 
     def close(self) -> None:
         """End the process."""
-        assert self._process.stdin is not None
+        assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
+        self._process.stdout.close()
         if self._process.poll() is None:
             self._signal(signal.SIGCONT)
         self._process.wait()
@@ -124,9 +130,10 @@ def serve(task: Task) -> None:
     """Be a contender until standard input ends."""
     os.setpgrp()
     answers, sys.stdout = sys.stdout, sys.stderr
+    use_device(task.device)
     with ExitStack() as stack:
         epoch = _open(task, stack)
-        print("0", file=answers, flush=True)
+        print(json.dumps(_sweep(task)), file=answers, flush=True)
         for _ in sys.stdin:
             print(json.dumps(_measured(epoch, task.limit)), file=answers, flush=True)
 
@@ -171,13 +178,27 @@ def _displacement(order: list[torch.Tensor]) -> float:
     return float(np.abs(np.argsort(np.argsort(last)) - np.arange(samples)).mean() / samples)
 
 
+def _sweep(task: Task) -> float:
+    # On a GPU dali measures decoders before its first batch and remembers the fastest: done now, that time is not in
+    # the first batch.
+    if task.name.partition(" ")[0] != "dali" or torch.device(task.device).type == "cpu":
+        return 0.0
+    from loaders.decoder import choose_decoder
+
+    spec = _spec(task, open_shards(Path(task.shards)))
+    start = time.perf_counter()
+    choose_decoder(spec, SplitReader(spec.shards, spec.split))
+    return time.perf_counter() - start
+
+
 def _open(task: Task, stack: ExitStack) -> Epoch:
     shards = open_shards(Path(task.shards))
-    if task.name == "limit":
+    if task.name.startswith("limit "):
         context = multiprocessing.get_context("spawn")
         processes = concurrent.futures.ProcessPoolExecutor(task.threads, context, _read_all, (task.shards,))
         pool = stack.enter_context(processes)
-        decode = partial(_decode_share, step=task.threads, size=shards.manifest.size)
+        decoder = task.name.removeprefix("limit ")
+        decode = partial(_decode_share, step=task.threads, size=shards.manifest.size, decoder=decoder)
         return lambda: ((count, None) for count in pool.map(decode, range(task.threads)))
     return partial(_sizes_and_rows, _loader(task, shards, stack))
 
@@ -197,18 +218,43 @@ def _loader(task: Task, shards: ShardFolder, stack: ExitStack) -> Iterable[Batch
         files = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "files"
         open_files = tuned_loader if task.name == "tuned" else report_loader
         return open_files(shards, files, task.batch_size, task.threads)
-    name, _, augment = task.name.partition(" ")
-    spec = LoaderSpec(
+    return stack.enter_context(make_loader(task.name.partition(" ")[0], _spec(task, shards)))
+
+
+def _spec(task: Task, shards: ShardFolder) -> LoaderSpec:
+    return LoaderSpec(
         shards,
         "train",
         task.batch_size,
         torch.device(task.device),
         training=True,
         flip="random",
-        augment=cast(Augment, augment or "none"),
+        augment=cast(Augment, task.name.partition(" ")[2] or "none"),
         threads=task.threads,
     )
-    return stack.enter_context(make_loader(name, spec))
+
+
+def decode_simplejpeg(encoded: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    """Decode one JPEG to uint8 [size, size, 1] by simplejpeg, a development extra."""
+    import simplejpeg
+
+    image: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(encoded, colorspace="GRAY")
+    if image.shape != (size, size, 1):
+        raise ValueError(f"{image.shape} pixels instead of {size}")
+    return image
+
+
+DECODERS: dict[str, Callable[[npt.NDArray[np.uint8], int], Any]] = {
+    "torchvision": decode_gray,
+    "simplejpeg": decode_simplejpeg,
+}
+"""What may be the limit: the two fastest decoders for a CPU, both with libjpeg-turbo inside."""
+
+
+def usable_decoders(extension: str) -> list[str]:
+    """Return the names of DECODERS that decode this kind of image here; simplejpeg needs JPEGs and its package."""
+    usable = extension == "jpg" and importlib.util.find_spec("simplejpeg") is not None
+    return [name for name in DECODERS if name != "simplejpeg" or usable]
 
 
 _encoded: list[npt.NDArray[np.uint8]] = []
@@ -219,10 +265,11 @@ def _read_all(path: str) -> None:
     _encoded.extend(image.copy() for image in reader.read(range(len(reader))).images)
 
 
-def _decode_share(first: int, step: int, size: int) -> int:
+def _decode_share(first: int, step: int, size: int, decoder: str) -> int:
     # Decoding and nothing else.
+    decode = DECODERS[decoder]
     for data in _encoded[first::step]:
-        decode_gray(data, size)
+        decode(data, size)
     return len(_encoded[first::step])
 
 

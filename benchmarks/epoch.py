@@ -2,6 +2,8 @@
 
 Every arch trains with each loader and on `synthetic`, one fixed batch, in turns: the ceiling that no
 loader can pass. Utilisation is the ceiling's step time by the real one, as MLPerf Storage defines it.
+`plain loop` is the same model and precision on the fastest loader's batches (resident, where it takes
+part), in a loop that a good engineer writes by hand.
 The ablation goes from the baseline paper's way to this project's, one change a variant. With --freeze,
 running the frozen network in every epoch is compared with caching its output once.
 """
@@ -10,22 +12,24 @@ if __name__ == "__main__":
     import shards.startup  # noqa: F401  first: Ctrl-C ends in one line while the rest is imported
 
 import statistics
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from benchmarks.bench_shards import OUT, default_shards, make_bench_shards
-from benchmarks.harness import interleave, summary, write_result
+from benchmarks.harness import interleave, summary, trainer_log, utilisation, write_result
 from benchmarks.plot import plot_epoch
-from benchmarks.training_run import VARIANTS, TrainingRun, Variant, frozen_against_cached, peak_memory
+from benchmarks.training_run import VARIANTS, TrainingRun, Variant, fresh_compiler, frozen_against_cached, peak_memory
 from loaders import LOADER_CHOICES
 from models import list_models
 from shards.console import PATH, Command, echo
-from shards.folder import open_shards
-from trainer.devices import choose_device
-from trainer.optim.precision import choose_precision
+from shards.folder import ShardFolder, open_shards
+from trainer.devices import DEVICE_CHOICES, use_device
+from trainer.optim.precision import Precision, choose_precision
 
 # Images of an epoch: NIH's official train_val, and the baseline paper's 112,120 with their mirrors. The
 # names are keys of the results on disk.
@@ -58,12 +62,16 @@ SMALL = OUT.with_name(f"{OUT.name}-small")
     default=("dali", "resident"),
     help="Once for each; synthetic always takes part.",
 )
-@click.option("--batch-size", type=click.IntRange(1), default=32, metavar="IMAGES", help="Images a step.")
-@click.option("--steps", type=click.IntRange(1), default=4, metavar="N", help="Steps a turn.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), metavar="IMAGES", help="Images a step.  [default: 256 on a GPU, else 32]"
+)
+@click.option("--steps", type=click.IntRange(1), metavar="N", help="Steps a turn.  [default: 50 on a GPU, else 4]")
 @click.option("--runs", type=click.IntRange(1), default=5, metavar="N", help="Counted rounds.")
-@click.option("--device", default="auto", metavar="auto|cpu|cuda|cuda:N")
+@click.option("--device", default="auto", metavar=DEVICE_CHOICES)
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto")
-@click.option("--compile", "compiled", is_flag=True, help="Compile the models.")
+@click.option(
+    "--compile/--no-compile", "compiled", default=None, help="Compile the models.  [default: compiled on a GPU]"
+)
 @click.option(
     "--ablation/--no-ablation",
     default=True,
@@ -89,12 +97,12 @@ def main(
     shards: Path | None,
     archs: tuple[str, ...],
     loaders: tuple[str, ...],
-    batch_size: int,
-    steps: int,
+    batch_size: int | None,
+    steps: int | None,
     runs: int,
     device: str,
     precision: str,
-    compiled: bool,
+    compiled: bool | None,
     ablation: bool,
     ladder: bool | None,
     freeze: str,
@@ -107,8 +115,9 @@ def main(
         folder = make_bench_shards(SMALL, images)
     else:
         folder = open_shards(shards or default_shards())
-    where = choose_device(device)
+    where = use_device(device)
     number = choose_precision(precision, where)
+    batch_size, steps, compiled = by_device(where, batch_size, steps, compiled)
     record: dict[str, Any] = {
         "size": folder.manifest.size,
         "batch_size": batch_size,
@@ -122,39 +131,66 @@ def main(
         _show_frozen(record["frozen"])
         echo(write_result("frozen", record, out))
         return
-    record["archs"] = {}
-    for arch in archs:
-        variants = [
-            Variant(loader, loader, channels_last=True, autocast=True, compiled=compiled, fused=True)
-            for loader in dict.fromkeys((*loaders, "synthetic"))
-        ]
-        trainings = {one.name: TrainingRun(arch, one, folder, number, batch_size) for one in variants}
-        record["archs"][arch] = _end_to_end(trainings, steps, runs)
-        for one in variants:
-            peak = peak_memory(arch, one, folder.path, number, batch_size)
-            record["archs"][arch][one.name]["memory_mib"] = peak / 2**20
-        _show_arch(arch, record["archs"][arch])
-    if ablation if ladder is None else ladder:  # --ladder: the former name
-        trainings = {one.name: TrainingRun(archs[0], one, folder, number, batch_size) for one in VARIANTS}
-        rungs = {name: summary(figures) for name, figures in _rates(trainings, steps, runs).items()}
-        record["ladder"] = {"arch": archs[0], "rungs": rungs}
-        _show_ablation(record["ladder"])
+    with trainer_log() as lines:
+        record["archs"] = {
+            arch: _arch(arch, loaders, folder, number, batch_size, steps, runs, compiled) for arch in archs
+        }
+        if ablation if ladder is None else ladder:  # --ladder: the former name
+            fresh_compiler()
+            trainings = {one.name: TrainingRun(archs[0], one, folder, number, batch_size) for one in VARIANTS}
+            rungs = {name: summary(figures) for name, figures in _rates(trainings, steps, runs).items()}
+            record["ladder"] = {"arch": archs[0], "rungs": rungs}
+            _show_ablation(record["ladder"])
+    if lines:  # a torch.compile that failed, for example
+        record["log"] = lines
     written = write_result("epoch", record, out)
     echo(f"{written}\n{plot_epoch(record, written.with_suffix('.png'))}")
 
 
-def _end_to_end(trainings: dict[str, TrainingRun], steps: int, runs: int) -> dict[str, Any]:
+def by_device(
+    device: torch.device, batch_size: int | None, steps: int | None, compiled: bool | None
+) -> tuple[int, int, bool]:
+    """Return images a step, steps a turn and whether to compile: those given, else what suits the device."""
+    gpu = device.type == "cuda"
+    return (batch_size or (256 if gpu else 32), steps or (50 if gpu else 4), gpu if compiled is None else compiled)
+
+
+def _arch(
+    arch: str,
+    loaders: tuple[str, ...],
+    folder: ShardFolder,
+    precision: Precision,
+    batch_size: int,
+    steps: int,
+    runs: int,
+    compiled: bool,
+) -> dict[str, Any]:
+    # The results by loader, synthetic and the plain loop with them.
+    fresh_compiler()
+    variants = [
+        Variant(loader, loader, channels_last=True, autocast=True, compiled=compiled, fused=True)
+        for loader in dict.fromkeys((*loaders, "synthetic"))
+    ]
+    fastest = next((one for one in variants if one.loader == "resident"), variants[0])
+    variants.append(replace(fastest, name="plain loop", by_hand=True))
+    trainings = {one.name: TrainingRun(arch, one, folder, precision, batch_size) for one in variants}
     rates = _rates(trainings, steps, runs)
     result = {}
-    for name, training in trainings.items():
-        # Round by round: what slows a moment of the machine down slows both.
-        shares = [real / free for real, free in zip(rates[name], rates["synthetic"], strict=True)]
+    for one in variants:
+        name, training = one.name, trainings[one.name]
+        if precision.device.type == "cuda":
+            peak = training.peak_bytes
+        else:
+            peak = peak_memory(arch, one, folder.path, precision, batch_size)
         result[name] = {
+            "loader": one.loader,
             "images_per_second": summary(rates[name]),
-            "utilisation": statistics.median(shares),
+            "utilisation": utilisation(rates[name], rates["synthetic"]),
             **training.figures(),
             "epoch_seconds": {what: n / statistics.median(rates[name]) for what, n in EPOCHS.items()},
+            "memory_mib": peak / 2**20,
         }
+    _show_arch(arch, result)
     return result
 
 

@@ -1,14 +1,16 @@
 """What every benchmark does the same way: repeat, interleave, summarise, count what a process uses, record."""
 
+import contextlib
 import datetime
 import json
+import logging
 import os
 import platform
 import re
 import shlex
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +22,17 @@ from shards.files import atomic_write_text
 from shards.processes import available_cores
 
 RESULTS = Path(__file__).parent / "results"
-_VERSIONS_OF = ("torch", "torchvision", "nvidia-dali-cuda130", "webdataset", "pillow", "numpy")
+_VERSIONS_OF = (
+    "torch",
+    "torchvision",
+    "triton",
+    "nvidia-dali-cuda120",
+    "nvidia-dali-cuda130",
+    "webdataset",
+    "pillow",
+    "simplejpeg",
+    "numpy",
+)
 
 
 def interleave(contenders: dict[str, Callable[[], float]], runs: int) -> dict[str, list[float]]:
@@ -48,6 +60,38 @@ def summary(figures: list[float]) -> dict[str, Any]:
     resamples = np.random.default_rng(0).choice(figures, (2000, len(figures)))
     low, high = np.percentile(np.median(resamples, axis=1), [2.5, 97.5])
     return {"median": statistics.median(figures), "interval95": [float(low), float(high)], "runs": figures}
+
+
+def utilisation(real: list[float], ceiling: list[float]) -> float:
+    """Return the median over rounds of the rate by that of the ceiling in the same round, 0..1 but for noise.
+
+    Round by round: what slows a moment of the machine down slows both.
+    """
+    return statistics.median(one / free for one, free in zip(real, ceiling, strict=True))
+
+
+@contextlib.contextmanager
+def trainer_log() -> Iterator[list[str]]:
+    """Print what the trainer logs in this block on stderr, and yield the list of it: a failed torch.compile, say."""
+    logger, handler = logging.getLogger("cxrapid"), _Lines()
+    logger.addHandler(handler)
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        yield handler.lines
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
+
+
+class _Lines(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+        print(self.lines[-1], file=sys.stderr)
 
 
 class Usage(NamedTuple):
@@ -89,14 +133,19 @@ def memory_of(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
 
 
+def result_path(name: str, device: str, folder: Path = RESULTS) -> Path:
+    """Return FOLDER/NAME_HARDWARE_DATE.json; the hardware is that of the device measured on, gpu or cpuCORES."""
+    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    hardware = "gpu" if device.startswith("cuda") else f"cpu{available_cores()}"
+    return folder / f"{name}_{hardware}_{today}.json"
+
+
 def write_result(name: str, record: dict[str, Any], path: Path | None = None) -> Path:
     """Write a record as JSON, with the machine and the command; return its path.
 
-    The default is benchmarks/results/NAME_HARDWARE_DATE.json.
+    The default is `result_path` for the record's `device`, without one for a CPU.
     """
-    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    hardware = "gpu" if torch.cuda.is_available() else f"cpu{available_cores()}"
-    path = path or RESULTS / f"{name}_{hardware}_{today}.json"
+    path = path or result_path(name, record.get("device", "cpu"))
     command = shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     atomic_write_text(path, json.dumps({"command": command, "machine": _machine(), **record}, indent=1) + "\n")
     return path
@@ -108,6 +157,8 @@ def _machine() -> dict[str, Any]:
         "cpu": _cpu(),
         "cores": available_cores(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "driver": _driver(),
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: metadata.version(name) for name in _VERSIONS_OF if name in installed},
@@ -115,8 +166,17 @@ def _machine() -> dict[str, Any]:
 
 
 def _cpu() -> str:
+    return _found_in("/proc/cpuinfo", r"^model name\s*:(.*)") or platform.processor()
+
+
+def _driver() -> str | None:
+    # As in: NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build ..
+    return _found_in("/proc/driver/nvidia/version", r"^NVRM version:.*?(\d+(?:\.\d+)+)")
+
+
+def _found_in(file: str, pattern: str) -> str | None:
     try:
-        found = re.search(r"^model name\s*:(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+        found = re.search(pattern, Path(file).read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
         found = None
-    return found[1].strip() if found else platform.processor()
+    return found[1].strip() if found else None

@@ -14,6 +14,7 @@ import click
 
 from benchmarks.epoch import EPOCHS
 from benchmarks.harness import RESULTS
+from benchmarks.loader import SIDE_QUESTIONS
 from shards.console import Command
 from shards.documents import read_json
 from shards.files import atomic_write_text
@@ -52,11 +53,10 @@ def _loader(record: dict[str, Any]) -> str:
         for name, one in record["loaders"].items()
     ]
     parts = [_table(rows)]
-    for title, figures in (
-        ("dali by threads", record["threads_of_dali"]),
-        ("First epoch from a cold page cache", record["cold_page_cache"]),
-    ):
-        parts.append(f"{title}: " + ", ".join(f"{key} {one['median']:,.0f}" for key, one in figures.items()))
+    for title, key in SIDE_QUESTIONS.items():
+        if figures := record.get(key):
+            medians = ", ".join(f"{name} {one['median']:,.0f}" for name, one in figures.items())
+            parts.append(f"{title}: {medians}")
     return "\n\n".join(parts)
 
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,34 @@ from shards.phantoms import make_phantoms
 from shards.pixels import PixelRecipe
 
 ROOT = Path(__file__).parents[1]
+GPU = os.environ.get("CXRAPID_GPU", "")
+"""For tests marked cuda. 1: what would skip one fails it, so that no machine passes by skipping; cpu: they run on the
+CPU as far as they can; else they are skipped where torch finds no GPU."""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if GPU != "1":
+        _require_gpu(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    # Not in the setup, where a failure would be counted as an error.
+    try:
+        _require_gpu(pyfuncitem)
+        return (yield)
+    except pytest.skip.Exception as skipped:
+        if GPU == "1" and pyfuncitem.get_closest_marker("cuda"):
+            pytest.fail(f"CXRAPID_GPU=1, and yet: {skipped.msg}", pytrace=False)
+        raise
+
+
+def _require_gpu(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") and GPU != "cpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("torch finds no GPU")
 
 
 @pytest.fixture(scope="session", autouse=True)

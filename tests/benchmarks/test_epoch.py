@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
-from benchmarks.epoch import main
+from benchmarks.epoch import by_device, main
 from benchmarks.plot import plot_epoch
 from benchmarks.training_run import VARIANTS
 from shards.folder import ShardFolder
@@ -26,10 +27,11 @@ def test_every_loader_is_measured_with_its_ceiling_and_what_an_epoch_of_the_real
     phantom_shards: ShardFolder, tmp_path: Path
 ) -> None:
     out = tmp_path / "epoch.json"
-    options = ("--loader", "resident", "--loader", "dataloader", "--steps", "2", "--runs", "2", "--no-ladder")
+    options = ("--loader", "resident", "--steps", "2", "--runs", "2", "--no-ladder")
     record = measured(phantom_shards, out, *options)
     loaders = record["archs"]["custom_cnn"]
-    assert list(loaders) == ["resident", "dataloader", "synthetic"]
+    assert list(loaders) == ["resident", "synthetic", "plain loop"]
+    assert loaders["plain loop"]["loader"] == "resident"
     for one in loaders.values():
         rate = one["images_per_second"]["median"]
         assert one["epoch_seconds"] == {
@@ -44,6 +46,14 @@ def test_every_loader_is_measured_with_its_ceiling_and_what_an_epoch_of_the_real
     record["ladder"] = {"arch": "custom_cnn", "rungs": {"one": loaders["resident"]["images_per_second"]}}
     plain = out.with_suffix(".png").stat().st_size
     assert plot_epoch(record, tmp_path / "ladder.png").stat().st_size > plain
+
+
+def test_the_defaults_suit_the_device_and_options_win() -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert by_device(gpu, None, None, None) == (256, 50, True)
+    assert by_device(cpu, None, None, None) == (32, 4, False)
+    assert by_device(gpu, 8, 2, False) == (8, 2, False)
+    assert by_device(cpu, 8, 2, True) == (8, 2, True)
 
 
 def test_the_cached_and_the_streamed_head_end_at_the_same_val_loss(phantom_shards: ShardFolder, tmp_path: Path) -> None:
