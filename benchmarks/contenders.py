@@ -197,8 +197,7 @@ def _open(task: Task, stack: ExitStack) -> Epoch:
         context = multiprocessing.get_context("spawn")
         processes = concurrent.futures.ProcessPoolExecutor(task.threads, context, _read_all, (task.shards,))
         pool = stack.enter_context(processes)
-        decoder = task.name.removeprefix("limit ")
-        decode = partial(_decode_share, step=task.threads, size=shards.manifest.size, decoder=decoder)
+        decode = partial(_decode_share, task.name.removeprefix("limit "), step=task.threads, size=shards.manifest.size)
         return lambda: ((count, None) for count in pool.map(decode, range(task.threads)))
     return partial(_sizes_and_rows, _loader(task, shards, stack))
 
@@ -265,8 +264,7 @@ def _read_all(path: str) -> None:
     _encoded.extend(image.copy() for image in reader.read(range(len(reader))).images)
 
 
-def _decode_share(first: int, step: int, size: int, decoder: str) -> int:
-    # Decoding and nothing else.
+def _decode_share(decoder: str, first: int, step: int, size: int) -> int:
     decode = DECODERS[decoder]
     for data in _encoded[first::step]:
         decode(data, size)
