@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -13,10 +14,12 @@ import torch
 from shards.folder import ShardFolder, open_shards
 from tests.gpu.training import Training, endless, resident
 from tests.trainer.running import logged
+from trainer.logging.timing import DataWait
 
 # What a library warns of on some card is not what these tests are about.
 pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("default")]
 STEPS, LAST = 100, 20
+CYCLES = 1.5e9  # about those of a second
 WAYS = [
     *(("custom_cnn", precision, compiled) for precision in ("fp16", "bf16", "fp32") for compiled in (False, True)),
     ("resnet50", "fp16", True),
@@ -121,3 +124,23 @@ def test_twenty_steps_with_their_batches_wait_for_nothing(
             for group in (*[1, 2] * 6, *[1] * 8):
                 training.take(*islice(batches, group))
     assert int(training.stats.applied) + int(training.stats.skipped) == 3 + 20
+
+
+@pytest.mark.parametrize(("loading", "step", "low", "high"), [(0.02, 0.002, 0.7, 1.0), (0.005, 0.025, 0.0, 0.3)])
+def test_data_wait_is_the_time_that_the_gpu_waits_not_the_host(
+    device: torch.device, loading: float, step: float, low: float, high: float
+) -> None:
+    def batches() -> Iterator[int]:
+        for number in range(1, 21):
+            time.sleep(loading)
+            yield number
+
+    wait = DataWait(device)
+    for _ in wait.over(batches()):
+        if device.type == "cuda":  # queued: the host goes on to wait for the next batch
+            torch.cuda._sleep(int(step * CYCLES))
+        else:
+            time.sleep(step)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    assert low < wait.share < high
