@@ -31,7 +31,7 @@ def test_smoke_a_run_trains_and_is_scored(
         options = {"arch": arch, "weights": "none", "compile": compiled, "epochs": 2, "device": device}
         done = train(phantom_shards, tmp_path, "smoke", **options)
     assert done.exit_code == 0, done.stderr
-    assert not [line for line in lines if "compile" in line]
+    assert not [line for line in lines if "compile failed" in line]
     run = tmp_path / "smoke"
     assert (run / "model.safetensors").is_file()
     assert metrics(run, "epoch")[-1]["skipped_steps"] < metrics(run, "epoch")[-1]["step"]
