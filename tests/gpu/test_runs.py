@@ -57,7 +57,7 @@ def test_ten_signals_at_random_moments_leave_the_rows_and_pixels_of_an_undisturb
     def interrupted(self: Step, *arguments: Any, **others: Any) -> None:
         nonlocal taken
         taken += 1
-        inside = taken in moments and taken % 2
+        inside = taken in moments and taken % 4
         hook = self._trained[0].register_hook(lambda _: terminate()) if inside else None
         backward(self, *arguments, **others)
         if hook:
@@ -69,7 +69,8 @@ def test_ten_signals_at_random_moments_leave_the_rows_and_pixels_of_an_undisturb
     monkeypatch.setattr(Step, "backward", interrupted)
     assert train(phantom_shards, tmp_path, "calm", **options).exit_code == 0
     calm, seen = [each.cpu() for each in seen], []
-    moments, taken = set(random.Random(0).sample(range(1, taken), 10)), 0
+    # Never in the first batch of a start, which may compile: that one is not finished but repeated.
+    moments, taken = set(random.Random(0).sample(range(2, taken + 1, 2), 10)), 0
     codes = [train(phantom_shards, tmp_path, "stopped", **options).exit_code for _ in range(11)]
     assert codes == [143] * 10 + [0]
     assert len(seen) == len(calm)
