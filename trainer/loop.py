@@ -94,23 +94,23 @@ def train_epoch(state: TrainState) -> dict[str, float | None]:
 
 def _take_steps(state: TrainState, wait: DataWait, times: StepTimes) -> None:
     """Take the steps that are left of the epoch, each over a group of batches; Stopped as `epochs` has it."""
-    context, progress, dist = state.context, state.progress, state.context.dist
+    context, progress, dist, run = state.context, state.progress, state.context.dist, state.context.run
     config, samples, first_image = context.config, state.train.samples, progress.images
     group_images, pending, shown_loss = 0, 0, ""
     batches = state.train.iter_from(first_image)
     if not state.has_stepped:
         batches = context.stop.interruptible_start(batches)
-    name = f"epoch {progress.epoch}"
-    with progress_bar(samples, name, "img", initial=first_image, disable=not context.run.writes) as bar:
+    with progress_bar(samples, f"epoch {progress.epoch}", "img", initial=first_image, disable=not run.writes) as bar:
         # `images` counts those of all ranks, `own` this rank's, which its batch holds.
         for images, own, batch in wait.over(batches):
-            # Forward and backward: the first may compile for minutes, and a signal need not wait for it
+            # Forward and backward: compiling takes minutes in the first, and a signal need not wait for it
             if not pending:
                 group_images = min(config.accumulate * config.batch_size, samples - progress.images)
             progress.images += images
             pending += images
             share = dist.size * own / group_images
-            with nullcontext() if state.has_stepped else context.stop.interruptible(dist):
+            compiles = context.should_compile and not state.has_stepped
+            with context.stop.interruptible(dist) if compiles else nullcontext():
                 state.step.backward(batch.images, batch.labels, share, more=pending < group_images)
             state.has_stepped = True
             bar.set_postfix_str(f"data wait {wait.share:.1%}{shown_loss}", refresh=False)
