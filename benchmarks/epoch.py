@@ -143,6 +143,7 @@ def main(
             _show_ablation(record["ladder"])
     if lines:  # a torch.compile that failed, for example
         record["log"] = lines
+        echo("\n".join(lines), err=True)
     written = write_result("epoch", record, out)
     echo(f"{written}\n{plot_epoch(record, written.with_suffix('.png'))}")
 

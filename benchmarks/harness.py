@@ -72,7 +72,7 @@ def utilisation(real: list[float], ceiling: list[float]) -> float:
 
 @contextlib.contextmanager
 def trainer_log() -> Iterator[list[str]]:
-    """Print what the trainer logs in this block on stderr, and yield the list of it: a failed torch.compile, say."""
+    """Yield the list of what the trainer logs in this block: a failed torch.compile, for example."""
     logger, handler = logging.getLogger("cxrapid"), _Lines()
     logger.addHandler(handler)
     before = logger.level
@@ -91,7 +91,6 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(record.getMessage())
-        print(self.lines[-1], file=sys.stderr)
 
 
 class Usage(NamedTuple):

@@ -58,9 +58,9 @@ def use_device(name: str) -> "torch.device":
 def _keep_freed_memory() -> None:
     """Have malloc reuse freed memory of any size, up to 2 GiB of it, instead of giving it back to the kernel.
 
-    glibc gives blocks from 32 MB on back at once. A step's activations are such blocks: taken anew page by page in
-    every step, they cost custom_cnn two fifths of its time (README, CPU training). Other C libraries are left as they
-    are.
+    glibc gives blocks of more than 32 MB back at once. A step's activations are such blocks: taken anew page by page in
+    every step, they cost custom_cnn two fifths of its time. In return it holds more memory,
+    36 % for custom_cnn and 16 % for resnet50. Other C libraries are left as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -22,9 +22,8 @@ log = logging.getLogger("cxrapid.trainer")
 _TIMEOUT = datetime.timedelta(minutes=10)
 # What the others wait for while the writer works alone, on a sweep of heads for example.
 _PATIENCE = datetime.timedelta(days=1)
-_ENOUGH_TO_NORMALISE = (
-    16  # images of a rank: from here on their own statistics do as well (Wu and He, arXiv:1803.08494)
-)
+# Images of a rank whose own statistics do as well as those of all ranks (Wu and He, arXiv:1803.08494).
+_ENOUGH_TO_NORMALISE = 16
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class RunContext:
     @property
     def should_compile(self) -> bool:
         """Whether the model is compiled for training."""
-        return compiles(self.config, self.shards, self.device)
+        return resolve_compile(self.config, self.shards, self.device)
 
     def stop_agreed(self) -> bool:
         """Return whether any rank got a signal; all ranks must ask."""
@@ -92,7 +92,7 @@ def loader_spec(
     )
 
 
-def compiles(config: TrainConfig, shards: ShardFolder, device: torch.device) -> bool:
+def resolve_compile(config: TrainConfig, shards: ShardFolder, device: torch.device) -> bool:
     """Resolve --compile for a run on these shards."""
     images = config.epochs * shards.manifest.splits["train"].images
     return should_compile(config.compile, device, 2 * images if config.flip == "both" else images)
@@ -192,7 +192,7 @@ def describe(config: TrainConfig, sources: dict[str, str], dist: Distributed) ->
         resolved = resolve_auto(config, shards, precision, dist)
         model = resolved.model or build_model(config, shards)
         values |= {"cache": resolved.config.cache, "loader": resolved.config.loader}
-        values["compile"] = "on" if compiles(config, shards, device) else "off"
+        values["compile"] = "on" if resolve_compile(config, shards, device) else "off"
         if values["loader"] == "auto":
             values["loader"] = "by what is installed, for one pass"
     for key, value in config.to_json().items():

@@ -1,11 +1,11 @@
 """SIGINT and SIGTERM: finish the step in progress, save the run, exit; a second one exits without saving.
 
 The training loop (trainer.loop) looks at the signal after each optimizer step, all batches of its gradient
-accumulation included, and then saves a checkpoint. Validation, caching and downloads are abandoned at once, with
-several ranks at the next batch, and decoding before the first batch at once on every rank, as soon as a loader's worker
-processes have started. What was trained since the last checkpoint is saved; before the first step there is nothing to
-save. The exit code is 143 for SIGTERM and 130 for SIGINT. A repeat within 3 s is ignored; a later one restores the
-previous handlers and is raised again: the process ends without saving, and the last checkpoint stands.
+accumulation included, and then saves a checkpoint. Validation, caching, compiling and downloads are abandoned at once,
+with several ranks at the next batch, and decoding before the first batch at once on every rank, as soon as a loader's
+worker processes have started. What was trained since the last checkpoint is saved; before the first step there is
+nothing to save. The exit code is 143 for SIGTERM and 130 for SIGINT. A repeat within 3 s is ignored; a later one
+restores the previous handlers and is raised again: the process ends without saving, and the last checkpoint stands.
 """
 
 import itertools

@@ -11,11 +11,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from benchmarks.harness import trainer_log
 from eval.__main__ import main as evaluate
 from loaders import Batch
 from shards.folder import ShardFolder
 from tests.gpu.training import fingerprint
-from tests.trainer.running import logged, losses, metrics, terminate, train
+from tests.trainer.running import losses, metrics, terminate, train
 from trainer.distributed import ShardedLoader
 from trainer.step import Step
 
@@ -27,7 +28,7 @@ MIB = 2**20
 def test_smoke_a_run_trains_and_is_scored(
     phantom_shards: ShardFolder, device: torch.device, tmp_path: Path, arch: str, compiled: str
 ) -> None:
-    with logged() as lines:
+    with trainer_log() as lines:
         options = {"arch": arch, "weights": "none", "compile": compiled, "epochs": 2, "device": device}
         done = train(phantom_shards, tmp_path, "smoke", **options)
     assert done.exit_code == 0, done.stderr

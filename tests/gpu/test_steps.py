@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.harness import trainer_log
 from shards.folder import ShardFolder, open_shards
 from tests.gpu.training import Training, endless, resident
-from tests.trainer.running import logged
 from trainer.logging.timing import DataWait
 
 # What a library warns of on some card is not what these tests are about.
@@ -52,7 +52,7 @@ def test_every_precision_compiled_or_not_learns_what_float32_does(
     if precision == "fp16" and device.type == "cpu":
         pytest.skip("fp16 needs a GPU")
     _, end = learned(phantom_shards.path, device, arch, "fp32", False)
-    with logged() as lines:
+    with trainer_log() as lines:
         first, last = learned(phantom_shards.path, device, arch, precision, compiled)
     assert [line for line in lines if "compile" in line] == []  # it did not fall back
     assert last < 0.95 * first

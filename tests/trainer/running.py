@@ -2,13 +2,12 @@
 
 import contextlib
 import json
-import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,25 +51,6 @@ def metrics(run: Path, kind: str) -> list[dict[str, Any]]:
 
 def losses(run: Path) -> list[tuple[float, float]]:
     return [(line["train_loss"], line["val_loss"]) for line in metrics(run, "epoch")]
-
-
-class _Lines(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
-
-
-@contextlib.contextmanager
-def logged() -> Iterator[list[str]]:
-    """Collect what is logged."""
-    logger, handler = logging.getLogger("cxrapid"), _Lines()
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    yield handler.lines
-    logger.removeHandler(handler)
 
 
 def terminate() -> None:

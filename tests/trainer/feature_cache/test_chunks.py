@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 import models
+from benchmarks.harness import trainer_log
 from loaders import LoaderSpec
 from shards.folder import ShardFolder
-from tests.trainer.running import ROOT, TIMEOUT, command, logged, losses, terminate, train
+from tests.trainer.running import ROOT, TIMEOUT, command, losses, terminate, train
 from trainer.feature_cache import chunks
 from trainer.feature_cache.chunks import FeatureChunks, digest_of_frozen
 from trainer.feature_cache.features import cache_features
@@ -156,7 +157,7 @@ def cache(folder: ShardFolder, save_in: Path, **changes: Any) -> list[str]:
         LoaderSpec(folder, "val", told["batch_size"], CPU, training=False),
     )
     precision = Precision("fp32", CPU)
-    with logged() as lines:
+    with trainer_log() as lines:
         cache_features(model, "backbone", *specs, precision, loader=told["loader"], save_in=save_in / "features")
     return lines
 
@@ -276,7 +277,7 @@ def test_a_disk_that_fills_up_ends_the_saving_and_not_the_run(tmp_path: Path) ->
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:
-        with logged() as lines:
+        with trainer_log() as lines:
             for images in (6, 8, 10):
                 saved.save_if_due(features, images)
     finally:

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import models
+from benchmarks.harness import trainer_log
 from loaders import Flip, Loader, LoaderSpec, make_loader
 from loaders.memory import free_memory
 from models import Classifier
 from shards.folder import ShardFolder
-from tests.trainer.running import logged
 from trainer.feature_cache.features import (
     DoesNotFit,
     FeatureCache,
@@ -173,7 +173,7 @@ def test_building_draws_no_random_numbers(spec: Spec) -> None:
 def test_what_was_chosen_is_said_with_its_size(spec: Spec) -> None:
     of_train = spec("train", flip="both")
     model = frozen_model("custom_cnn", "partial")
-    with logged() as said:
+    with trainer_log() as said:
         cached = cache_features(model, "partial", of_train, spec("val"), FP32)
     images = 2 * len(cached.train.features.rows) + len(cached.val.features.rows)
     needed = images * 64 * 16 * 16 * 4 / 2**30
@@ -185,7 +185,7 @@ def test_what_was_chosen_is_said_with_its_size(spec: Spec) -> None:
 def test_augmented_images_are_not_cached_and_that_is_said(spec: Spec) -> None:
     model = frozen_model("custom_cnn", "backbone")
     told = spec("train", augment="light")
-    with logged() as lines, pytest.raises(DoesNotFit) as refused:
+    with trainer_log() as lines, pytest.raises(DoesNotFit) as refused:
         cache_features(model, "backbone", told, spec("val"), FP32)
     assert lines == ["the backbone runs in every epoch: --augment light makes other images in each"]
     assert refused.value.message == lines[0]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.harness import trainer_log
 from shards.errors import CannotResume, ResourceMissing
 from shards.files import hash_file, sha256_of
-from tests.trainer.running import logged
 from trainer.logging import checkpoints
 from trainer.logging.checkpoints import CheckpointSaver, load_checkpoint, load_newest, save_checkpoint
 from trainer.run_directory import RunDirectory
@@ -101,7 +101,7 @@ def test_a_kill_anywhere_in_a_save_leaves_the_newest_whole_one_readable(
         contents[epoch] = paths[0].read_bytes()
     for path, epoch in zip(paths, (last, previous), strict=True):
         path.unlink() if epoch is None else path.write_bytes(contents[epoch])
-    with logged() as lines:
+    with trainer_log() as lines:
         assert load_newest(paths)["epoch"] == expected
     assert bool(lines) == (last is None)
     assert load_checkpoint(paths[1])["epoch"] == previous

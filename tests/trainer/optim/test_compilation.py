@@ -16,9 +16,10 @@ from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.runtime.triton_compat import OutOfResources
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks.harness import trainer_log
 from models import create_model
 from shards.folder import ShardFolder
-from tests.trainer.running import ROOT, command, logged, losses, terminate, train
+from tests.trainer.running import ROOT, command, losses, terminate, train
 from trainer.optim.compilation import WORTHWHILE, CompiledModel, should_compile
 
 
@@ -100,7 +101,7 @@ def test_a_kernel_that_the_gpu_cannot_launch_is_done_without(error: Exception, m
 
     monkeypatch.setattr(torch, "compile", lambda model, **_: launch)
     forward = CompiledModel(nn.Flatten(), 2, compiled=True)
-    with logged() as lines:
+    with trainer_log() as lines:
         assert torch.equal(forward(torch.ones(2, 1, 1)), torch.ones(2, 1))
     assert len(lines) == 1
 
@@ -149,7 +150,7 @@ def test_a_compiled_model_gives_the_same_logits_and_a_compiled_run_ends(
     model = create_model("custom_cnn", size=64).eval()
     images = torch.randint(0, 256, (8, 1, 64, 64), dtype=torch.uint8)
     forward = CompiledModel(model, 8, compiled=True)
-    with logged() as lines:
+    with trainer_log() as lines:
         assert torch.allclose(forward(images), model(images), rtol=1e-4, atol=1e-5)
     assert not lines
     assert torch.equal(forward(images[:3]), model(images[:3]))  # a short batch goes the plain way
