@@ -30,13 +30,14 @@ CPU = torch.device("cpu")
 
 
 def stop_in_epoch_2(shards: ShardFolder, runs: Path, name: str, with_signal: int) -> int:
-    """Send a signal once a step of epoch 2 is on record; return the exit code."""
+    """Send a signal once a step of epoch 2 is on record and epoch 1 is saved; return the exit code."""
     process = subprocess.Popen(
         command(shards, runs, name), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    record = runs / name / "metrics.jsonl"
+    record, last = runs / name / "metrics.jsonl", runs / name / "checkpoints" / "last.pt"
     deadline = time.monotonic() + TIMEOUT
-    while not (record.is_file() and '"step", "epoch": 2' in record.read_text()):
+    # A thread saves epoch 1 while epoch 2 trains.
+    while not (record.is_file() and '"step", "epoch": 2' in record.read_text() and last.is_file()):
         assert process.poll() is None, "training ended before it could be stopped"
         assert time.monotonic() < deadline
     process.send_signal(with_signal)
