@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from nvidia.dali.types import DALIImageType
 import loaders.dali
 import loaders.decoder
 import loaders.spec
-from loaders import Loader, LoaderSpec, make_loader
+from loaders import Batch, Loader, LoaderSpec, make_loader
 from loaders.decoder import Decoder, benchmark, candidates, choose_decoder, decoding_pipeline, fastest, load_or_tune
 from loaders.sampler import BatchIndices
 from shards.errors import CannotResume
@@ -187,6 +188,32 @@ def test_a_state_without_a_decoder_is_refused_on_a_gpu_and_is_that_of_a_cpu(phan
         make_loader("dali", on_gpu(phantom_shards)).load_state_dict(state)
 
 
+def test_the_images_decoded_at_once_change_no_batch_also_not_of_one_that_is_asked_for_again(
+    phantom_shards: ShardFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def batches(at_once: int) -> list[tuple[torch.Tensor, ...]]:
+        monkeypatch.setattr(loaders.decoder, "AT_ONCE", at_once)
+        spec = dataclasses.replace(make_spec(phantom_shards), batch_size=8, flip="random", seed=3)
+        with make_loader("dali", spec) as loader:
+            two_epochs = [batch for _ in range(2) for batch in loader]
+            # A state of two batches before, in the same run; the batch is changed by who has it.
+            iteration, again = iter(loader), []
+            saved = loader.state_dict()
+            for batch in itertools.islice(iteration, 3):
+                again.append(Batch(*(tensor.clone() for tensor in batch)))
+                batch.images.zero_()
+            loader.load_state_dict(saved)
+            again += list(itertools.islice(loader, 3))
+        for first, second in zip(again[:3], again[3:], strict=True):
+            assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+        return two_epochs + again
+
+    one_by_one, fives = batches(8), batches(44)
+    assert len(one_by_one) == len(fives) > 2 * 5
+    for first, second in zip(one_by_one, fives, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
 def test_torch_keeps_its_threads_for_a_batch_that_goes_to_a_gpu(
     phantom_shards: ShardFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +225,7 @@ def test_torch_keeps_its_threads_for_a_batch_that_goes_to_a_gpu(
         spec = dataclasses.replace(make_spec(phantom_shards), device=torch.device(device), flip="random")
         decoded = torch.empty(4, 64, 64, 1, dtype=torch.uint8, device=device)
         loader = loaders.dali.DaliLoader(spec)
-        batch = loader._collated(decoded, loaders.dali._InFlight(0, 0, indices, samples))
+        batch = loader._collated(loaders.dali._Decoded(0, 0, indices, decoded, samples.labels, samples.rows))
         assert batch.images.shape == (4, 1, 64, 64) and batch.images.device.type == device
         assert counts == set_to
 
