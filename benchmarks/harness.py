@@ -132,6 +132,12 @@ def memory_of(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
 
 
+def peak_memory_of_this_process() -> int:
+    """Return the bytes that this process has held at most (VmHWM); ru_maxrss may be those of the one before it."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
 def result_path(name: str, device: str, folder: Path = RESULTS) -> Path:
     """Return FOLDER/NAME_HARDWARE_DATE.json; the hardware is that of the device measured on, gpu or cpuCORES."""
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()

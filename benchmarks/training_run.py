@@ -8,7 +8,6 @@ import copy
 import itertools
 import multiprocessing
 import os
-import resource
 import statistics
 import tempfile
 import time
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.contenders import report_loader
-from benchmarks.harness import memory_of, usage_of
+from benchmarks.harness import memory_of, peak_memory_of_this_process, usage_of
 from loaders import Batch, LoaderSpec, make_loader
 from models import Classifier, create_model, freeze
 from shards.folder import ShardFolder, open_shards
@@ -265,8 +264,7 @@ def _peak_memory_here(arch: str, variant: Variant, shards: Path, precision: Prec
     use_device(str(precision.device))
     training = TrainingRun(arch, variant, open_shards(shards), precision, batch_size)
     training.train(_MEMORY_STEPS)
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    peak = own + usage_of(os.getpid()).memory - memory_of(os.getpid())
+    peak = peak_memory_of_this_process() + usage_of(os.getpid()).memory - memory_of(os.getpid())
     training.close()
     return peak
 
