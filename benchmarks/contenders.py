@@ -36,7 +36,6 @@ from benchmarks.harness import usage_of
 from loaders import Augment, Batch, LoaderSpec, make_loader
 from loaders.worker_pool import decode_gray
 from shards.entries import find_images, read_entries
-from shards.findings import FINDINGS
 from shards.folder import ShardFolder, SplitReader, open_shards
 from shards.pixels import decode_sample
 from shards.processes import available_cores, map_in_processes
@@ -309,10 +308,10 @@ def raw_loader(source: Path, batch_size: int, workers: int) -> "DataLoader[Item]
     Where they are few they are taken over again, for two batches per worker, so that all have work.
     """
     folders = find_images(source)
-    table = read_entries(source).table
-    table = table[table["image"].isin(list(folders))]
+    entries = read_entries(source)
+    table = entries.table[entries.table["image"].isin(list(folders))]
     files = np.array([source / folders[name] / name for name in table["image"]])
-    labels = table[list(FINDINGS)].to_numpy(dtype=np.uint8)
+    labels = table[list(entries.findings)].to_numpy(dtype=np.uint8)
     chosen = np.arange(max(len(files), 2 * workers * batch_size)) % len(files)
     transform = _paper_transform(transforms.Resize((224, 224)))
     dataset = ImageFiles(files[chosen].tolist(), torch.from_numpy(labels[chosen]).float(), transform)

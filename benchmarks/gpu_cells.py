@@ -28,7 +28,6 @@ from benchmarks.harness import interleave, summary, trainer_log, utilisation
 from benchmarks.training_run import TrainingRun, Variant, fresh_compiler, make_step
 from loaders import LoaderSpec, make_loader
 from models import create_model, freeze, trainable_head
-from shards.findings import FINDINGS
 from shards.folder import ShardFolder, open_shards
 from trainer.__main__ import main as trainer
 from trainer.devices import use_device
@@ -129,7 +128,7 @@ def head(
     """Train a head on cached features of so many images and their mirrors; the first epoch is not counted."""
     how = choose_precision(precision, device)
     how.allow_fast_math()
-    model = create_model(arch, size=shards.manifest.size).to(device)
+    model = create_model(arch, findings=len(shards.manifest.findings), size=shards.manifest.size).to(device)
     freeze(model, "backbone")
     submodule = trainable_head(model, "backbone").train()
     inputs = next(module.in_features for module in submodule.modules() if isinstance(module, nn.Linear))
@@ -137,7 +136,7 @@ def head(
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
     features = Features(
         torch.randn(2, images, inputs, dtype=dtype, device=device),
-        torch.zeros(images, len(FINDINGS), dtype=torch.uint8, device=device),
+        torch.zeros(images, len(shards.manifest.findings), dtype=torch.uint8, device=device),
         torch.arange(images, dtype=torch.int32, device=device),
     )
     batches = FeatureLoader(features, LoaderSpec(shards, "train", batch_size, device, training=True, flip="both"))

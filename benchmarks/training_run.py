@@ -148,7 +148,11 @@ class TrainingRun:
         # What takes a step.
         variant = self._variant
         precision.allow_fast_math()
-        model = create_model(arch, size=shards.manifest.size).to(self._device).train()
+        model = (
+            create_model(arch, findings=len(shards.manifest.findings), size=shards.manifest.size)
+            .to(self._device)
+            .train()
+        )
         if not variant.channels_last:
             model = model.to(memory_format=torch.contiguous_format)
         # The baseline paper's batches are normalised RGB already: they go past GrayInput.
@@ -280,7 +284,7 @@ def frozen_against_cached(
     """
     torch.manual_seed(0)
     precision.allow_fast_math()
-    model = create_model(arch, size=shards.manifest.size).to(precision.device)
+    model = create_model(arch, findings=len(shards.manifest.findings), size=shards.manifest.size).to(precision.device)
     freeze(model, how)
     train = LoaderSpec(shards, "train", batch_size, precision.device, training=True, flip="random")
     val = LoaderSpec(shards, "val", batch_size, precision.device, training=False)

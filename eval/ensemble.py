@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from eval.predict.predictions import Predictions
 from shards.errors import BadData
-from shards.findings import FINDINGS
 from shards.folder import ShardFolder
 from trainer.run_directory import RunDirectory
 
@@ -25,8 +24,9 @@ class Images:
     run: str
     names: npt.NDArray[Any]
     """[N], as in the metadata."""
+    findings: tuple[str, ...]
     labels: npt.NDArray[Any]
-    """[N, 14]."""
+    """[N, F]."""
     patients: npt.NDArray[np.int64]
     """[N]."""
 
@@ -34,14 +34,15 @@ class Images:
     def of_rows(cls, run: str, shards: ShardFolder, rows: npt.NDArray[np.int32]) -> "Images":
         """Return the images in these rows of the shards' entries."""
         entries = shards.entries.loc[rows]
-        labels, patients = entries[list(FINDINGS)].to_numpy(), entries["patient"].to_numpy(dtype=np.int64)
-        return cls(run, entries["image"].to_numpy(), labels, patients)
+        findings = shards.manifest.findings
+        labels, patients = entries[list(findings)].to_numpy(), entries["patient"].to_numpy(dtype=np.int64)
+        return cls(run, entries["image"].to_numpy(), findings, labels, patients)
 
     @classmethod
     def of_predictions(cls, run: str, shards: ShardFolder, predictions: Predictions) -> "Images":
         """Return the images that were predicted."""
         names = shards.entries.loc[predictions.rows]["image"].to_numpy()
-        return cls(run, names, predictions.labels, predictions.patients)
+        return cls(run, names, shards.manifest.findings, predictions.labels, predictions.patients)
 
 
 def require_same_images(all_images: Sequence[Images], split: str) -> None:
@@ -54,6 +55,8 @@ def require_same_images(all_images: Sequence[Images], split: str) -> None:
     for other in all_images[1:]:
         first = all_images[0]
         here = f"{first.run} and {other.run} cannot be put together on {split}"
+        if first.findings != other.findings:
+            raise BadData(f"{here}: they predict other findings, or in another order")
         if only := set(first.names) ^ set(other.names):
             example = min(only)
             whose = first.run if example in set(first.names) else other.run

@@ -23,7 +23,6 @@ from eval.scores.metrics import DECIDED, ERRORS, RANKED, Scores, score
 from eval.scores.subgroups import Subgroups, subgroups
 from eval.scores.thresholds import Floats, pick_thresholds
 from shards.files import atomic_write_text
-from shards.findings import FINDINGS
 from shards.folder import ShardFolder
 from trainer.model_file import ModelHeader
 from trainer.run_directory import RunDirectory
@@ -76,7 +75,7 @@ class Evaluation:
     @property
     def thresholds(self) -> dict[str, float]:
         """Per finding; NaN for a finding without one."""
-        return dict(zip(FINDINGS, self.operating_point.thresholds.tolist(), strict=True))
+        return dict(zip(self.operating_point.findings, self.operating_point.thresholds.tolist(), strict=True))
 
     @property
     def trained_on(self) -> tuple[str, ...]:
@@ -123,15 +122,15 @@ class Evaluation:
         return tuple(found)
 
 
-def _fit(val: Predictions, protocol: Protocol, *, tta: bool) -> OperatingPoint:
+def _fit(val: Predictions, findings: tuple[str, ...], protocol: Protocol, *, tta: bool) -> OperatingPoint:
     """Fit thresholds and calibration on the predictions on val."""
     calibration = None
     if protocol.calibration is not None:
         # One thread: faster on arrays this small, and rounding does not depend on the number of cores.
         with threadpool_limits(1, user_api="blas"):
-            calibration = fit_calibration(val.labels, val.probabilities, protocol.calibration, FINDINGS)
+            calibration = fit_calibration(val.labels, val.probabilities, protocol.calibration, findings)
     thresholds = pick_thresholds(val.labels, val.probabilities, protocol.rule)
-    return OperatingPoint(protocol.rule.name, thresholds, calibration, tta)
+    return OperatingPoint(findings, protocol.rule.name, thresholds, calibration, tta)
 
 
 def is_plain(scored_run: ScoredRun, protocol: Protocol) -> bool:
@@ -185,15 +184,15 @@ def _score(
     scored_runs: Sequence[ScoredRun], name: str, folder: Path, predictions: dict[str, Predictions], protocol: Protocol
 ) -> Evaluation:
     split, shards = protocol.selection.name, scored_runs[0].shards
-    scored = predictions[split]
-    fitted = _fit(predictions[FITTED_ON], protocol, tta=scored_runs[0].options.tta)
+    scored, findings = predictions[split], shards.manifest.findings
+    fitted = _fit(predictions[FITTED_ON], findings, protocol, tta=scored_runs[0].options.tta)
     calibrated = None if fitted.calibration is None else fitted.calibration.apply(scored.probabilities)
     arrays, resamples, seed = (scored.labels, scored.probabilities), protocol.resamples, protocol.seed
     resampled, intervals = None, None
     if resamples:
-        resampled = bootstrap(*arrays, fitted.thresholds, scored.patients, FINDINGS, resamples=resamples, seed=seed)
+        resampled = bootstrap(*arrays, fitted.thresholds, scored.patients, findings, resamples=resamples, seed=seed)
         intervals = all_intervals(resampled, *arrays, scored.patients, calibrated)
-    scores = score(*arrays, fitted.thresholds, FINDINGS)
+    scores = score(*arrays, fitted.thresholds, findings)
     return Evaluation(
         name=name,
         runs=tuple(each.run for each in scored_runs),
@@ -204,29 +203,31 @@ def _score(
         predictions=predictions,
         operating_point=fitted,
         scores=scores,
-        at_half=_at_half(scores, scored),
-        calibrated=_calibrated(scores, scored, calibrated),
+        at_half=_at_half(scores, scored, findings),
+        calibrated=_calibrated(scores, scored, calibrated, findings),
         resampled=resampled,
         intervals=intervals,
         subgroups=subgroups(
-            *arrays, shards.entries.loc[scored.rows], FINDINGS, fitted.thresholds, resamples=resamples, seed=seed
+            *arrays, shards.entries.loc[scored.rows], findings, fitted.thresholds, resamples=resamples, seed=seed
         ),
         folder=folder.with_name(f"{folder.name}{protocol.what_if}"),
     )
 
 
-def _at_half(scores: Scores, scored: Predictions) -> Scores:
+def _at_half(scores: Scores, scored: Predictions, findings: tuple[str, ...]) -> Scores:
     """Return the scores at 0.5; measures without a threshold are copied from `scores` to save time."""
-    thresholds = np.full(len(FINDINGS), 0.5)
-    half = score(scored.labels, scored.probabilities, thresholds, FINDINGS, measures=DECIDED)
+    thresholds = np.full(len(findings), 0.5)
+    half = score(scored.labels, scored.probabilities, thresholds, findings, measures=DECIDED)
     return half.with_columns(scores, (*RANKED, *ERRORS))
 
 
-def _calibrated(scores: Scores, scored: Predictions, probabilities: Floats | None) -> pd.DataFrame | None:
+def _calibrated(
+    scores: Scores, scored: Predictions, probabilities: Floats | None, findings: tuple[str, ...]
+) -> pd.DataFrame | None:
     """Return Brier and ECE before and after calibration to these probabilities; None without them."""
     if probabilities is None:
         return None
-    no_thresholds = np.full(len(FINDINGS), np.nan)
-    after = score(scored.labels, probabilities, no_thresholds, FINDINGS, measures=ERRORS)
+    no_thresholds = np.full(len(findings), np.nan)
+    after = score(scored.labels, probabilities, no_thresholds, findings, measures=ERRORS)
     before, after_frame = (each.to_frame()[list(ERRORS)] for each in (scores, after))
     return before.join(after_frame.add_prefix(CALIBRATED))

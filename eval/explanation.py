@@ -33,7 +33,11 @@ class HeatmapOptions:
 
     def boxes_of(self, shards: ShardFolder) -> pd.DataFrame | None:
         """Return the boxes of images of the shards, as `read_boxes` does; None where none are known."""
-        return shards.boxes if self.boxes is None else by_row(self.boxes, shards.entries["image"])
+        return (
+            shards.boxes
+            if self.boxes is None
+            else by_row(self.boxes, shards.entries["image"], shards.manifest.findings)
+        )
 
     def require_boxes(self, shards: ShardFolder, rows: npt.NDArray[np.int32]) -> None:
         """Raise BadData where a list of boxes was given that has no box of the images in these rows."""
@@ -85,7 +89,7 @@ def _localization(evaluation: Evaluation, scored_run: ScoredRun, key: CacheKey, 
     for cached in (path, scored_run.folder(evaluation.split) / FOLDER / path.name):
         if is_valid(cached, key):
             try:
-                return Localization.from_csv(cached)
+                return Localization.from_csv(cached, scored_run.shards.manifest.findings)
             except BadData:
                 continue
     rows, batch_size = evaluation.predictions[evaluation.split].rows, scored_run.options.batch_size

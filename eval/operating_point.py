@@ -14,7 +14,6 @@ from eval.scores.thresholds import Floats, apply_thresholds, parse_rule
 from shards.documents import convert, read_json
 from shards.errors import BadData
 from shards.files import atomic_write_text
-from shards.findings import FINDINGS
 from trainer.model_file import ModelHeader
 from trainer.run_directory import RunDirectory
 
@@ -34,10 +33,11 @@ class _Record(TypedDict, total=False):
 class OperatingPoint:
     """Thresholds and calibration fitted on val: how a run decides."""
 
+    findings: tuple[str, ...]
     rule: str
     """Name of the rule that picked the thresholds."""
     thresholds: Floats
-    """[14], of raw probabilities; NaN for a finding for which the rule is undefined on val."""
+    """[F], of raw probabilities; NaN for a finding for which the rule is undefined on val."""
     calibration: Calibration | None
     """For the probabilities shown; None shows raw ones."""
     tta: bool
@@ -56,7 +56,7 @@ class OperatingPoint:
 
     def by_finding(self) -> dict[str, float | None]:
         """Return the thresholds as JSON values: None for a finding without one."""
-        cuts = zip(FINDINGS, self.thresholds.tolist(), strict=True)
+        cuts = zip(self.findings, self.thresholds.tolist(), strict=True)
         return {finding: None if np.isnan(cut) else cut for finding, cut in cuts}
 
     def summary(self) -> dict[str, Any]:
@@ -74,15 +74,15 @@ class Decisions:
     """The decisions of a scored run on N images."""
 
     shown: Floats
-    """[N, 14], 0..1: the probabilities, calibrated where the run has a calibration."""
+    """[N, F], 0..1: the probabilities, calibrated where the run has a calibration."""
     thresholds: Floats
-    """[14], on the same scale; NaN for a finding without one."""
+    """[F], on the same scale; NaN for a finding without one."""
     positive: npt.NDArray[np.bool_]
-    """[N, 14]: raw probability >= raw threshold, as in the evaluation; False without a threshold."""
+    """[N, F]: raw probability >= raw threshold, as in the evaluation; False without a threshold."""
 
 
 def decide(point: OperatingPoint, probabilities: npt.NDArray[np.float32]) -> Decisions:
-    """Turn raw probabilities [N, 14], 0..1, into decisions by the thresholds and calibration fitted on val."""
+    """Turn raw probabilities [N, F], 0..1, into decisions by the thresholds and calibration fitted on val."""
     thresholds, calibration = point.thresholds, point.calibration
     positive = apply_thresholds(probabilities, thresholds)
     if calibration is None:
@@ -105,10 +105,10 @@ def read_operating_point(run: RunDirectory, header: ModelHeader) -> OperatingPoi
                 f"{run.decisions} was fitted for other weights than those of {run.model.name}; remove it and "
                 f"fit it anew with: python -m eval {run.path}"
             )
-        return _parse(record, run.decisions)
+        return _parse(record, header, run.decisions)
     if "thresholds" not in header.metadata:
         return None
-    return _parse(convert(header.metadata, _Record, run.model), run.model)
+    return _parse(convert(header.metadata, _Record, run.model), header, run.model)
 
 
 def write_operating_point(run: RunDirectory, header: ModelHeader, point: OperatingPoint) -> None:
@@ -121,20 +121,22 @@ def write_operating_point(run: RunDirectory, header: ModelHeader, point: Operati
         atomic_write_text(run.decisions, text)
 
 
-def _parse(record: _Record, path: Path) -> OperatingPoint:
+def _parse(record: _Record, header: ModelHeader, path: Path) -> OperatingPoint:
+    findings = tuple(header.metadata["findings"])
     thresholds = record.get("thresholds", {})
-    if thresholds.keys() != set(FINDINGS):
-        raise BadData(f"{path} is damaged: thresholds: they are not those of the {len(FINDINGS)} findings")
+    if thresholds.keys() != set(findings):
+        raise BadData(f"{path} is damaged: thresholds: they are not those of the {len(findings)} findings")
     try:
         rule = parse_rule(record.get("rule", "f1"))
     except ValueError as error:
         raise BadData(f"{path} is damaged: rule: {error}") from error
     plain = record.get("calibration")
     calibration = None if plain is None else Calibration.from_json(plain, str(path))
-    if calibration is not None and calibration.findings != FINDINGS:
-        raise BadData(f"{path} is damaged: calibration: it is not of the {len(FINDINGS)} findings, in order")
-    cuts = [thresholds[finding] for finding in FINDINGS]
+    if calibration is not None and calibration.findings != findings:
+        raise BadData(f"{path} is damaged: calibration: it is not of the {len(findings)} findings, in order")
+    cuts = [thresholds[finding] for finding in findings]
     return OperatingPoint(
+        findings=findings,
         rule=rule.name,
         thresholds=np.array([np.nan if cut is None else cut for cut in cuts]),
         calibration=calibration,

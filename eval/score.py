@@ -21,7 +21,6 @@ from eval.submission import Submission, choose_entries, read_labels, read_submis
 from shards.console import PATH, Command, echo
 from shards.errors import BadData
 from shards.files import sha256_of
-from shards.findings import FINDINGS
 from shards.processes import graceful_exit
 
 # The columns of scores that need a threshold.
@@ -78,7 +77,7 @@ def _score_submission(
     over patients, drawn with the same seed; 0 resamples: none. Raises BadData where there is only one patient to halve.
     """
     fitted, decided = _halve(given, seed) if val is None else (val, given)
-    thresholds, half = pick_thresholds(fitted.labels, fitted.probabilities, rule), np.full(len(FINDINGS), 0.5)
+    thresholds, half = pick_thresholds(fitted.labels, fitted.probabilities, rule), np.full(len(given.findings), 0.5)
     scores, at_half = _score(given, thresholds), _score(given, half)
     warnings = [*scores.warnings]
     if decided is not given:
@@ -111,12 +110,12 @@ def _halve(given: Submission, seed: int) -> tuple[Submission, Submission]:
 
 
 def _score(part: Submission, thresholds: Floats) -> Scores:
-    return score(part.labels, part.probabilities, thresholds, FINDINGS)
+    return score(part.labels, part.probabilities, thresholds, part.findings)
 
 
 def _bootstrap(part: Submission, thresholds: Floats, resamples: int, seed: int) -> Resampled:
     return bootstrap(
-        part.labels, part.probabilities, thresholds, part.patients, FINDINGS, resamples=resamples, seed=seed
+        part.labels, part.probabilities, thresholds, part.patients, part.findings, resamples=resamples, seed=seed
     )
 
 
@@ -167,7 +166,7 @@ def main(
 ) -> None:
     """Score PREDICTIONS.csv of any model by the protocol of `python -m eval`.
 
-    It names the image in a column `Image Index` or `image`, and has a probability for each of the 14 findings, in a
+    It names the image in a column `Image Index` or `image`, and has a probability for each finding, in a
     column named as the finding, or with prob_ before it. Every image of --split must occur once; predictions on
     other images are ignored.
 

@@ -15,7 +15,7 @@ from eval.predict.selection import Selection
 from eval.scores.thresholds import Floats
 from shards.entries import COLUMNS, Entries, read_entries
 from shards.errors import BadData
-from shards.findings import ALIASES, FINDINGS
+from shards.findings import ALIASES, check_findings
 from shards.folder import ENTRIES, ShardFolder
 from shards.manifest import NAME, read_manifest
 
@@ -84,13 +84,14 @@ class Submission:
 
     entries: pd.DataFrame
     """[N] rows: image, patient, one column per finding, and whatever else the file of the labels has."""
+    findings: tuple[str, ...]
     probabilities: Floats
-    """[N, 14], 0..1, in FINDINGS order."""
+    """[N, F], 0..1, in their order."""
 
     @property
     def labels(self) -> npt.NDArray[np.uint8]:
-        """[N, 14], in FINDINGS order."""
-        return self.entries[list(FINDINGS)].to_numpy(dtype=np.uint8)
+        """[N, F], in the order of `findings`."""
+        return self.entries[list(self.findings)].to_numpy(dtype=np.uint8)
 
     @property
     def patients(self) -> npt.NDArray[np.int64]:
@@ -107,7 +108,7 @@ class Submission:
 
     def of(self, chosen: npt.NDArray[np.bool_]) -> "Submission":
         """Return the subset where `chosen`, [N], is true."""
-        return Submission(self.entries[chosen], self.probabilities[chosen])
+        return Submission(self.entries[chosen], self.findings, self.probabilities[chosen])
 
 
 def read_labels(path: Path) -> Entries:
@@ -121,20 +122,28 @@ def read_labels(path: Path) -> Entries:
     if path.is_dir() or _NIH_IMAGE in (table := _read_csv(path, typed=True)):
         return read_entries(path)
     if path.name == ENTRIES and (path.parent / NAME).is_file():
-        return Entries(ShardFolder(path.parent, read_manifest(path.parent), "").entries, path, ())
-    wanted = ("image", "patient", "split", *FINDINGS)
+        manifest = read_manifest(path.parent)
+        return Entries(ShardFolder(path.parent, manifest, "").entries, manifest.findings, path, ())
+    # Its findings are the columns between these two.
+    wanted = ("image", "patient", "split", "age")
     if missing := [name for name in wanted if name not in table.columns]:
         raise BadData(
             f"{path} is neither NIH's metadata (no column {_NIH_IMAGE!r}) nor the {ENTRIES} of a shard "
             f"folder (no column {missing[0]!r})"
         )
-    sound = table[list(FINDINGS)].isin([0, 1]).all(axis=None) and table["patient"].dtype.kind == "i"
+    columns = table.columns.tolist()
+    findings = tuple(columns[columns.index("split") + 1 : columns.index("age")])
+    try:
+        check_findings(findings)
+    except ValueError as error:
+        raise BadData(f"{path} is no {ENTRIES} of a shard folder: {error}") from error
+    sound = table[list(findings)].isin([0, 1]).all(axis=None) and table["patient"].dtype.kind == "i"
     if not sound or table.empty or table["image"].duplicated().any():
         raise BadData(
             f"{path} is damaged: it has no row, a label is neither 0 nor 1, a patient is no number, or an "
             "image occurs twice"
         )
-    return Entries(table, path, ())
+    return Entries(table, findings, path, ())
 
 
 def choose_entries(entries: Entries, selection: Selection | None) -> tuple[pd.DataFrame, str]:
@@ -173,7 +182,7 @@ def read_submission(path: Path, entries: Entries) -> Submission:
     table = _read_csv(path, typed=False)
     named = [name for name in IMAGE_COLUMNS if name in table]
     images = table[_only(named, "the image's name", IMAGE_COLUMNS, path)]
-    columns = _finding_columns(table, path)
+    columns = _finding_columns(table, entries.findings, path)
     if table.empty:
         raise BadData(f"{path} has a header but no row")
     if twice := set(images[images.duplicated()]):
@@ -183,7 +192,7 @@ def read_submission(path: Path, entries: Entries) -> Submission:
     probabilities = np.column_stack([_numbers(table[column], images, path) for column in columns])
     known = entries.table[entries.table["image"].isin(images)]
     place = pd.Series(np.arange(len(images)), index=images)
-    return Submission(known, probabilities[place.loc[known["image"]].to_numpy()])
+    return Submission(known, entries.findings, probabilities[place.loc[known["image"]].to_numpy()])
 
 
 def require_all(given: Submission, wanted: pd.DataFrame, path: Path, name: str) -> Submission:
@@ -208,10 +217,11 @@ def require_apart(scored: Submission, val: Submission, path: Path) -> None:
             )
 
 
-def _finding_columns(table: pd.DataFrame, path: Path) -> list[str]:
-    spellings = {finding: [finding] for finding in FINDINGS}
+def _finding_columns(table: pd.DataFrame, findings: Sequence[str], path: Path) -> list[str]:
+    spellings = {finding: [finding] for finding in findings}
     for alias, finding in ALIASES.items():
-        spellings[finding].append(alias)
+        if finding in spellings and alias not in spellings:
+            spellings[finding].append(alias)
     found = {
         finding: [name for one in names for name in (one, PREFIX + one) if name in table]
         for finding, names in spellings.items()

@@ -18,7 +18,7 @@ class Batch(NamedTuple):
     images: torch.Tensor
     """uint8 [N, 1, S, S], channels-last, gray levels 0..255."""
     labels: torch.Tensor
-    """uint8 [N, 14] in FINDINGS order, 0 or 1."""
+    """uint8 [N, F] in the order of the manifest's findings, 0 or 1."""
     rows: torch.Tensor
     """int32 [N]: the row of each sample in entries.csv."""
 

@@ -31,7 +31,6 @@ from loaders.loader import Batch, Loader
 from loaders.spec import LoaderSpec
 from loaders.worker_pool import Decoded, WorkerPool, decode_batch, no_shared_memory
 from shards.errors import BadData, CannotResume, ResourceMissing
-from shards.findings import FINDINGS
 from shards.folder import check_labels
 from shards.index import read_index
 
@@ -93,7 +92,7 @@ class ShardIterableDataset(IterableDataset[Decoded | click.ClickException]):
         self._rank, self._world_size = spec.rank, spec.world_size
         self._per_batch = spec.batch_size // spec.copies
         folder, manifest = spec.shards.path, spec.shards.manifest
-        self._size = manifest.size
+        self._size, self._findings = manifest.size, manifest.findings
         self._members = (manifest.extension, "labels", "row")
         shards = manifest.shards_of(spec.split)
         self._tars = [str(folder.absolute() / shard.name) for shard in shards]
@@ -182,12 +181,12 @@ class ShardIterableDataset(IterableDataset[Decoded | click.ClickException]):
         self, sample: dict[str, Any], name: str, row: int, labels: npt.NDArray[np.uint8], crc32: int | None
     ) -> dict[str, Any]:
         missing = [member for member in self._members if member not in sample]
-        if missing or len(sample["labels"]) != len(FINDINGS):
+        if missing or len(sample["labels"]) != len(labels):
             raise BadData(f"{name} has no intact {', '.join(missing or ['labels'])}; pack again")
         found = int.from_bytes(sample["row"], "little", signed=True)
         if found != row:
             raise BadData(f"{name}: the shard holds row {found} there")
-        check_labels(name, np.frombuffer(sample["labels"], np.uint8), labels)
+        check_labels(name, self._findings, np.frombuffer(sample["labels"], np.uint8), labels)
         image = sample[self._members[0]]
         if crc32 is not None and isal_zlib.crc32(image) != crc32:
             raise BadData(f"{name} does not hold the image that was packed; pack again")

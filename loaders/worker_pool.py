@@ -51,7 +51,7 @@ class Decoded(NamedTuple):
     """uint8 [n, S, S], in shared memory."""
     # Arrays, for every tensor would keep a file descriptor open for as long as somebody holds it.
     labels: npt.NDArray[np.uint8]
-    """[n, 14]."""
+    """[n, F]."""
     rows: npt.NDArray[np.int32]
     """[n]."""
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 
 from shards.console import JOBS, PATH, SEED, Command, FiniteRange, echo
-from shards.findings import FINDINGS
 from shards.manifest import Manifest
 from shards.packing import pack
 from shards.packing.planning import SplitRecipe, SplitRule, choose_folders, make_plan
@@ -139,7 +138,7 @@ def _summary(manifest: Manifest) -> str:
     splits = [manifest.splits[split] for split in SPLITS]
     lines.append(f"{'images':20}" + "".join(f"{split.images:>16}" for split in splits))
     lines.append(f"{'patients':20}" + "".join(f"{split.patients:>16}" for split in splits))
-    for finding in FINDINGS:
+    for finding in manifest.findings:
         cells = (f"{split.positives[finding]} ({split.prevalence[finding] or 0:.1%})" for split in splits)
         lines.append(f"{finding:20}" + "".join(f"{cell:>16}" for cell in cells))
     lines.append(f"patients in two splits: {manifest.patients_in_two_splits}")

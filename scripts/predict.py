@@ -14,7 +14,6 @@ from eval.options import json_option, runs_option
 from shards.console import PATH, Command, echo
 from shards.errors import BadData
 from shards.files import atomic_write, atomic_write_text
-from shards.findings import FINDINGS
 from shards.processes import graceful_exit
 from trainer.devices import DEVICE_CHOICES, use_device
 from trainer.run_directory import RunDirectory, find_run
@@ -77,7 +76,9 @@ def _predict(run: RunDirectory, images: tuple[Path, ...], folder: Path | None, d
     record: dict[str, Any] = {"decisions": point.summary()}
     for number, path in enumerate(images):
         echo(f"{path}\n  {'finding':20} probability  threshold")
-        rows = zip(FINDINGS, decisions.shown[number], decisions.thresholds, decisions.positive[number], strict=True)
+        rows = zip(
+            point.findings, decisions.shown[number], decisions.thresholds, decisions.positive[number], strict=True
+        )
         decided = record[str(path)] = {}
         for finding, probability, threshold, positive in rows:
             echo(f"  {finding:20} {probability:11.3f}  {threshold:9.3f}{'  positive' if positive else ''}")
@@ -89,12 +90,13 @@ def _predict(run: RunDirectory, images: tuple[Path, ...], folder: Path | None, d
                 drawn = draw_heat_map(
                     pixels[number, 0],
                     heat,
-                    finding=FINDINGS[column],
+                    finding=point.findings[column],
                     probability=float(decisions.shown[number, column]),
                     threshold=float(decisions.thresholds[column]),
                     note=path.name,
                 )
-                picture = folder / f"{path.stem}-{FINDINGS[column]}.png"
+                finding = point.findings[column].replace("/", "-")
+                picture = folder / f"{path.stem}-{finding}.png"
                 with atomic_write(picture) as partial:
                     partial.write_bytes(drawn)
                 echo(picture)

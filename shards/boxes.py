@@ -3,6 +3,8 @@
 import csv
 import io
 import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -13,13 +15,12 @@ import pandas as pd
 from shards.csv_tables import largest_table, parse_table, read_csv_text
 from shards.documents import read_bytes
 from shards.errors import BadData
-from shards.findings import FINDINGS, canonical
+from shards.findings import canonical
 
 BOXES = "boxes.csv"
 BOX_LIST = "BBox_List_2017.csv"
 _SHARES = ["x", "y", "width", "height"]
 COLUMNS = ["row", "finding", *_SHARES]
-_CELLS = {"row": "[0-9]{1,9}", "finding": "|".join(FINDINGS), **dict.fromkeys(_SHARES, r"[0-9]\.[0-9]{1,9}")}
 MOST_BOXES = 2**20
 """Rows of a boxes.csv; NIH's has 984."""
 GRID = 1024
@@ -59,14 +60,14 @@ def read_box_list(path: Path) -> pd.DataFrame:
     return pd.DataFrame(boxes, columns=["image", "finding", *_SHARES]).astype(dict.fromkeys(_SHARES, "float64"))
 
 
-def by_row(listed: pd.DataFrame, images: "pd.Series[str]") -> pd.DataFrame:
+def by_row(listed: pd.DataFrame, images: "pd.Series[str]", findings: Sequence[str]) -> pd.DataFrame:
     """Return the listed boxes of `images` (name by row) with COLUMNS, sorted by row, finding, then as listed.
 
-    Boxes of other images are left out.
+    Boxes of other images are left out. All are of these findings, whose order counts.
     """
     rows = pd.Series(images.index, index=images.to_numpy())
     mine = listed[listed["image"].isin(rows.index)]
-    table = mine.assign(row=mine["image"].map(rows).astype("int64"), order=mine["finding"].map(FINDINGS.index))
+    table = mine.assign(row=mine["image"].map(rows).astype("int64"), order=mine["finding"].map(list(findings).index))
     return table.sort_values(["row", "order"], kind="stable")[COLUMNS].reset_index(drop=True)
 
 
@@ -76,17 +77,19 @@ def to_csv(boxes: pd.DataFrame) -> str:
     return text
 
 
-def read_boxes(path: Path) -> pd.DataFrame:
+def read_boxes(path: Path, findings: Sequence[str]) -> pd.DataFrame:
     """Read a boxes.csv as `parse_boxes` does."""
-    return parse_boxes(read_bytes(path, largest_table(MOST_BOXES)), path)
+    return parse_boxes(read_bytes(path, largest_table(MOST_BOXES)), findings, path)
 
 
-def parse_boxes(data: bytes, name: Path | str) -> pd.DataFrame:
-    """Return a boxes.csv: COLUMNS, row as int64, shares as float64.
+def parse_boxes(data: bytes, findings: Sequence[str], name: Path | str) -> pd.DataFrame:
+    """Return a boxes.csv of these findings: COLUMNS, row as int64, shares as float64.
 
     Raises BadData naming the file and the line of what is no box.
     """
-    boxes = parse_table(data, _CELLS, name).astype({"row": "int64", **dict.fromkeys(_SHARES, "float64")})
+    shares = dict.fromkeys(_SHARES, r"[0-9]\.[0-9]{1,9}")
+    cells = {"row": "[0-9]{1,9}", "finding": "|".join(map(re.escape, findings)), **shares}
+    boxes = parse_table(data, cells, name).astype({"row": "int64", **dict.fromkeys(_SHARES, "float64")})
     for line, box in enumerate(boxes[_SHARES].to_numpy().tolist(), start=2):
         try:
             _check(*box)

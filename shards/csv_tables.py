@@ -4,31 +4,18 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from shards.errors import BadData, ResourceMissing
-from shards.findings import FINDINGS
 
 _ROW, _WHOLE, _TEXT, _NAME = r"[0-9]{1,9}", r"[0-9]{1,18}", r"[^\0\r\n]{0,1000}", r"[^\0\r\n/]{1,255}"
 _AGE, _CRC32, _SHA256 = f"-1|{_WHOLE}", r"[0-9]{1,10}", r"[0-9a-f]{64}"
-ENTRY_COLUMNS = {
-    "row": _ROW,
-    "image": _NAME,
-    "patient": _WHOLE,
-    "split": "train|val|test",
-    **dict.fromkeys(FINDINGS, "0|1"),
-    "age": _AGE,
-    "sex": _TEXT,
-    "view": _TEXT,
-    "follow_up": _WHOLE,
-    "folder": _TEXT,
-    "source_sha256": _SHA256,
-}
-"""Column of entries.csv -> what a cell of it matches. An age of -1 is unknown."""
+_BEFORE = {"row": _ROW, "image": _NAME, "patient": _WHOLE, "split": "train|val|test"}
+_BEHIND = {"age": _AGE, "sex": _TEXT, "view": _TEXT, "follow_up": _WHOLE, "folder": _TEXT, "source_sha256": _SHA256}
 PACKED_CRC32 = "packed_crc32"
 """The last column: CRC-32 of the packed image member; folders packed before lack it."""
 _REJECT_COLUMNS = {"image": _NAME, "reason": _TEXT, "folder": _TEXT, "source_sha256": f"({_SHA256})?"}
@@ -93,16 +80,27 @@ def parse_table(data: bytes, columns: Mapping[str, str], name: Path | str) -> pd
     return table
 
 
-def parse_entries(data: bytes, name: Path | str) -> pd.DataFrame:
-    """Return an entries.csv with `row` as the index: int64 numbers, uint8 findings, the rest text.
+def entry_columns(findings: Sequence[str]) -> dict[str, str]:
+    """Return column of entries.csv -> what a cell of it matches. An age of -1 is unknown.
+
+    Raises ValueError for a finding that has the name of another column.
+    """
+    for finding in findings:
+        if finding in (*_BEFORE, *_BEHIND, PACKED_CRC32):
+            raise ValueError(f"{finding!r} is no name of a finding: another column of entries.csv has it")
+    return {**_BEFORE, **dict.fromkeys(findings, "0|1"), **_BEHIND}
+
+
+def parse_entries(data: bytes, findings: Sequence[str], name: Path | str) -> pd.DataFrame:
+    """Return an entries.csv of these findings with `row` as the index: int64 numbers, uint8 findings, the rest text.
 
     Raises BadData as parse_table does, and where rows are not in ascending order or an image is there twice.
     """
     has_sums = PACKED_CRC32.encode() in data.partition(b"\n")[0]
-    columns = {**ENTRY_COLUMNS, **({PACKED_CRC32: _CRC32} if has_sums else {})}
+    columns = {**entry_columns(findings), **({PACKED_CRC32: _CRC32} if has_sums else {})}
     table = parse_table(data, columns, name)
     whole = [column for column, pattern in columns.items() if pattern in (_ROW, _WHOLE, _AGE, _CRC32)]
-    table = table.astype(dict.fromkeys(whole, "int64") | dict.fromkeys(FINDINGS, "uint8")).set_index("row")
+    table = table.astype(dict.fromkeys(whole, "int64") | dict.fromkeys(findings, "uint8")).set_index("row")
     table = unescape_formulas(table)
     if not (table.index.is_monotonic_increasing and table.index.is_unique):
         raise BadData(f"{name}: its rows are not in order")

@@ -51,6 +51,8 @@ class Entries:
     table: pd.DataFrame
     """One row per entry, in the file's order: image (str), patient (int64), follow_up (int64),
     age (years, int64; -1 where it is empty), sex, view (str), and one uint8 column per finding."""
+    findings: tuple[str, ...]
+    """Their names, in the order of the columns."""
     csv: Path
     warnings: tuple[str, ...]
 
@@ -76,7 +78,7 @@ def read_entries(source: Path) -> Entries:
     table["age"], notes = _ages(csv, raw)
     table[["sex", "view"]] = raw[["sex", "view"]]
     table[list(FINDINGS)] = _multi_hot(csv, raw)
-    return Entries(table, csv, notes)
+    return Entries(table, FINDINGS, csv, notes)
 
 
 def find_images(source: Path, folders: Sequence[str] | None = None) -> dict[str, str]:

@@ -1,10 +1,11 @@
-"""The 14 findings of ChestX-ray14, in the order of every label vector.
+"""Findings: what a list of them may be, and the 14 of ChestX-ray14 with their text.
 
-The order is that of Wang et al., "ChestX-ray8", CVPR 2017, pp. 3462-3471, extended by the
-dataset's authors to 14. Label vectors in shards, batches, models and reports follow it.
+A shard folder, a run and a model file each name their findings; label vectors follow that order. NIH's order is that of
+Wang et al., "ChestX-ray8", CVPR 2017, pp. 3462-3471, extended by the dataset's authors to 14.
 """
 
 import difflib
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,25 @@ NO_FINDING = "No Finding"
 # Spellings found in releases of the metadata (`Infiltrate` in BBox_List_2017.csv).
 ALIASES: dict[str, str] = {"Pleural Thickening": "Pleural_Thickening", "Infiltrate": "Infiltration"}
 
+MOST_FINDINGS = 500
+
 _POSITION = {name: position for position, name in enumerate(FINDINGS)}
+
+
+def check_findings(findings: Sequence[str]) -> None:
+    """Raise ValueError naming what is wrong unless these are 1 to MOST_FINDINGS different names of findings.
+
+    A name has 1 to 64 characters, all printable and none of them `|`, no blank at an end, does not begin as a formula
+    does in a spreadsheet, and is not that of a mean.
+    """
+    if not 1 <= len(findings) <= MOST_FINDINGS:
+        raise ValueError(f"{len(findings)} findings, where 1 to {MOST_FINDINGS} are possible")
+    for position, name in enumerate(findings):
+        plain = name.isprintable() and "|" not in name and name == name.strip() and name[:1] not in ("=", "+", "-", "@")
+        if not (plain and 1 <= len(name) <= 64) or name in ("macro", "micro"):
+            raise ValueError(f"{name[:64]!r} is no name of a finding")
+        if name in findings[:position]:
+            raise ValueError(f"the finding {name!r} is named twice")
 
 
 def canonical(name: str) -> str:

@@ -23,7 +23,6 @@ from shards.csv_tables import PACKED_CRC32, largest_table, parse_entries
 from shards.documents import read_bytes
 from shards.errors import BadData, ResourceMissing
 from shards.files import atomic_write_text
-from shards.findings import FINDINGS
 from shards.index import index_tar, largest_index, read_index
 from shards.manifest import NAME, Manifest, ShardRecord, read_manifest
 
@@ -49,7 +48,7 @@ class ShardFolder:
         """entries.csv as `csv_tables.parse_entries` returns it, checked against the manifest's hash."""
         path = self.path / ENTRIES
         rows = sum(split.images for split in self.manifest.splits.values())
-        return parse_entries(read_packed(path, self.manifest.entries_sha256, rows), path)
+        return parse_entries(read_packed(path, self.manifest.entries_sha256, rows), self.manifest.findings, path)
 
     @cached_property
     def boxes(self) -> pd.DataFrame | None:
@@ -57,16 +56,16 @@ class ShardFolder:
         if self.manifest.boxes_sha256 is None:
             return None
         path = self.path / BOXES
-        return parse_boxes(read_packed(path, self.manifest.boxes_sha256, MOST_BOXES), path)
+        return parse_boxes(read_packed(path, self.manifest.boxes_sha256, MOST_BOXES), self.manifest.findings, path)
 
     def rows(self, split: str) -> npt.NDArray[np.int32]:
         """Return int32 [samples]: the rows of a split in ascending order, as they lie in its shards."""
         return self.entries.index[self.entries["split"] == split].to_numpy(dtype=np.int32)
 
     def labels(self, split: str) -> npt.NDArray[np.uint8]:
-        """Return uint8 [samples, 14] in FINDINGS order: the labels of a split, in the order of its rows."""
+        """Return uint8 [samples, F] in the manifest's order: the labels of a split, in the order of its rows."""
         entries = self.entries
-        return entries.loc[entries["split"] == split, list(FINDINGS)].to_numpy(dtype=np.uint8)
+        return entries.loc[entries["split"] == split, list(self.manifest.findings)].to_numpy(dtype=np.uint8)
 
     def crc32s(self, split: str) -> npt.NDArray[np.int64] | None:
         """Return int64 [samples]: the CRC-32 of each image of a split; None where entries.csv has none."""
@@ -143,7 +142,7 @@ class Samples(NamedTuple):
     images: list[npt.NDArray[np.uint8]]
     """The encoded bytes of each image; read-only."""
     labels: npt.NDArray[np.uint8]
-    """[N, 14] in FINDINGS order."""
+    """[N, F] in the manifest's order."""
     rows: npt.NDArray[np.int32]
     """[N], the rows of entries.csv."""
 
@@ -165,7 +164,8 @@ class SplitReader:
     def __init__(self, folder: ShardFolder, split: str) -> None:
         self.rows = folder.rows(split)
         self.labels = folder.labels(split)
-        """[samples, 14] in FINDINGS order, from entries.csv."""
+        """[samples, F] in the manifest's order, from entries.csv."""
+        self._findings = folder.manifest.findings
         self._crc32s = folder.crc32s(split)
         shards = folder.manifest.shards_of(split)
         members = (folder.manifest.extension, "labels", "row")
@@ -174,7 +174,10 @@ class SplitReader:
         weakref.finalize(self, _close, self._files)
         for tar in self._tars:
             self._files.append(_open(tar))
-        places = [_read_offsets(tar, shard, members) for tar, shard in zip(self._tars, shards, strict=True)]
+        places = [
+            _read_offsets(tar, shard, members, len(self._findings))
+            for tar, shard in zip(self._tars, shards, strict=True)
+        ]
         self._shard = np.repeat(np.arange(len(shards)), [len(place) for place in places])
         self._places = np.concatenate(places) if places else np.empty((0, 3, 2), dtype=np.int64)
         self._verified = np.zeros(len(self._places), dtype=np.bool_)
@@ -236,13 +239,13 @@ class SplitReader:
     def _verify(self, positions: npt.NDArray[np.int64], data: list[bytes]) -> None:
         # The data of each reaches from its image to the end of its row.
         labels_at = (self._places[positions, 1, 0] - self._places[positions, 0, 0]).tolist()
-        labels = b"".join(whole[at : at + len(FINDINGS)] for whole, at in zip(data, labels_at, strict=True))
+        labels = b"".join(whole[at : at + len(self._findings)] for whole, at in zip(data, labels_at, strict=True))
         rows = np.frombuffer(b"".join(whole[-_ROW_BYTES:] for whole in data), "<i4")
         for place in (rows != self.rows[positions]).nonzero()[0]:
             raise BadData(f"{self.name(positions[place])}: the shard holds row {rows[place]} there")
-        stored = np.frombuffer(labels, np.uint8).reshape(-1, len(FINDINGS))
+        stored = np.frombuffer(labels, np.uint8).reshape(-1, len(self._findings))
         for place in (stored != self.labels[positions]).any(axis=1).nonzero()[0]:
-            check_labels(self.name(positions[place]), stored[place], self.labels[positions[place]])
+            check_labels(self.name(positions[place]), self._findings, stored[place], self.labels[positions[place]])
         if self._crc32s is not None:  # folders packed before entries.csv had them are read without
             sizes = self._places[positions, 0, 1].tolist()
             found = [isal_zlib.crc32(memoryview(whole)[:size]) for whole, size in zip(data, sizes, strict=True)]
@@ -252,23 +255,25 @@ class SplitReader:
         self._verified[positions] = True
 
 
-def check_labels(name: str, stored: npt.NDArray[np.uint8], expected: npt.NDArray[np.uint8]) -> None:
+def check_labels(
+    name: str, findings: Sequence[str], stored: npt.NDArray[np.uint8], expected: npt.NDArray[np.uint8]
+) -> None:
     """Raise BadData naming the first finding whose label in a shard is not that of entries.csv."""
     for finding in (stored != expected).nonzero()[0]:
         raise BadData(
-            f"{name}: {FINDINGS[finding]} is {stored[finding]} in the shard and {expected[finding]} in "
+            f"{name}: {findings[finding]} is {stored[finding]} in the shard and {expected[finding]} in "
             f"{ENTRIES}; pack again"
         )
 
 
-def _read_offsets(tar: Path, shard: ShardRecord, members: tuple[str, str, str]) -> npt.NDArray[np.int64]:
+def _read_offsets(tar: Path, shard: ShardRecord, members: tuple[str, str, str], findings: int) -> npt.NDArray[np.int64]:
     # Of image, labels and row, which follow each other within the shard; the last two have a fixed size.
     idx = tar.with_suffix(".idx")
     places = read_index(idx, members)
     starts, sizes = places[..., 0], places[..., 1]
     ends = starts + sizes
     if not (
-        (sizes[:, 1:] == (len(FINDINGS), _ROW_BYTES)).all()
+        (sizes[:, 1:] == (findings, _ROW_BYTES)).all()
         and (ends[:, :-1] <= starts[:, 1:]).all()
         and (ends[:, -1] <= shard.bytes).all()
     ):

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,9 +12,10 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 from msgspec import Meta
 
+from shards.csv_tables import entry_columns
 from shards.documents import Value, convert, parse_json, read_bytes
 from shards.errors import BadData
-from shards.findings import FINDINGS
+from shards.findings import MOST_FINDINGS, check_findings
 from shards.splits import SPLITS
 
 FORMAT = 1
@@ -49,14 +51,14 @@ class SplitRecord:
     images: _Count
     patients: _Count
     positives: dict[str, _Count]
-    """Images that show each finding, in FINDINGS order."""
+    """Images that show each finding, in the manifest's order."""
     prevalence: dict[str, float | None]
     """Share of images that show each finding, to six digits; None in a split without images."""
 
 
-def describe_split(entries: pd.DataFrame) -> SplitRecord:
-    """Return the record of a split from its rows of entries.csv."""
-    positives = {finding: int(entries[finding].sum()) for finding in FINDINGS}
+def describe_split(entries: pd.DataFrame, findings: Sequence[str]) -> SplitRecord:
+    """Return the record of a split from its rows of entries.csv, which has these findings."""
+    positives = {finding: int(entries[finding].sum()) for finding in findings}
     images = len(entries)
     return SplitRecord(
         images=images,
@@ -70,6 +72,8 @@ def describe_split(entries: pd.DataFrame) -> SplitRecord:
 class Manifest:
     """The record of a shard folder. `digest` binds runs and resume states to it."""
 
+    findings: tuple[str, ...]
+    """What is labelled, in the order of every label vector: see `findings.check_findings`."""
     recipe: dict[str, Any]
     """Every option that decides the bytes: split rule and seed, size, encoding, quality, ..."""
     source_sha256: _Sha256
@@ -111,7 +115,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return the text of manifest.json; its last field is the SHA-256 of all that stands before it."""
-        record = {"format": FORMAT, "findings": list(FINDINGS), **dataclasses.asdict(self)}
+        record = {"format": FORMAT, **dataclasses.asdict(self)}
         if self.boxes_sha256 is None:  # as manifests were before there were boxes
             del record["boxes_sha256"]
         if self.warnings is None:
@@ -125,7 +129,7 @@ class _Head:
     """What tells whether a file is a manifest that this version reads."""
 
     format: int
-    findings: Annotated[list[_Name], Meta(max_length=256)]
+    findings: Annotated[list[str], Meta(max_length=MOST_FINDINGS)]
     recipe: dict[str, Value]
 
 
@@ -173,8 +177,11 @@ def parse_manifest(data: bytes, path: Path | str) -> Manifest:
     head = parse_json(data, _Head, path)
     if head.format != FORMAT:
         raise BadData(f"{path} has another format than {FORMAT}; pack again")
-    if head.findings != list(FINDINGS):
-        raise BadData(f"{path} has other findings, or another order: {', '.join(head.findings)}")
+    try:
+        check_findings(head.findings)
+        entry_columns(head.findings)
+    except ValueError as error:
+        raise BadData(f"{path}: {error}") from error
     convert(head.recipe, _Recipe, f"{path}, recipe")
     manifest = parse_json(data, Manifest, path)
     for shard in manifest.shards:
@@ -185,7 +192,7 @@ def parse_manifest(data: bytes, path: Path | str) -> Manifest:
     if tuple(manifest.splits) != SPLITS:
         raise BadData(f"{path} is damaged: its splits are not {', '.join(SPLITS)}")
     for split, record in manifest.splits.items():
-        if not tuple(record.positives) == tuple(record.prevalence) == FINDINGS:
+        if not tuple(record.positives) == tuple(record.prevalence) == manifest.findings:
             raise BadData(f"{path} is damaged: the split {split} counts other findings")
         counted = sum(shard.samples for shard in manifest.shards_of(split))
         if counted != record.images:

@@ -21,7 +21,6 @@ from shards.csv_tables import PACKED_CRC32, largest_table, parse_entries
 from shards.documents import read_bytes
 from shards.errors import BadData, ResourceMissing
 from shards.files import sha256_of
-from shards.findings import FINDINGS
 from shards.folder import ENTRIES, REJECTS, restore_index
 from shards.index import index_tar
 from shards.manifest import NAME, Manifest, ShardRecord, SplitRecord, describe_split, read_manifest
@@ -63,8 +62,9 @@ class _Expected:
     """Height and width of every image in pixels."""
     rows: list[int]
     """Of entries.csv, in the order of the samples."""
+    findings: tuple[str, ...]
     labels: npt.NDArray[np.uint8]
-    """[samples, 14] in FINDINGS order."""
+    """[samples, F] in their order."""
     crc32s: list[int] | list[None]
     """Of the image members; None where entries.csv has no such column."""
 
@@ -89,8 +89,8 @@ def verify_shards(path: Path, *, jobs: int = 1) -> Verification:
     shards: list[_Expected] = []
     try:
         csv, rows = path / ENTRIES, sum(split.images for split in manifest.splits.values())
-        entries = parse_entries(read_bytes(csv, largest_table(rows)), csv)
-        counted = {split: describe_split(entries[entries["split"] == split]) for split in SPLITS}
+        entries = parse_entries(read_bytes(csv, largest_table(rows)), manifest.findings, csv)
+        counted = {split: describe_split(entries[entries["split"] == split], manifest.findings) for split in SPLITS}
         patients = {split: record.patients for split, record in counted.items()}
         faults += _count_faults(path, manifest, entries, counted)
         faults += _box_faults(path, manifest, entries)
@@ -148,7 +148,7 @@ def _count_faults(path: Path, manifest: Manifest, entries: pd.DataFrame, counted
             ("images", recorded.images, found.images),
             ("patients", recorded.patients, found.patients),
         ]
-        for finding in FINDINGS:
+        for finding in manifest.findings:
             counts.append((finding, recorded.positives[finding], found.positives[finding]))
             counts.append((f"the prevalence of {finding}", recorded.prevalence[finding], found.prevalence[finding]))
         faults += [
@@ -164,7 +164,7 @@ def _box_faults(path: Path, manifest: Manifest, entries: pd.DataFrame) -> list[s
     if manifest.boxes_sha256 is None or not (path / BOXES).is_file():
         return []
     try:
-        rows = read_boxes(path / BOXES)["row"]
+        rows = read_boxes(path / BOXES, manifest.findings)["row"]
     except BadData as error:
         return [error.message]
     stray = rows[~rows.isin(entries.index)]
@@ -179,10 +179,12 @@ def _expected(path: Path, manifest: Manifest, entries: pd.DataFrame) -> list[_Ex
         ends = np.cumsum([shard.samples for shard in shards], dtype=np.int64)
         for shard, mine in zip(shards, np.split(places, ends[:-1]), strict=True) if shards else ():
             table = entries.iloc[mine]
-            rows, labels = table.index.tolist(), table[list(FINDINGS)].to_numpy(dtype=np.uint8)
+            rows, labels = table.index.tolist(), table[list(manifest.findings)].to_numpy(dtype=np.uint8)
             crc32s = table[PACKED_CRC32].tolist() if PACKED_CRC32 in table else [None] * len(table)
             tar = path / shard.name
-            expected.append(_Expected(tar, shard, manifest.extension, manifest.size, rows, labels, crc32s))
+            expected.append(
+                _Expected(tar, shard, manifest.extension, manifest.size, rows, manifest.findings, labels, crc32s)
+            )
     return expected
 
 
@@ -288,11 +290,11 @@ def _content_faults(
     shard: _Expected, row: int, expected: npt.NDArray[np.uint8], crc32: int | None, members: list[bytes]
 ) -> Iterator[str]:
     image, labels, stored = members
-    if len(labels) != len(FINDINGS):
-        yield f".labels has {len(labels)} bytes, not {len(FINDINGS)}"
+    if len(labels) != len(shard.findings):
+        yield f".labels has {len(labels)} bytes, not {len(shard.findings)}"
     elif labels != expected.tobytes():
         first = next(n for n, label in enumerate(labels) if label != expected[n])
-        yield f"the label of {FINDINGS[first]} is {labels[first]}, entries.csv says {expected[first]}"
+        yield f"the label of {shard.findings[first]} is {labels[first]}, entries.csv says {expected[first]}"
     if stored != np.array(row, dtype="<i4").tobytes():
         yield f".row holds {stored.hex(' ')}, not {row} as int32"
     try:

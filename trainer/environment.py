@@ -7,7 +7,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from shards.findings import FINDINGS
 from shards.folder import ShardFolder
 from shards.processes import available_cores
 
@@ -44,7 +43,7 @@ def describe_environment(shards: ShardFolder, device: "torch.device") -> dict[st
         "command": " ".join([Path(sys.executable).name, "-m", "trainer", *sys.argv[1:]]),
         "commit": _commit(),
         "manifest_sha256": shards.digest,
-        "findings": list(FINDINGS),
+        "findings": list(shards.manifest.findings),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "cores": available_cores(),
         "python": platform.python_version(),

@@ -10,7 +10,6 @@ import torch
 
 from models import Classifier
 from shards.errors import ResourceMissing
-from shards.findings import FINDINGS
 from shards.folder import ShardFolder, open_shards
 from trainer.distributed import join, noticing_lost_ranks
 from trainer.logging.checkpoints import load_newest, require_like, restoring
@@ -131,7 +130,7 @@ def _save_best(state: TrainState) -> None:
     metadata = {
         "arch": config.arch,
         "size": context.shards.manifest.size,
-        "findings": list(FINDINGS),
+        "findings": list(context.shards.manifest.findings),
         "manifest_sha256": context.shards.digest,
         "epoch": best["epoch"],
         **{name: best[name] for name in names},

@@ -16,7 +16,7 @@ from msgspec import Meta
 from shards.documents import convert, parse_json, read_bytes
 from shards.errors import BadData, ResourceMissing
 from shards.files import hash_file, write_with_hash
-from shards.findings import FINDINGS
+from shards.findings import check_findings
 
 if TYPE_CHECKING:
     import torch
@@ -77,8 +77,8 @@ def save_model(path: Path, state: "dict[str, torch.Tensor]", metadata: dict[str,
 def load_model(path: Path) -> "tuple[Classifier, dict[str, Any]]":
     """Return the model in evaluation mode on the CPU, and the metadata.
 
-    Raises BadData if the file is missing, damaged, not the one its hash is of, or of other findings than
-    FINDINGS: a model is never scored with weights that were not trained.
+    Raises BadData if the file is missing, damaged, or not the one its hash is of: a model is never scored with weights
+    that were not trained.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -87,7 +87,7 @@ def load_model(path: Path) -> "tuple[Classifier, dict[str, Any]]":
 
     metadata = read_header(path).metadata
     try:
-        model = create_model(metadata["arch"], size=metadata["size"])
+        model = create_model(metadata["arch"], findings=len(metadata["findings"]), size=metadata["size"])
         state, expected = load_file(path), model.state_dict()
         for name in sorted({*state, *expected}):
             found, wanted = (each[name].shape if name in each else None for each in (state, expected))
@@ -104,8 +104,8 @@ def read_header(path: Path) -> ModelHeader:
     """Read the header, and every byte once for the digests (0.2 s for ResNet-50).
 
     The file must be the one that its hash file was written for; runs of before there were hash files are
-    read without. Raises BadData where the file is missing, damaged, another than its hash file says, or of
-    other findings than FINDINGS; ResourceMissing where it may not be read.
+    read without. Raises BadData where the file is missing, damaged, or another than its hash file says;
+    ResourceMissing where it may not be read.
     """
     if not path.is_file():
         raise BadData(f"{path.parent} has no {path.name}: its training has not finished; run the same command again")
@@ -132,9 +132,10 @@ def read_header(path: Path) -> ModelHeader:
             f"{path} is damaged: its SHA-256 is not in {recorded.name}; copy it again from where it is "
             "whole, or train the run anew"
         )
-    findings = convert(metadata, _Metadata, path)["findings"]
-    if findings != list(FINDINGS):
-        raise BadData(f"{path} was trained on other findings: {', '.join(findings)}")
+    try:
+        check_findings(convert(metadata, _Metadata, path)["findings"])
+    except ValueError as error:
+        raise BadData(f"{path} is damaged: {error}") from error
     parameters = sum(math.prod(tensor["shape"]) for name, tensor in tensors.items() if not name.endswith(_BUFFERS))
     return ModelHeader(metadata, parameters, of_weights.hexdigest())
 

@@ -102,7 +102,7 @@ def build_model(config: TrainConfig, shards: ShardFolder) -> Classifier:
     """Seed torch and return a new model for these shards with --freeze applied; BadData if there can be none."""
     torch.manual_seed(config.seed)
     try:
-        model = create_model(config.arch, size=shards.manifest.size)
+        model = create_model(config.arch, findings=len(shards.manifest.findings), size=shards.manifest.size)
     except ValueError as error:
         raise BadData(f"{shards.path}: {error}") from error
     freeze(model, config.freeze)

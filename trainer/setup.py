@@ -9,7 +9,6 @@ import torch
 from loaders import Batch, Loader, make_loader
 from models import Classifier, WeightsUnavailable, freeze, load_weights, parameter_counts, trainable_head
 from shards.errors import BadData, ResourceMissing
-from shards.findings import FINDINGS
 from shards.manifest import SplitRecord
 from trainer.distributed import ShardedLoader, should_sync_bn, sync_batch_norms
 from trainer.feature_cache.features import DoesNotFit, FeatureCache, FeatureLoader, cache_features
@@ -167,8 +166,8 @@ def new_state(context: RunContext, model: Classifier, cache: FeatureCache | None
 
 def single_class_findings(val: SplitRecord) -> list[str]:
     """Return the findings that all images of val have, or none; BadData where that is every one."""
-    single = [finding for finding in FINDINGS if val.positives[finding] in (0, val.images)]
-    if len(single) == len(FINDINGS):
+    single = [finding for finding, count in val.positives.items() if count in (0, val.images)]
+    if len(single) == len(val.positives):
         raise BadData("no finding has both classes in val, so there is no AUROC to monitor; use --monitor loss")
     return single
 
@@ -203,7 +202,7 @@ def _sharded_loader(context: RunContext, split: str, cache: FeatureCache | None)
         # Mid-gray, so that it hardly moves what batch norm measures.
         filler = Batch(
             torch.full((1, 1, size, size), 128, dtype=torch.uint8, device=device),
-            torch.zeros(1, len(FINDINGS), dtype=torch.uint8, device=device),
+            torch.zeros(1, len(manifest.findings), dtype=torch.uint8, device=device),
             torch.zeros(1, dtype=torch.int32, device=device),
         )
     else:

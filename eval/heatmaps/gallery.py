@@ -20,7 +20,6 @@ from shards.boxes import by_row_and_finding
 from shards.documents import convert, read_bytes
 from shards.errors import BadData, ResourceMissing
 from shards.files import atomic_write
-from shards.findings import FINDINGS
 from shards.folder import ShardFolder
 
 if TYPE_CHECKING:  # a stored gallery is shown without it
@@ -79,7 +78,8 @@ def gallery(
 
     from eval.heatmaps.gradients import heatmaps
 
-    cuts = np.array([thresholds[finding] for finding in FINDINGS])
+    findings = shards.manifest.findings
+    cuts = np.array([thresholds[finding] for finding in findings])
     predicted = apply_thresholds(predictions.probabilities, cuts)
     truth = predictions.labels.astype(np.bool_)
     decisions = truth & predicted, ~truth & predicted, truth & ~predicted & ~np.isnan(cuts)  # as KINDS
@@ -88,8 +88,8 @@ def gallery(
     device = next(model.parameters()).device
     shown = []
     for kind, of_kind in zip(KINDS, decisions, strict=True):
-        for position, column in _choose(of_kind, predictions.rows, drawn, per_kind, seed):
-            row, finding = predictions.rows[position], FINDINGS[column]
+        for position, column in _choose(of_kind, predictions.rows, findings, drawn, per_kind, seed):
+            row, finding = predictions.rows[position], findings[column]
             image = reader.read(np.array([row]))
             heat = heatmaps(model, torch.from_numpy(image).to(device), [column])[0, 0].cpu().numpy()
             name = str(shards.entries["image"].loc[row])
@@ -110,6 +110,7 @@ def gallery(
 def _choose(
     of_kind: npt.NDArray[np.bool_],
     rows: npt.NDArray[np.int32],
+    findings: tuple[str, ...],
     drawn: Mapping[tuple[int, str], object],
     count: int,
     seed: int,
@@ -119,7 +120,7 @@ def _choose(
     queue = []
     for turn, column in enumerate(random.permutation(of_kind.shape[1]).tolist()):
         positions = random.permutation(np.flatnonzero(of_kind[:, column])).tolist()
-        positions.sort(key=lambda position: (int(rows[position]), FINDINGS[column]) not in drawn)
+        positions.sort(key=lambda position: (int(rows[position]), findings[column]) not in drawn)
         queue += [(round_, turn, position, column) for round_, position in enumerate(positions)]
     return [(position, column) for _, _, position, column in sorted(queue)[:count]]
 
@@ -142,7 +143,7 @@ def save_gallery(folder: Path, key: CacheKey, maps: Iterable[HeatMap]) -> None:
     remove(folder, [_RECORD, "*.png"])
     records = []
     for number, shown in enumerate(maps, start=1):
-        name = f"{number:02d}_{shown.kind}_{shown.finding}.png".replace(" ", "_")
+        name = f"{number:02d}_{shown.kind}_{shown.finding}.png".replace(" ", "_").replace("/", "-")
         with atomic_write(folder / name) as partial:
             partial.write_bytes(shown.png)
         about = {field: value for field, value in vars(shown).items() if field != "png"}

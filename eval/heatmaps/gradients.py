@@ -38,7 +38,7 @@ def heatmaps(model: Classifier, images: Tensor, columns: Sequence[int]) -> Tenso
         model: on any device, in any mode; it runs in evaluation mode and float32, without TF32 on a
             GPU, and is left as it was, without a hook or a gradient.
         images: uint8 [N, 1, size, size] on the model's device.
-        columns: which logits, such as positions in FINDINGS; one forward pass serves all.
+        columns: which logits, such as positions in the manifest's findings; one forward pass serves all.
 
     Returns:
         float32 [N, len(columns), size, size] on the same device, 0..1, with maximum 1; all zero where

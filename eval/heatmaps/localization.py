@@ -16,7 +16,6 @@ from eval.scores.thresholds import Floats
 from shards.boxes import by_row_and_finding
 from shards.console import progress_bar
 from shards.errors import BadData
-from shards.findings import FINDINGS
 from shards.folder import ShardFolder
 
 if TYPE_CHECKING:  # a stored localization is read without it
@@ -99,8 +98,10 @@ def _inside(boxes: Boxes, size: int) -> npt.NDArray[np.bool_]:
 class Localization:
     """How well heat maps agree with the boxes, per finding."""
 
+    findings: tuple[str, ...]
+    """All that the model predicts."""
     table: pd.DataFrame
-    """Index `finding`: those with a box, in FINDINGS order, then macro (their mean) and micro (all their
+    """Index `finding`: those with a box, in the order of `findings`, then macro (their mean) and micro (all their
     images pooled). Columns: images (with a box of the finding), boxes, hit_rate, hit_rate_low,
     hit_rate_high (95 %, over patients; NaN without resamples), chance (mean share of the image in the
     boxes), ratio (hit_rate / chance), then iou_T and iobb_T for T of OVERLAPS: the share of images whose
@@ -109,7 +110,7 @@ class Localization:
     @property
     def warnings(self) -> tuple[str, ...]:
         """A sentence naming the findings that no box was drawn for, if there are any."""
-        without = [finding for finding in FINDINGS if finding not in self.table.index]
+        without = [finding for finding in self.findings if finding not in self.table.index]
         if not without:
             return ()
         return (f"No box shows {', '.join(without)}: localization leaves them out, also of its means.",)
@@ -119,16 +120,16 @@ class Localization:
         return self.table.to_csv(lineterminator="\n")
 
     @classmethod
-    def from_csv(cls, path: Path) -> "Localization":
+    def from_csv(cls, path: Path, findings: tuple[str, ...]) -> "Localization":
         """Read what `to_csv` wrote; BadData where it is anything else."""
         try:
             table = pd.read_csv(path, index_col="finding", dtype={"finding": str, **_TYPES})
         except (OSError, ValueError, OverflowError) as error:
             raise BadData(f"{path} is damaged: {error}") from error
-        findings = [finding for finding in FINDINGS if finding in table.index]
-        if list(table.columns) != list(_TYPES) or list(table.index) != [*findings, "macro", "micro"]:
+        with_box = [finding for finding in findings if finding in table.index]
+        if list(table.columns) != list(_TYPES) or list(table.index) != [*with_box, "macro", "micro"]:
             raise BadData(f"{path} is damaged: it is no localization")
-        return cls(table)
+        return cls(findings, table)
 
     def to_text(self) -> str:
         """Return the table for a terminal, three decimals, `-` for NaN, and the warnings under it."""
@@ -176,23 +177,24 @@ def localize(
     drawn = by_row_and_finding(mine)
     found: list[tuple[str, int, int, PointingGame]] = []
     with progress_bar(len(drawn), "heat maps", "img") as bar:
-        for finding in FINDINGS:
+        for number, finding in enumerate(shards.manifest.findings):
             with_box = np.array([row for row, name in drawn if name == finding], dtype=np.int32)
             for start in range(0, len(with_box), batch_size):
                 batch = with_box[start : start + batch_size]
                 images = torch.from_numpy(reader.read(batch)).to(device)
-                maps = heatmaps(model, images, [FINDINGS.index(finding)])[:, 0].cpu().numpy()
+                maps = heatmaps(model, images, [number])[:, 0].cpu().numpy()
                 for row, heat in zip(batch.tolist(), maps, strict=True):
                     here = drawn[row, finding]
                     found.append((finding, row, len(here), pointing_game(heat, here)))
                 bar.update(len(batch))
     patients = shards.entries["patient"].loc[[row for _, row, _, _ in found]].to_numpy(dtype=np.int64)
-    return summarize(found, patients, resamples=resamples, seed=seed)
+    return summarize(found, patients, shards.manifest.findings, resamples=resamples, seed=seed)
 
 
 def summarize(
     found: Sequence[tuple[str, int, int, PointingGame]],
     patients: npt.NDArray[np.int64],
+    findings: tuple[str, ...],
     *,
     resamples: int = 1000,
     seed: int = 0,
@@ -204,14 +206,14 @@ def summarize(
     """
     pairs = pd.DataFrame([(finding, boxes, *each) for finding, _, boxes, each in found])
     pairs.columns = pd.Index(["finding", "boxes", *PointingGame._fields])
-    findings = [finding for finding in FINDINGS if (pairs["finding"] == finding).any()]
-    table = pd.DataFrame({name: _measures(pairs[pairs["finding"] == name]) for name in findings}).T
+    with_box = [finding for finding in findings if (pairs["finding"] == finding).any()]
+    table = pd.DataFrame({name: _measures(pairs[pairs["finding"] == name]) for name in with_box}).T
     macro, micro = table.mean(), _measures(pairs)
     macro[_COUNTS] = micro[_COUNTS]
     table.loc["macro"], table.loc["micro"] = macro, micro
-    table["hit_rate_low"], table["hit_rate_high"] = _intervals(pairs, findings, patients, resamples, seed).T
+    table["hit_rate_low"], table["hit_rate_high"] = _intervals(pairs, with_box, patients, resamples, seed).T
     table["ratio"] = table["hit_rate"] / table["chance"]
-    return Localization(table[list(_TYPES)].astype(_TYPES).rename_axis(index="finding"))
+    return Localization(findings, table[list(_TYPES)].astype(_TYPES).rename_axis(index="finding"))
 
 
 def _measures(pairs: pd.DataFrame) -> "pd.Series[float]":

@@ -40,7 +40,7 @@ def predict(
 
 @torch.inference_mode()
 def probabilities_of(model: Classifier, images: torch.Tensor, *, tta: bool) -> torch.Tensor:
-    """Return float32 [N, 14], 0..1, of uint8 [N, 1, S, S] on the model's device; with `tta` as `predict`."""
+    """Return float32 [N, F], 0..1, of uint8 [N, 1, S, S] on the model's device; with `tta` as `predict`."""
     predicted: torch.Tensor = model(images).float().sigmoid()
     if tta:
         predicted = (predicted + model(images.flip(-1)).float().sigmoid()) / 2

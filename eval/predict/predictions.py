@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,20 +12,10 @@ import pandas as pd
 from eval.result_files import CacheKey, is_valid, remove
 from shards.csv_tables import escape_formulas, unescape_formulas
 from shards.errors import BadData
-from shards.findings import FINDINGS
 from shards.folder import ShardFolder
 
-_PROBABILITIES = [f"prob_{finding}" for finding in FINDINGS]
-_LABELS = [f"label_{finding}" for finding in FINDINGS]
-_TYPES: dict[str, type] = {
-    "image": str,
-    "patient": np.int64,
-    "row": np.int64,
-    **dict.fromkeys(_PROBABILITIES, np.float64),
-    **dict.fromkeys(_LABELS, np.int64),
-}
-# Bytes; 14 probabilities take 25 each at most.
-_LONGEST_LINE = 4096
+# Bytes of a line; a finding's probability and label take 30 at most.
+_LONGEST_BEGINNING, _LONGEST_FINDING = 4096, 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +25,9 @@ class Predictions:
     rows: npt.NDArray[np.int32]
     """[N], of entries.csv."""
     labels: npt.NDArray[np.uint8]
-    """[N, 14], from the shards."""
+    """[N, F], from the shards."""
     probabilities: npt.NDArray[np.float32]
-    """[N, 14], 0..1."""
+    """[N, F], 0..1."""
     patients: npt.NDArray[np.int64]
     """[N], of each image."""
 
@@ -53,8 +44,10 @@ class Predictions:
         """
         images = shards.entries.loc[self.rows]["image"].to_numpy()
         table = pd.DataFrame({"image": images, "patient": self.patients, "row": self.rows})
-        table[_PROBABILITIES] = self.probabilities.astype(np.float64)
-        table[_LABELS] = self.labels
+        columns: dict[str, npt.NDArray[Any]] = {}
+        for prefix, values in (("prob", self.probabilities.astype(np.float64)), ("label", self.labels)):
+            columns |= {f"{prefix}_{name}": values[:, n] for n, name in enumerate(shards.manifest.findings)}
+        table = pd.concat([table, pd.DataFrame(columns)], axis="columns")
         return escape_formulas(table).to_csv(index=False, lineterminator="\n")
 
     @classmethod
@@ -64,11 +57,21 @@ class Predictions:
         Raises BadData for another kind of file, a probability outside 0..1, a duplicate row, or a row whose image,
         patient or labels differ from the shards.
         """
+        findings = shards.manifest.findings
+        probability_of, label_of = ([f"{prefix}_{finding}" for finding in findings] for prefix in ("prob", "label"))
+        types: dict[str, type] = {
+            "image": str,
+            "patient": np.int64,
+            "row": np.int64,
+            **dict.fromkeys(probability_of, np.float64),
+            **dict.fromkeys(label_of, np.int64),
+        }
+        longest = _LONGEST_BEGINNING + _LONGEST_FINDING * len(findings)
         try:
-            if path.stat().st_size > _LONGEST_LINE * (len(shards.entries) + 1):
+            if path.stat().st_size > longest * (len(shards.entries) + 1):
                 raise ValueError("it is longer than the predictions on all images are")
             # Whatever pandas may do to the last bit of a float64, the float32 it came from is the nearest.
-            table = pd.read_csv(path, keep_default_na=False, usecols=list(_TYPES), dtype=_TYPES)
+            table = pd.read_csv(path, keep_default_na=False, usecols=list(types), dtype=types)
             table = unescape_formulas(table)
             entries = shards.entries.loc[table["row"]]
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
@@ -78,8 +81,8 @@ class Predictions:
         if len(other):
             row = rows[other[0]]
             raise BadData(f"{path}: row {row} is {table['image'][other[0]]}, in the shards {images[other[0]]}")
-        probabilities, labels = table[_PROBABILITIES].to_numpy(), table[_LABELS].to_numpy()
-        truth, patients = entries[list(FINDINGS)].to_numpy(), entries["patient"].to_numpy(dtype=np.int64)
+        probabilities, labels = table[probability_of].to_numpy(), table[label_of].to_numpy()
+        truth, patients = entries[list(findings)].to_numpy(), entries["patient"].to_numpy(dtype=np.int64)
         for wrong, what in (
             (table["row"].duplicated().to_numpy(), "occurs twice"),
             ((labels != truth).any(axis=1), "has other labels than in the shards"),

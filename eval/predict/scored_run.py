@@ -131,6 +131,11 @@ def require_torch(what: str, instead: str) -> None:
         raise ResourceMissing(f"{what} needs torch, which is not installed here; {instead}") from error
 
 
+def _some(findings: Sequence[str]) -> str:
+    shown = ", ".join(findings[:3])
+    return shown if len(findings) <= 3 else f"{shown} and {len(findings) - 3} more"
+
+
 def open_run(
     run: RunDirectory,
     options: PredictOptions,
@@ -141,12 +146,11 @@ def open_run(
 ) -> ScoredRun:
     """Open a run and its shards, or those in `shards_path`, and verify that they match.
 
-    Raises BadData for a run without finished weights, for weights of other findings or other than the run decides by,
-    and for shards of another image size or, unless `allow_other_shards`, with another manifest than the run's.
+    Raises BadData for a run without finished weights, for weights other than the run decides by, and for shards with
+    other findings, of another image size or, unless `allow_other_shards`, with another manifest than the run's.
     """
     config = run.read_config()
     header = read_header(run.model)
-    read_operating_point(run, header)
     arch, size, trained_on = (header.metadata[key] for key in ("arch", "size", "manifest_sha256"))
     if arch != config.get("arch"):
         raise BadData(f"{run.model} is a {arch}, but {run.config} says {config.get('arch')}")
@@ -159,6 +163,12 @@ def open_run(
             f"{trained_on[:12]}): its val and test may hold patients of that train split. "
             "Give the right --shards, or --allow-other-shards to score on it all the same"
         )
+    if list(shards.manifest.findings) != header.metadata["findings"]:
+        raise BadData(
+            f"{shards.path} is labelled with {_some(shards.manifest.findings)}, {run.name} predicts "
+            f"{_some(header.metadata['findings'])}"
+        )
     if shards.manifest.size != size:
         raise BadData(f"{shards.path} holds images of {shards.manifest.size} px, {run.name} takes {size} px")
+    read_operating_point(run, header)
     return ScoredRun(run, shards, header, options, read_only)

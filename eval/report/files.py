@@ -22,7 +22,6 @@ from eval.scores.subgroups import MACRO
 from eval.scores.thresholds import parse_rule
 from eval.training_log import TrainingLog, read_training_log
 from shards.files import atomic_write_text
-from shards.findings import FINDINGS
 
 
 def metrics_record(evaluation: Evaluation) -> dict[str, Any]:
@@ -116,22 +115,22 @@ def _draw_plots(evaluation: Evaluation, logs: tuple[TrainingLog, ...]) -> dict[s
     subgroups, and per run with epochs training-1, -2, ...
     """
     scored, calibration = evaluation.predictions[evaluation.split], evaluation.operating_point.calibration
-    arrays = scored.labels, scored.probabilities
+    arrays, findings = (scored.labels, scored.probabilities), evaluation.operating_point.findings
     calibrated = None if calibration is None else calibration.apply(scored.probabilities)
     folder, title = evaluation.folder, f"{evaluation.name}, {evaluation.split} split"
-    draw_roc(*arrays, title, folder / "roc.png")
-    draw_precision_recall(*arrays, title, folder / "precision_recall.png")
+    draw_roc(*arrays, findings, title, folder / "roc.png")
+    draw_precision_recall(*arrays, findings, title, folder / "precision_recall.png")
     draw_confusion(
         evaluation.scores.per_finding, f"{title}, thresholds fitted on {FITTED_ON}", folder / "confusion.png"
     )
-    draw_reliability(*arrays, calibrated, title, folder / "reliability.png")
+    draw_reliability(*arrays, calibrated, findings, title, folder / "reliability.png")
     if evaluation.subgroups is not None:
         table = evaluation.subgroups.table
         macro = table[table["finding"] == MACRO]
         draw_subgroups(macro, evaluation.scores.macro["auroc"], title, folder / "subgroups.png")
     splits = evaluation.shards.manifest.splits
     draw_prevalence(
-        {name: [record.prevalence[finding] for finding in FINDINGS] for name, record in splits.items()},
+        {name: record.prevalence for name, record in splits.items()},
         {name: record.images for name, record in splits.items()},
         "Prevalence of the findings in each split",
         folder / "prevalence.png",

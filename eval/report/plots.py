@@ -22,7 +22,6 @@ from eval.report.html import readable
 from eval.scores.metrics import ECE_BINS, calibration_bins, expected_calibration_error, two_classes
 from eval.scores.thresholds import Floats, paired
 from shards.files import atomic_write
-from shards.findings import FINDINGS
 
 # Seven colours that colour-blind readers tell apart: the palette of Okabe and Ito, "Color Universal
 # Design", 2008, without its yellow, which is lost on white. Two line styles make fourteen curves.
@@ -40,33 +39,37 @@ Curve = tuple[str, npt.NDArray[np.bool_], Floats, dict[str, Any]]
 """A finding, its labels and probabilities (both [N]), and the colour and style of its line."""
 
 
-def draw_roc(labels: npt.NDArray[Any], probabilities: npt.NDArray[Any], title: str, path: Path) -> Figure:
+def draw_roc(
+    labels: npt.NDArray[Any], probabilities: npt.NDArray[Any], findings: Sequence[str], title: str, path: Path
+) -> Figure:
     """Draw the ROC curves, one per finding.
 
-    `labels` is 0 or 1 and `probabilities` a float in [0, 1], both [N, F] in the order of FINDINGS.
+    `labels` is 0 or 1 and `probabilities` a float in [0, 1], both [N, F] in the order of `findings`.
     `title` names the run and the split; the number of images is put behind it. The legend gives each
     AUROC and number of positives, and names the findings with one class only, which have no curve.
     Raises ValueError for bad arrays.
     """
-    figure, axes, curves = _start_curves(labels, probabilities, title)
+    figure, axes, curves = _start_curves(labels, probabilities, findings, title)
     for finding, truth, scores, look in curves:
         false_positive_rate, recall, _ = roc_curve(truth, scores)
         label = f"{finding}  {roc_auc_score(truth, scores):.3f}  ({truth.sum():,})"
         axes.plot(false_positive_rate, recall, label=label, **look)
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=1, label="chance, 0.500")
     axes.set(xlabel="False positive rate (1 - specificity)", ylabel="Recall (sensitivity)")
-    _add_legend(figure, axes, "AUROC", labels)
+    _add_legend(figure, axes, "AUROC", labels, findings)
     return _write(figure, path)
 
 
-def draw_precision_recall(labels: npt.NDArray[Any], probabilities: npt.NDArray[Any], title: str, path: Path) -> Figure:
+def draw_precision_recall(
+    labels: npt.NDArray[Any], probabilities: npt.NDArray[Any], findings: Sequence[str], title: str, path: Path
+) -> Figure:
     """Draw the precision-recall curves, one per finding.
 
     Arguments and errors are those of `draw_roc`. The legend gives each average precision (AP), the
     area under the steps as drawn. A dotted line in a finding's colour is its prevalence: the
     precision of a random ranking.
     """
-    figure, axes, curves = _start_curves(labels, probabilities, title)
+    figure, axes, curves = _start_curves(labels, probabilities, findings, title)
     for finding, truth, scores, look in curves:
         precision, recall, _ = precision_recall_curve(truth, scores, drop_intermediate=True)
         label = f"{finding}  {average_precision_score(truth, scores):.3f}  ({truth.sum():,})"
@@ -74,29 +77,29 @@ def draw_precision_recall(labels: npt.NDArray[Any], probabilities: npt.NDArray[A
         axes.axhline(truth.mean(), color=look["color"], linestyle=":", linewidth=0.7, alpha=0.6)
     axes.plot([], [], color="grey", linestyle=":", linewidth=1, label="chance: the prevalence")
     axes.set(xlabel="Recall (sensitivity)", ylabel="Precision (positive predictive value)")
-    _add_legend(figure, axes, "AP", labels)
+    _add_legend(figure, axes, "AP", labels, findings)
     return _write(figure, path)
 
 
 def _start_curves(
-    labels: npt.NDArray[Any], probabilities: npt.NDArray[Any], title: str
+    labels: npt.NDArray[Any], probabilities: npt.NDArray[Any], findings: Sequence[str], title: str
 ) -> tuple[Figure, Axes, list[Curve]]:
     """Return square axes without curves, and what the curve of each scored finding needs."""
     truth, probabilities = paired(labels, probabilities)
-    if truth.shape[1] != len(FINDINGS):
-        raise ValueError(f"expected one column for each of {len(FINDINGS)} findings, got {truth.shape[1]}")
+    if truth.shape[1] != len(findings):
+        raise ValueError(f"expected one column for each of {len(findings)} findings, got {truth.shape[1]}")
     figure, axes = _new_axes(5.8, f"{title}, {len(truth):,} images")
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     axes.grid(alpha=0.25)
     # The look goes by position: a finding keeps it in both pictures, and when others are left out.
     looks = cycle({"color": colour, "linestyle": style} for style in _STYLES for colour in _COLOURS)
-    columns = zip(FINDINGS, truth.T, probabilities.T, looks, strict=False)  # the looks never end
+    columns = zip(findings, truth.T, probabilities.T, looks, strict=False)  # the looks never end
     return figure, axes, [curve for curve, drawn in zip(columns, two_classes(truth), strict=True) if drawn]
 
 
-def _add_legend(figure: Figure, axes: Axes, measure: str, labels: npt.NDArray[Any]) -> None:
+def _add_legend(figure: Figure, axes: Axes, measure: str, labels: npt.NDArray[Any], findings: Sequence[str]) -> None:
     """Name every line beside the axes, and under them the findings that have none."""
-    for finding, scored in zip(FINDINGS, two_classes(labels), strict=True):
+    for finding, scored in zip(findings, two_classes(labels), strict=True):
         if not scored:
             axes.plot([], [], linestyle="none", label=f"{finding}  not scored: one class only")
     # Outside the axes: fourteen entries would cover the curves.
@@ -156,13 +159,14 @@ def draw_reliability(
     labels: npt.NDArray[Any],
     probabilities: npt.NDArray[Any],
     calibrated: npt.NDArray[Any] | None,
+    findings: Sequence[str],
     title: str,
     path: Path,
 ) -> Figure:
     """Draw one reliability diagram per finding.
 
     `labels` is 0 or 1, `probabilities` and `calibrated` (None: not drawn) floats in [0, 1], all
-    [N, F] in the order of FINDINGS. A dot is one of the 15 bins of the ECE that holds an image: the
+    [N, F] in the order of `findings`. A dot is one of the 15 bins of the ECE that holds an image: the
     mean probability in it against the share of its images that show the finding, its area growing
     with the bin's share of the images. A calibrated model has its dots on the diagonal. Each panel
     gives the ECE, before and after. A finding of one class has its dots all the same. Raises
@@ -172,8 +176,8 @@ def draw_reliability(
     curves = [("as predicted", _COLOURS[1], raw)]
     if calibrated is not None:
         curves.append(("calibrated on val", _COLOURS[0], paired(labels, calibrated)[1]))
-    figure, axes, key = _new_panels(len(FINDINGS), f"{title}, {len(truth):,} images")
-    for column, (finding, panel) in enumerate(zip(FINDINGS, axes, strict=True)):
+    figure, axes, key = _new_panels(len(findings), f"{title}, {len(truth):,} images")
+    for column, (finding, panel) in enumerate(zip(findings, axes, strict=True)):
         panel.set_title(readable(finding), fontsize=10)
         panel.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), aspect="equal")
         panel.set_xticks([0, 0.5, 1])
@@ -254,16 +258,17 @@ def draw_subgroups(macro: pd.DataFrame, overall: float, title: str, path: Path) 
 
 
 def draw_prevalence(
-    prevalence: Mapping[str, Sequence[float | None]], images: Mapping[str, int], title: str, path: Path
+    prevalence: Mapping[str, Mapping[str, float | None]], images: Mapping[str, int], title: str, path: Path
 ) -> Figure:
     """Draw one line per finding with a dot per split.
 
-    `prevalence` gives each split's shares 0..1 in the order of FINDINGS; `images` its size, for
+    `prevalence` gives the share 0..1 of each finding in each split, all in one order; `images` its size, for
     the legend. A split without images has no dots.
     """
-    figure, axes = _new_axes(1.2 + 0.28 * len(FINDINGS), title)
+    findings = list(next(iter(prevalence.values())))
+    figure, axes = _new_axes(1.2 + 0.28 * len(findings), title)
     for number, (split, shares) in enumerate(prevalence.items()):
-        known = [(100 * share, place) for place, share in enumerate(shares) if share is not None]
+        known = [(100 * share, place) for place, share in enumerate(shares.values()) if share is not None]
         axes.scatter(
             [percent for percent, _ in known],
             [place for _, place in known],
@@ -275,7 +280,7 @@ def draw_prevalence(
         )
     axes.set_xlim(left=0)
     axes.grid(alpha=0.25)
-    labels = [readable(finding) for finding in FINDINGS]
+    labels = [readable(finding) for finding in findings]
     _finish_rows(figure, axes, range(len(labels)), labels, "Images that show the finding, %", "Split  (images)")
     return _write(figure, path)
 

@@ -25,7 +25,6 @@ from eval.report.html import (
 from eval.scores.bootstrap import AT_HALF
 from eval.scores.metrics import DECIDED, Scores
 from eval.training_log import TrainingLog
-from shards.findings import FINDINGS
 from shards.manifest import Manifest
 from shards.splits import SPLITS
 
@@ -148,7 +147,7 @@ def view_baseline_table(baseline: pd.DataFrame, scores: Scores, intervals: pd.Da
 
 def prevalence_table(manifest: Manifest, scored: str) -> Table:
     """Return positives and prevalence of each finding in each split; the scored one is marked."""
-    columns, frame = [name_column("Finding")], pd.DataFrame(index=list(FINDINGS))
+    columns, frame = [name_column("Finding")], pd.DataFrame(index=list(manifest.findings))
     for split in SPLITS:
         number_key, share_key, here = f"{split}, n", f"{split}, %", " (scored here)" if split == scored else ""
         columns += [
@@ -156,8 +155,8 @@ def prevalence_table(manifest: Manifest, scored: str) -> Table:
             Column(share_key, f"Share of the images of {split}{here}", cell=percent_of(share_key, 2)),
         ]
         record = manifest.splits[split]
-        frame[number_key] = [record.positives[finding] for finding in FINDINGS]
-        frame[share_key] = [record.prevalence[finding] for finding in FINDINGS]
+        frame[number_key] = list(record.positives.values())
+        frame[share_key] = list(record.prevalence.values())
     return frame_table("prevalence-table", "Positives and prevalence per split", columns, frame)
 
 

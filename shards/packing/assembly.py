@@ -16,10 +16,9 @@ import numpy as np
 from PIL import __version__ as pillow
 
 from shards import boxes
-from shards.csv_tables import ENTRY_COLUMNS, PACKED_CRC32, escape_formulas
+from shards.csv_tables import PACKED_CRC32, entry_columns, escape_formulas
 from shards.errors import BadData, ResourceMissing
 from shards.files import atomic_write_text, exclusive_lock, remove_partials, sha256_of
-from shards.findings import FINDINGS
 from shards.folder import ENTRIES, REJECTS
 from shards.manifest import NAME, Manifest, describe_split, read_manifest
 from shards.packing.planning import Oddity, Plan, warn_of_oddities
@@ -103,7 +102,7 @@ def pack(
 
 
 def _tasks(plan: Plan, out: Path, shard_size: int) -> list[ShardTask]:
-    labels = plan.table[list(FINDINGS)].to_numpy(dtype=np.uint8)
+    labels = plan.table[list(plan.findings)].to_numpy(dtype=np.uint8)
     samples = [Sample(row, image, labels[row].tobytes()) for row, image in enumerate(plan.images)]
     tasks = []
     for split in SPLITS:
@@ -139,17 +138,18 @@ def _publish(
             f"{len(rejects)} images do not decode, {bound}; the first is {first['folder']}/{first['image']}: "
             f"{first['reason']} (all in {out / REJECTS})"
         )
-    _, *columns = [*ENTRY_COLUMNS, PACKED_CRC32]  # the first, row, is the index
+    _, *columns = [*entry_columns(plan.findings), PACKED_CRC32]  # the first, row, is the index
     atomic_write_text(out / ENTRIES, escape_formulas(entries[columns]).to_csv(lineterminator="\n"))
     if plan.boxes is not None:
-        atomic_write_text(out / boxes.BOXES, boxes.to_csv(boxes.by_row(plan.boxes, entries["image"])))
+        atomic_write_text(out / boxes.BOXES, boxes.to_csv(boxes.by_row(plan.boxes, entries["image"], plan.findings)))
     manifest = Manifest(
+        findings=plan.findings,
         **identity,
         pillow=pillow,
         entries_sha256=sha256_of(out / ENTRIES),
         rejects_sha256=sha256_of(out / REJECTS),
         **_pixel_statistics(samples, set(entries.index[entries["split"] == "train"]), identity["recipe"]["size"]),
-        splits={split: describe_split(entries[entries["split"] == split]) for split in SPLITS},
+        splits={split: describe_split(entries[entries["split"] == split], plan.findings) for split in SPLITS},
         shards=tuple(receipt.shard for receipt in receipts if receipt.shard.samples),
         rejects=len(rejects),
         patients_in_two_splits=int((entries.groupby("patient")["split"].nunique() > 1).sum()),

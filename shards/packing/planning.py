@@ -68,6 +68,7 @@ class Plan:
     table: pd.DataFrame
     """Entries in packed order; the index is the row in entries.csv; columns of Entries.table
     plus `split` and `folder`."""
+    findings: tuple[str, ...]
     source: Path
     source_sha256: str
     split_recipe: dict[str, Any]
@@ -139,7 +140,7 @@ def make_plan(
             others = f"{(~kept).sum()} of {len(kept)} boxes are of images that are not packed here"
             warnings = (*warnings, f"{box_list}: {others}")
         listed = listed[kept]
-    return Plan(table, source, sha256_of(read.csv), recipe, warnings, listed, oddities)
+    return Plan(table, read.findings, source, sha256_of(read.csv), recipe, warnings, listed, oddities)
 
 
 def choose_folders(source: Path, choice: str) -> list[str]:

@@ -45,7 +45,7 @@ class Sample(NamedTuple):
     image: str
     """Path of the source image, relative to the source folder."""
     labels: bytes
-    """14 bytes in FINDINGS order."""
+    """A byte for each finding, in the manifest's order."""
 
 
 class SampleReport(NamedTuple):

@@ -212,7 +212,7 @@ def test_weights_of_other_findings_or_another_arch_are_refused(runs: Path) -> No
     run = RunDirectory(runs / "small")
     model, metadata = load_model(run.model)
     save_model(run.model, model.state_dict(), {**metadata, "findings": list(reversed(FINDINGS))})
-    expect_refusal(score("small", "--runs", runs), 3, "other findings")
+    expect_refusal(score("small", "--runs", runs), 3, "predicts Hernia, Pleural_Thickening, Fibrosis and 11 more")
     save_model(run.model, model.state_dict(), metadata)
     config = json.loads(run.config.read_text())
     config["arch"]["value"] = "resnet50"

@@ -187,12 +187,12 @@ def test_the_manifest_says_which_boxes(tree: Path, tmp_path: Path) -> None:
 def test_boxes_written_and_read_are_the_same_to_six_digits(tmp_path: Path) -> None:
     listed = read_box_list(write_list(tmp_path / BOX_LIST, *LINES))
     images = pd.Series(["00000002_001.png", "00000001_000.png"], index=pd.Index([7, 3], name="row"))
-    table = by_row(listed, images)
+    table = by_row(listed, images, FINDINGS)
     assert table["row"].tolist() == [3, 7, 7]
     (tmp_path / BOXES).write_text(to_csv(table))
-    pd.testing.assert_frame_equal(read_boxes(tmp_path / BOXES), table, atol=1e-6, rtol=0)
+    pd.testing.assert_frame_equal(read_boxes(tmp_path / BOXES, FINDINGS), table, atol=1e-6, rtol=0)
     (tmp_path / BOXES).write_text(to_csv(table.iloc[:0]))
-    assert read_boxes(tmp_path / BOXES).empty
+    assert read_boxes(tmp_path / BOXES, FINDINGS).empty
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,11 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
 def test_other_findings_and_other_weights_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     state = create_model("custom_cnn", size=64).state_dict()
-    save_model(path, state, {**METADATA, "findings": list(reversed(FINDINGS))})
-    with pytest.raises(BadData, match="other findings: Hernia"):
+    save_model(path, state, {**METADATA, "findings": [*FINDINGS[:-1], "Mass"]})
+    with pytest.raises(BadData, match="the finding 'Mass' is named twice"):
+        load_model(path)
+    save_model(path, state, {**METADATA, "findings": FINDINGS[:-1]})
+    with pytest.raises(BadData, match=r"output\.bias is not that of the arch"):
         load_model(path)
     save_model(path, state, {**METADATA, "arch": "resnet50"})
     with pytest.raises(BadData, match="cannot be loaded"):

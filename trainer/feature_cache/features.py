@@ -20,7 +20,6 @@ from loaders.sampler import BatchIndices
 from models import Classifier, feature_extractor, trainable_head
 from shards.console import progress_bar
 from shards.errors import ResourceMissing
-from shards.findings import FINDINGS
 from trainer.devices import ranks_of_machine
 from trainer.distributed import SINGLE_PROCESS, Distributed
 from trainer.feature_cache.chunks import FeatureChunks, digest_of_frozen
@@ -246,7 +245,7 @@ def compute_features(
     views, images = _views(spec), spec.shards.manifest.splits[spec.split].images
     shape, dtype = _shape(frozen, spec, precision)
     values = torch.empty((views, images, *shape), dtype=dtype, device=device)
-    labels = torch.empty((images, len(FINDINGS)), dtype=torch.uint8, device=device)
+    labels = torch.empty((images, len(spec.shards.manifest.findings)), dtype=torch.uint8, device=device)
     rows = torch.empty(images, dtype=torch.int32, device=device)
     features = {"values": values.swapaxes(0, 1), "labels": labels, "rows": rows}
     own = {name: tensor[dist.rank :: dist.size] for name, tensor in features.items()}

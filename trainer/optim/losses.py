@@ -1,4 +1,4 @@
-"""Losses over 14 findings that may be present together, with a weight for the positives of rare ones."""
+"""Losses over findings that may be present together, with a weight for the positives of rare ones."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shards.findings import FINDINGS
 from shards.manifest import SplitRecord
 
 # Lin et al.: the value they found best. Ridnik et al.: those of their multi-label experiments.
@@ -32,13 +31,13 @@ POS_WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def positive_weights(rule: str, train: SplitRecord) -> Tensor:
-    """Return float32 [14]: the factor on each finding's positives in the loss, from train alone.
+    """Return float32 [F]: the factor on each finding's positives in the loss, from train alone.
 
     With p positives, n negatives and r = n / p: none 1, log ln(1 + r), sqrt √r, ratio r (which balances both classes),
     effective E(n) / E(p) with the effective number of samples E(k) = (1 - b^k) / (1 - b), b = 0.9999 (Cui et al.,
     Class-Balanced Loss, arXiv:1901.05555). A finding without positives gets 1: there is nothing to weigh.
     """
-    positives = torch.tensor([train.positives[finding] for finding in FINDINGS], dtype=torch.float64)
+    positives = torch.tensor(list(train.positives.values()), dtype=torch.float64)
     known = positives.clamp(min=1)
     weights = POS_WEIGHTS[rule](known, train.images - known)
     return torch.where(positives > 0, weights, torch.ones_like(weights)).float()
@@ -73,11 +72,11 @@ def asymmetric(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"bce": bce, "focal": focal, "asymmetric": asymmetric}
-"""Name -> (logits [N, 14], labels [N, 14], pos weights [14]) -> the loss of each, [N, 14]."""
+"""Name -> (logits [N, F], labels [N, F], pos weights [F]) -> the loss of each, [N, F]."""
 
 
 class FindingLoss(nn.Module):
-    """Logits and labels, both float32 [N, 14], to the mean loss over images and findings, a scalar."""
+    """Logits and labels, both float32 [N, F], to the mean loss over images and findings, a scalar."""
 
     weights: Tensor
 

@@ -91,7 +91,7 @@ def pointing(hit: bool, iou: float = 0.0) -> PointingGame:
 def test_macro_is_the_mean_of_findings_and_micro_pools_their_images() -> None:
     found = [("Mass", row, 1, pointing(row < 3, 0.3)) for row in range(4)]
     found += [("Nodule", 9, 2, pointing(False))]
-    table = summarize(found, np.array([1, 1, 2, 3, 1])).table
+    table = summarize(found, np.array([1, 1, 2, 3, 1]), FINDINGS).table
     assert table.index.tolist() == ["Mass", "Nodule", "macro", "micro"]
     assert table["hit_rate"].tolist() == [0.75, 0, 0.375, 0.6]
     assert table["images"].tolist() == [4, 1, 5, 5]
@@ -103,19 +103,19 @@ def test_macro_is_the_mean_of_findings_and_micro_pools_their_images() -> None:
 
 def test_intervals_are_of_patients_and_the_same_for_the_same_seed() -> None:
     one_patient = [("Mass", row, 1, pointing(row % 2 == 0)) for row in range(40)]
-    table = summarize(one_patient, np.zeros(40, dtype=np.int64)).table
+    table = summarize(one_patient, np.zeros(40, dtype=np.int64), FINDINGS).table
     assert table.loc["Mass", ["hit_rate_low", "hit_rate_high"]].tolist() == [0.5, 0.5]
-    first, second = (summarize(one_patient, np.arange(40), seed=3).table for _ in range(2))
+    first, second = (summarize(one_patient, np.arange(40), FINDINGS, seed=3).table for _ in range(2))
     pd.testing.assert_frame_equal(first, second)
     low, high = first.loc["Mass", ["hit_rate_low", "hit_rate_high"]]
     assert low < 0.5 < high
     assert high - low == pytest.approx(4 * 0.5 / 40**0.5, abs=0.08)  # as the normal approximation has it
-    without = summarize(one_patient, np.arange(40), resamples=0).table
+    without = summarize(one_patient, np.arange(40), FINDINGS, resamples=0).table
     assert without[["hit_rate_low", "hit_rate_high"]].isna().all(axis=None)
 
 
 def test_the_findings_without_a_box_are_named() -> None:
-    found = summarize([("Mass", 0, 1, pointing(True))], np.array([1]), resamples=0)
+    found = summarize([("Mass", 0, 1, pointing(True))], np.array([1]), FINDINGS, resamples=0)
     (warning,) = found.warnings
     assert "Atelectasis, Cardiomegaly" in warning
     assert "Mass" not in warning
@@ -184,7 +184,7 @@ def test_real_boxes_lie_on_real_images(nih_data, tmp_path) -> None:
     done = CliRunner().invoke(make_shards, [str(nih_data / "nih_sample"), str(tmp_path), "--size", "64", "--jobs", "1"])
     assert done.exit_code == 0, done.output
     shards = open_shards(tmp_path)
-    listed = by_row(read_box_list(nih_data / "nih_sample" / "BBox_List_2017.csv"), shards.entries["image"])
+    listed = by_row(read_box_list(nih_data / "nih_sample" / "BBox_List_2017.csv"), shards.entries["image"], FINDINGS)
     assert shards.boxes is not None
     pd.testing.assert_frame_equal(shards.boxes, listed, atol=1e-6, rtol=0)
     torch.manual_seed(0)

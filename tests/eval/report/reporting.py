@@ -80,7 +80,7 @@ def evaluation(
         scored_on=(shards.digest,) * len(runs),
         split=split,
         predictions=parts,
-        operating_point=OperatingPoint("f1", cuts, changes.pop("calibration", calibration), tta=False),
+        operating_point=OperatingPoint(FINDINGS, "f1", cuts, changes.pop("calibration", calibration), tta=False),
         scores=scores,
         at_half=score(*arrays, half, FINDINGS),
         calibrated=before.join(after[["brier", "ece"]].add_prefix("calibrated_")),

@@ -46,7 +46,7 @@ def curves(figure):
 
 @BOTH
 def test_a_picture_is_a_png_and_nothing_else_is_left_beside_it(draw, tmp_path):
-    draw(*split(), "demo, test split", tmp_path / "curves.png")
+    draw(*split(), FINDINGS, "demo, test split", tmp_path / "curves.png")
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
     with Image.open(tmp_path / "curves.png") as image:
         assert image.format == "PNG"
@@ -56,7 +56,7 @@ def test_a_picture_is_a_png_and_nothing_else_is_left_beside_it(draw, tmp_path):
 
 @BOTH
 def test_every_finding_has_a_curve_of_its_own_look_and_the_title_counts_the_images(draw, tmp_path):
-    figure = draw(*split(), "demo, test split", tmp_path / "curves.png")
+    figure = draw(*split(), FINDINGS, "demo, test split", tmp_path / "curves.png")
     lines = curves(figure)
     assert list(lines) == list(FINDINGS)
     assert len({(line.get_color(), line.get_linestyle()) for line in lines.values()}) == len(FINDINGS)
@@ -72,14 +72,14 @@ def test_the_legend_gives_the_area_and_the_positives_of_every_finding(draw, area
         f"{finding}  {area(labels[:, column], probabilities[:, column]):.3f}  ({labels[:, column].sum()})"
         for column, finding in enumerate(FINDINGS)
     ]
-    figure = draw(labels, probabilities, "demo", tmp_path / "curves.png")
+    figure = draw(labels, probabilities, FINDINGS, "demo", tmp_path / "curves.png")
     assert entries(figure)[: len(FINDINGS)] == expected
     assert entries(figure)[len(FINDINGS)].startswith("chance")
 
 
 def test_the_precision_recall_steps_enclose_the_average_precision(tmp_path):
     labels, probabilities = split()
-    figure = draw_precision_recall(labels, probabilities, "demo", tmp_path / "pr.png")
+    figure = draw_precision_recall(labels, probabilities, FINDINGS, "demo", tmp_path / "pr.png")
     for column, line in enumerate(curves(figure).values()):
         assert line.get_drawstyle() == "steps-post"
         recall, precision = line.get_xdata(), line.get_ydata()
@@ -91,7 +91,7 @@ def test_the_precision_recall_steps_enclose_the_average_precision(tmp_path):
 def test_a_finding_of_one_class_has_no_curve_but_its_name_in_the_legend(draw, tmp_path):
     labels, probabilities = split()
     labels[:, 0], labels[:, 13] = 1, 0
-    figure = draw(labels, probabilities, "demo", tmp_path / "curves.png")
+    figure = draw(labels, probabilities, FINDINGS, "demo", tmp_path / "curves.png")
     assert list(curves(figure)) == list(FINDINGS[1:13])
     assert entries(figure)[-2:] == ["Atelectasis  not scored: one class only", "Hernia  not scored: one class only"]
 
@@ -99,9 +99,9 @@ def test_a_finding_of_one_class_has_no_curve_but_its_name_in_the_legend(draw, tm
 @BOTH
 def test_a_finding_keeps_its_look_when_another_is_left_out(draw, tmp_path):
     labels, probabilities = split()
-    whole = curves(draw(labels, probabilities, "demo", tmp_path / "whole.png"))
+    whole = curves(draw(labels, probabilities, FINDINGS, "demo", tmp_path / "whole.png"))
     labels[:, 0] = 0
-    part = curves(draw(labels, probabilities, "demo", tmp_path / "part.png"))
+    part = curves(draw(labels, probabilities, FINDINGS, "demo", tmp_path / "part.png"))
     for finding in FINDINGS[1:]:
         assert part[finding].get_color() == whole[finding].get_color()
         assert part[finding].get_linestyle() == whole[finding].get_linestyle()
@@ -111,14 +111,14 @@ def test_a_finding_keeps_its_look_when_another_is_left_out(draw, tmp_path):
 def test_a_picture_that_cannot_be_written_leaves_the_folder_as_it_was(draw, tmp_path):
     (tmp_path / "curves.png").mkdir()
     with pytest.raises(ResourceMissing, match="directory"):
-        draw(*split(), "demo", tmp_path / "curves.png")
+        draw(*split(), FINDINGS, "demo", tmp_path / "curves.png")
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
 
 
 @BOTH
 def test_columns_that_do_not_fit_the_findings_are_refused(draw, tmp_path):
     with pytest.raises(ValueError, match="each of 14 findings, got 3"):
-        draw(*(array[:, :3] for array in split()), "demo", tmp_path / "curves.png")
+        draw(*(array[:, :3] for array in split()), FINDINGS, "demo", tmp_path / "curves.png")
 
 
 def test_scoring_drawing_and_reporting_import_neither_torch_nor_pyplot():
@@ -175,10 +175,10 @@ def test_the_dots_of_a_reliability_diagram_are_those_of_scikit_learn():
 def test_a_reliability_diagram_gives_the_error_before_and_after(tmp_path):
     labels, probabilities = split()
     calibrated = probabilities.astype(np.float64) ** 2
-    figure = draw_reliability(labels, probabilities, calibrated, "demo", tmp_path / "after.png")
+    figure = draw_reliability(labels, probabilities, calibrated, FINDINGS, "demo", tmp_path / "after.png")
     before, after = (expected_calibration_error(labels[:, 0], values[:, 0]) for values in (probabilities, calibrated))
     assert texts(figure.axes[0]) == [f"ECE {before:.3f} \N{RIGHTWARDS ARROW} {after:.3f}"]
-    alone = draw_reliability(labels, probabilities, None, "demo", tmp_path / "before.png")
+    alone = draw_reliability(labels, probabilities, None, FINDINGS, "demo", tmp_path / "before.png")
     assert texts(alone.axes[0]) == [f"ECE {before:.3f}"]
     assert whole_png(tmp_path / "before.png") and whole_png(tmp_path / "after.png")
 
@@ -196,7 +196,7 @@ def test_a_group_too_small_to_score_keeps_its_line(tmp_path):
 
 
 def test_prevalence_has_a_dot_for_each_split_with_images(tmp_path):
-    shares = {"train": [0.1] * len(FINDINGS), "val": [None] * len(FINDINGS), "test": [0.2] * len(FINDINGS)}
+    shares = {split: dict.fromkeys(FINDINGS, share) for split, share in (("train", 0.1), ("val", None), ("test", 0.2))}
     images = {"train": 1000, "val": 0, "test": 200}
     figure = draw_prevalence(shares, images, "demo", tmp_path / "prevalence.png")
     dots = [len(collection.get_offsets()) for collection in figure.axes[0].collections]

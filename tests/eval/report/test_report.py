@@ -235,7 +235,7 @@ def test_localization_stands_beside_chance_and_says_how_it_was_measured(
     shown: Shown, phantom_shards: ShardFolder, tmp_path: Path
 ) -> None:
     found = [("Mass", 1, 1, PointingGame(True, 0.25, 0.6, 0.8)), ("Mass", 2, 1, PointingGame(False, 0.15, 0.2, 0.3))]
-    localization = summarize(found, np.array([1, 2]), resamples=20)
+    localization = summarize(found, np.array([1, 2]), FINDINGS, resamples=20)
     page = shown(evaluation(phantom_shards, a_run(tmp_path / "demo"), explanation=Explanation((), localization)))
     titles, mass, macro, micro = page.tables["localization-table"]
     cells = dict(zip((text.strip() for _, text in titles), mass, strict=True))
